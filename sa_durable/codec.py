@@ -1,0 +1,163 @@
+"""JSON in and out: what can be stored, how types are encoded, and the key that follows from params."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from hashlib import sha256
+from math import isfinite
+from typing import Any, TypeVar
+
+import rfc8785
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from .values import Json
+
+T = TypeVar("T")
+
+MAX_BYTES = 1024 * 1024
+ONCE_PREFIX = "~once1:"
+_ONCE_FORMAT = "sa_durable/1"
+_EXACT = 2**53  # from here on a double can't tell neighbouring integers apart
+
+
+class NotJson(ValueError):  # noqa: N818 - callers turn it into InvalidParams or InvalidResult
+    """A value has no JSON form that PostgreSQL stores as it is. The message names the place."""
+
+
+def dumps(value: Json, *, what: str = "value", limit: int = MAX_BYTES) -> str:
+    """`value` as compact JSON text that jsonb takes unchanged. Raises NotJson with the place that can't be stored:
+    NaN, an infinity, a NUL character, a lone surrogate, a key that is no string, any other type, or too many bytes.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        size = len(text.encode())
+    except RecursionError:
+        raise NotJson(f"{what} is nested too deeply or contains itself") from None
+    except (TypeError, ValueError) as error:
+        raise NotJson(_complaint(value, what) or f"{what}: {error}") from None
+    if size > limit:
+        raise NotJson(
+            f"{what} takes {size} bytes as JSON; {limit} are allowed. Store it elsewhere and pass its id"
+        )
+    if "\\u0000" in text and (complaint := _complaint(value, what)):
+        raise NotJson(complaint)
+    return text
+
+
+def check_plain(value: Any, what: str) -> None:
+    """Raise NotJson unless `value` is made of JSON's own types, with string keys all the way down."""
+    try:
+        complaint = _complaint(value, what)
+    except RecursionError:
+        raise NotJson(f"{what} is nested too deeply or contains itself") from None
+    if complaint:
+        raise NotJson(complaint)
+
+
+def _complaint(value: Any, place: str) -> str | None:
+    """The first place that JSON, or PostgreSQL's jsonb, can't hold; None if there is none."""
+    match value:
+        case None | bool() | int():
+            return None
+        case float():
+            return None if isfinite(value) else f"{place} is {value}: JSON has no such number"
+        case str():
+            return _text_complaint(value, place)
+        case list() | tuple():
+            return next((c for i, v in enumerate(value) if (c := _complaint(v, f"{place}[{i}]"))), None)
+        case dict():
+            for key, inner in value.items():
+                if not isinstance(key, str):
+                    return f"{place} has the key {key!r}: JSON keys are strings"
+                if c := _text_complaint(key, f"{place} key {key!r}") or _complaint(inner, f"{place}.{key}"):
+                    return c
+            return None
+        case _:
+            return f"{place} is of type {type(value).__qualname__}, which has no JSON form here: annotate the parameter"
+
+
+def _text_complaint(text: str, place: str) -> str | None:
+    if "\0" in text:
+        return f"{place} has a NUL character, which PostgreSQL can't store"
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        return f"{place} has a lone surrogate, which is no character"
+    return None
+
+
+class Coder:
+    """Encodes and decodes values of one annotated type, by a pydantic TypeAdapter made when it is first needed."""
+
+    __slots__ = ("_adapter", "annotation", "plain")
+
+    def __init__(self, annotation: Any) -> None:
+        self.annotation = annotation
+        # Without a type to go by, pydantic would quietly turn keys into strings and objects into something.
+        self.plain = annotation is Any
+        self._adapter: TypeAdapter[Any] | None = None
+
+    @property
+    def adapter(self) -> TypeAdapter[Any]:
+        if self._adapter is None:
+            try:
+                self._adapter = TypeAdapter(self.annotation)
+            except PydanticUserError as error:
+                raise NotJson(f"type {self.annotation!r} can't be stored as JSON: {error}") from error
+        return self._adapter
+
+    def encode(self, value: Any, what: str) -> Json:
+        """The JSON value of `value`. Raises NotJson."""
+        if self.plain:
+            check_plain(value, what)
+            return value
+        try:
+            return self.adapter.dump_python(value, mode="json", warnings="error")
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            raise NotJson(f"{what}: {error}") from error
+
+    def decode(self, value: Json, what: str) -> Any:
+        """The value of the annotated type. Raises NotJson if the JSON doesn't fit it."""
+        if self.plain:
+            return value
+        try:
+            return self.adapter.validate_python(value)
+        except ValidationError as error:
+            raise NotJson(f"{what}: {error}") from error
+
+
+def once_key(task_name: str, params: Json) -> str:
+    """The key of `only_once`: `~once1:` and the SHA-256 of the canonical JSON (RFC 8785) of
+    `["sa_durable/1", task_name, params]`.
+
+    Params are the stored JSON, so the key is the same in every process, for every order of keys, and when it is
+    computed again from the row. max_attempts, headers, priority and the queue are no part of it.
+    """
+    return ONCE_PREFIX + sha256(rfc8785.dumps([_ONCE_FORMAT, task_name, _tag(params)])).hexdigest()
+
+
+def _tag(value: Json) -> Json:
+    """`value` with numbers from 2**53 up written as {"~int": digits}, since RFC 8785 would round them and so give
+    two ids one key. Objects' own keys that start with `~` get one more, so that nothing else looks like a tag.
+
+    A float that large is an integer too, and jsonb gives it back as one (1e16 becomes 10000000000000000): it is
+    tagged by its shortest decimal digits, as PostgreSQL reads them.
+    """
+    match value:
+        case bool():
+            return value
+        case int() if abs(value) >= _EXACT:
+            return {"~int": _digits(value)}
+        case float() if abs(value) >= _EXACT:
+            return {"~int": _digits(Decimal(repr(value)))}
+        case list() | tuple():
+            return [_tag(v) for v in value]
+        case Mapping():
+            return {f"~{k}" if k.startswith("~") else k: _tag(v) for k, v in value.items()}
+        case _:
+            return value
+
+
+def _digits(value: int | Decimal) -> str:
+    return format(Decimal(value), "f").removesuffix(".0")  # Decimal: str(int) refuses more than 4300 digits

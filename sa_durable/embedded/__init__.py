@@ -1,0 +1,20 @@
+"""A PostgreSQL of one's own, for tests, examples and benchmarks: `postgres()`, or `python -m sa_durable.embedded`.
+
+    >>> from sqlalchemy import create_engine, text
+    >>> from sa_durable.embedded import postgres
+    >>> with postgres() as server, create_engine(server.url).connect() as connection:
+    ...     connection.scalar(text("select 1"))
+    1
+
+On the command line it lends the server to one command, or, without a command, until Ctrl-C:
+
+    python -m sa_durable.embedded -- alembic upgrade head
+
+The command finds the server's URL in `SA_DURABLE_DATABASE_URL` and in `DATABASE_URL`, and its exit status becomes
+ours. Only the standard library is imported here, and nothing of sa_durable.
+"""
+
+from .programs import EmbeddedServerError
+from .server import Server, postgres
+
+__all__ = ["EmbeddedServerError", "Server", "postgres"]

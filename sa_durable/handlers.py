@@ -1,0 +1,221 @@
+"""Handlers: plain functions that a queue's workers run, and calls of them that can be spawned."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property, update_wrapper
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints, overload
+
+from typing_extensions import NotRequired, Required, TypedDict, Unpack
+
+from . import policy
+from .codec import Coder, NotJson, check_plain, dumps
+from .errors import DeclarationError, InvalidParams
+from .values import Json, SpawnKeywords
+
+M = TypeVar("M")
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+C = TypeVar("C")
+
+
+class HandlerKeywords(TypedDict, total=False):
+    """The spawn options that a handler or a queue can have a default for: all but those about one task."""
+
+    only_once: bool
+    hold: Any
+    key_ttl: Any
+    on_duplicate: Any
+    strict: bool
+    max_attempts: int | None
+    retry: Any
+    headers: Mapping[str, Json] | None
+    priority: int
+    delay: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[M, R_co]):
+    """One call of a handler, checked and encoded, ready to be spawned any number of times."""
+
+    model: type[M]
+    name: str
+    params: Mapping[str, Json]  # as stored
+    params_text: str = field(repr=False)  # the same, as JSON text
+    defaults: SpawnKeywords = field(default_factory=SpawnKeywords, repr=False)  # the handler's
+    options: SpawnKeywords = field(default_factory=SpawnKeywords)  # this call's own
+
+    def using(self, **options: Unpack[SpawnKeywords]) -> Call[M, R_co]:
+        """The same call with spawn options of its own, for batches: those given to spawn itself win over them.
+
+        Raises InvalidOptions when it is spawned.
+        """
+        return replace(self, options={**self.options, **options})
+
+
+class Handler(Generic[M, P, R]):
+    """A function registered with a queue. Called directly, it is the plain function (tests do that)."""
+
+    def __init__(self, model: type[M], fn: Callable[..., Any], name: str, options: SpawnKeywords) -> None:
+        self.model, self.fn, self.name, self.options = model, fn, name, options
+        self.is_async = inspect.iscoroutinefunction(fn)
+        self._names = _parameter_names(fn, name)
+        update_wrapper(self, fn)
+        caller = inspect.currentframe()
+        while caller is not None and caller.f_globals.get("__name__", "").startswith("sa_durable."):
+            caller = caller.f_back
+        # Types that are local to the declaring function are found in its frame, now or never; a name that its
+        # module defines further down is found later.
+        with suppress(DeclarationError):
+            self._resolve_hints(caller.f_locals if caller else {})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function here and now, durably nothing: `charge(ctx, order_id=7)`."""
+        return self.fn(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<handler {self.name!r} of {self.model.__name__}>"
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[M, R]:
+        """An immutable call with these arguments. Raises InvalidParams, naming the argument and what it should be."""
+        try:
+            bound = self._signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise InvalidParams(f"{self.name}: {error}") from None
+        return self.call_with(bound)
+
+    def call_with(self, arguments: Mapping[str, Any]) -> Call[M, R]:
+        """As `call`, from a mapping of arguments."""
+        if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+            raise InvalidParams(f"{self.name}: params must be a mapping of parameter names to values")
+        try:
+            for name in self._untyped & arguments.keys():
+                check_plain(arguments[name], name)
+            params = self._coder.encode(self._coder.decode(dict(arguments), self.name), self.name)
+            text = dumps(params, what="params")
+        except NotJson as error:
+            raise InvalidParams(f"{self.name}: {error}") from error
+        return Call(self.model, self.name, params, text, self.options)
+
+    def task(self, *args: P.args, **kwargs: P.kwargs) -> M:
+        """A new task as an object of the queue's model, with every default in place: adding it to a session spawns
+        it at flush, in the unit of work's order. For a task with a key use `Durable(session).spawn`.
+
+        Raises InvalidParams, as `call`.
+        """
+        call = self.call(*args, **kwargs)
+        made: M = self.model.__new_task__(call)  # type: ignore[attr-defined]  # M is a DurableTask, a layer above
+        return made
+
+    def arguments(self, params: Json) -> dict[str, Any]:
+        """The stored params as the arguments that the function takes. Raises InvalidParams if they no longer fit."""
+        try:
+            decoded: dict[str, Any] = self._coder.decode(params, self.name)
+        except NotJson as error:
+            raise InvalidParams(f"stored params don't fit {self.name}: {error}") from error
+        return decoded
+
+    @cached_property
+    def result_coder(self) -> Coder:
+        return Coder(self._hints.get("return", Any))
+
+    @cached_property
+    def _signature(self) -> inspect.Signature:
+        signature = inspect.signature(self.fn)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])  # without ctx
+
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        return self._resolve_hints({})
+
+    def _resolve_hints(self, namespace: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            hints = get_type_hints(self.fn, localns=dict(namespace), include_extras=True)
+        except NameError as error:
+            raise DeclarationError(f"handler {self.name!r}: {error}, which its annotations use") from error
+        self.__dict__["_hints"] = hints
+        return hints
+
+    @cached_property
+    def _untyped(self) -> frozenset[str]:
+        return frozenset(n for n in self._names if self._hints.get(n, Any) is Any)
+
+    @cached_property
+    def _coder(self) -> Coder:
+        fields = {}
+        for name in self._names:
+            required = self._signature.parameters[name].default is inspect.Parameter.empty
+            hint = self._hints.get(name, Any)
+            fields[name] = Required[hint] if required else NotRequired[hint]
+        shape = TypedDict(f"{self.name}_params", fields)  # type: ignore[misc]  # made at run time
+        shape.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": False}  # type: ignore[attr-defined]  # pydantic reads it
+        return Coder(shape)
+
+
+def _parameter_names(fn: Callable[..., Any], name: str) -> tuple[str, ...]:
+    parameters = list(inspect.signature(fn).parameters.values())
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if not parameters or parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, kinds[0]):
+        raise DeclarationError(
+            f"handler {name!r} must take the context first: def {name}(ctx: TaskContext, ...)"
+        )
+    for parameter in parameters[1:]:
+        if parameter.kind not in kinds:
+            raise DeclarationError(
+                f"handler {name!r}: parameter {parameter} can't be stored by name; use plain or keyword-only ones"
+            )
+    return tuple(p.name for p in parameters[1:])
+
+
+def call_by_name(
+    model: type[M], name: str, params: Mapping[str, Any], handler: Handler[M, ..., Any] | None
+) -> Call[M, Any]:
+    """A call for callers that don't import the handler; checked against its signature where it is known here."""
+    if handler is not None:
+        return handler.call_with(params)
+    check_name(name)
+    if not isinstance(params, Mapping):
+        raise InvalidParams(f"{name}: params must be a mapping of parameter names to values")
+    try:
+        stored = dict(params)
+        check_plain(stored, "params")
+        return Call(model, name, stored, dumps(stored, what="params"))
+    except NotJson as error:
+        raise InvalidParams(f"{name}: {error}") from error
+
+
+def check_name(name: str) -> str:
+    """`name` itself, if a task can have it. Raises InvalidParams."""
+    if not isinstance(name, str) or not 1 <= len(name) <= 255 or "\0" in name or not name.isprintable():  # noqa: PLR2004
+        raise InvalidParams(f"task name {name!r}: 1 to 255 printable characters")
+    return name
+
+
+class Decorator(Generic[M]):
+    """What `BillingTask.handler(...)` returns: registers the function it is given."""
+
+    def __init__(
+        self,
+        model: type[M],
+        register: Callable[[Handler[M, ..., Any]], None],
+        name: str | None,
+        options: SpawnKeywords,
+    ) -> None:
+        self._model, self._register, self._name, self._options = model, register, name, options
+
+    @overload
+    def __call__(self, fn: Callable[Concatenate[C, P], Awaitable[R]]) -> Handler[M, P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[C, P], R]) -> Handler[M, P, R]: ...
+    def __call__(self, fn: Callable[Concatenate[C, P], Any]) -> Handler[M, P, Any]:
+        name = check_name(self._name or fn.__name__)
+        policy.resolve(
+            {**self._options, "idempotency_key": "checks the rest"}
+        )  # raises here, not at each spawn
+        handler: Handler[M, P, Any] = Handler(self._model, fn, name, self._options)
+        self._register(handler)
+        return handler

@@ -1,0 +1,98 @@
+"""What stands beside a task model: its Run, Checkpoint, Event and Wait, and the Base's Queue.
+
+They are mapped imperatively on the Base's registry, so that columns, defaults and dataclass options that an
+application puts on its Base stay out of the library's own tables.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy.orm import Mapped
+
+from ..values import Json
+
+if TYPE_CHECKING:
+    from .task import DurableTask
+
+
+class _Record:
+    """A row of a table beside the tasks'. Applications read and join them; sa_durable writes them."""
+
+    def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        key = getattr(self, "id", None) or getattr(self, "name", None)
+        return f"<{type(self).__qualname__} {key}>"
+
+
+class DurableRun(_Record):
+    """An attempt that ended without completing its task: history. The current attempt is on the task itself."""
+
+    if TYPE_CHECKING:
+        id: Mapped[UUID]
+        task_id: Mapped[UUID]
+        attempt: Mapped[int]
+        """From 1."""
+        state: Mapped[str]
+        """`failed` or `cancelled`."""
+        worker: Mapped[str | None]
+        """Who ran it; NULL if nobody had started it."""
+        started_at: Mapped[datetime | None]
+        lease_expires_at: Mapped[datetime | None]
+        """The lease at its end; in the past where the worker was lost."""
+        ended_at: Mapped[datetime]
+        error: Mapped[dict[str, Json] | None]
+        """Type, message and traceback."""
+        task: Mapped[DurableTask]
+
+
+class DurableCheckpoint(_Record):
+    """The saved value of a task's step."""
+
+    if TYPE_CHECKING:
+        task_id: Mapped[UUID]
+        name: Mapped[str]
+        """The step's name; repeated ones end in `#2`, `#3`."""
+        value: Mapped[Json]
+        attempt: Mapped[int]
+        """Which attempt ran the step."""
+        created_at: Mapped[datetime]
+
+
+class DurableEvent(_Record):
+    """A named fact with a payload. The earliest row of a name is the event; later ones are dropped."""
+
+    if TYPE_CHECKING:
+        id: Mapped[UUID]
+        name: Mapped[str]
+        payload: Mapped[Json]
+        emitted_at: Mapped[datetime]
+        settled_at: Mapped[datetime | None]
+        """When a worker gave it to those who wait for it."""
+        dropped: Mapped[bool]
+        """An earlier one of this name was first."""
+
+
+class DurableWait(_Record):
+    """A task's registration for an event."""
+
+    if TYPE_CHECKING:
+        task_id: Mapped[UUID]
+        step: Mapped[str]
+        event_name: Mapped[str]
+        timeout_at: Mapped[datetime | None]
+        created_at: Mapped[datetime]
+
+
+class DurableQueue(_Record):
+    """What operators say about a queue. A queue without a row has the defaults."""
+
+    if TYPE_CHECKING:
+        name: Mapped[str]
+        paused_at: Mapped[datetime | None]
+        """While set, workers claim nothing from the queue."""

@@ -1,0 +1,204 @@
+"""The tables of a queue: columns, constraints and indexes, each index with the statement that it serves.
+
+Stock types only, so that `alembic revision --autogenerate` renders them without our help; no enums, functions or
+triggers. Leases change often and alone, so lease_expires_at is in no index and heartbeats stay HOT updates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import MappedColumn, mapped_column
+from sqlalchemy.schema import SchemaItem
+
+from ..ids import uuid7
+from ..values import TaskState
+from .names import QUEUES_COMMENT, QUEUES_TABLE, Role, comment, named, table_name
+from .predicates import HELD, PENDING, RUNNING, SLEEPING
+
+TIME = DateTime(timezone=True)
+KEY = Text(collation="C")  # compared byte by byte: equal means equal, whatever the database's locale
+NOW = text("statement_timestamp()")
+
+
+def task_columns() -> dict[str, MappedColumn[Any]]:
+    """The library's columns of a task model, by attribute. Those of idempotency keys come last, where an upgrade of
+    an existing table adds them; the application's own stand between."""
+
+    def column(type_: Any, *, nullable: bool = False, **kw: Any) -> MappedColumn[Any]:
+        return mapped_column(type_, nullable=nullable, sort_order=kw.pop("sort_order", -100), **kw)
+
+    return {
+        "id": column(Uuid(), primary_key=True, default=uuid7),
+        "name": column(Text()),
+        "params": column(JSONB()),
+        "headers": column(JSONB(none_as_null=True), nullable=True),
+        "state": column(Text(), server_default=TaskState.PENDING.value),
+        "priority": column(SmallInteger(), server_default="0"),
+        "available_at": column(TIME, nullable=True, server_default=NOW),
+        "created_at": column(TIME, server_default=NOW),
+        "first_started_at": column(TIME, nullable=True),
+        "finished_at": column(TIME, nullable=True),
+        "run_id": column(Uuid(), default=uuid7),
+        "attempt": column(Integer(), server_default="1"),
+        "max_attempts": column(Integer(), nullable=True, server_default="5"),
+        "retry": column(JSONB(none_as_null=True), nullable=True),
+        "started_at": column(TIME, nullable=True),
+        "claimed_by": column(Text(), nullable=True),
+        "token": column(BigInteger(), server_default="0"),
+        "lease_expires_at": column(TIME, nullable=True),
+        "result": column(JSONB(none_as_null=False), nullable=True),
+        "error": column(JSONB(none_as_null=True), nullable=True),
+        "parent_queue": column(Text(), nullable=True),
+        "parent_id": column(Uuid(), nullable=True),
+        "idempotency_key": column(KEY, nullable=True, sort_order=1000),
+        "key_hold": column(Text(), nullable=True, sort_order=1000),
+        "key_expires_at": column(TIME, nullable=True, sort_order=1000),
+    }
+
+
+def task_args(queue: str) -> tuple[SchemaItem, ...]:
+    """The constraints and indexes of a queue's task table."""
+    table = table_name(queue, Role.TASKS)
+    states = ", ".join(f"'{state}'" for state in TaskState)
+    return (
+        CheckConstraint(f"state IN ({states})", name=named("ck", table, "state")),
+        CheckConstraint(KEY_CHECK, name=named("ck", table, "key")),
+        # Spawn's ON CONFLICT, and finding a key's holder: statements.tasks.insert_keyed, holder
+        Index(named("uq", table, "key"), "idempotency_key", unique=True, postgresql_where=text(HELD)),
+        # statements.leases.claim: one walk per known name, so that rows of unknown names cost nothing
+        Index(
+            named("ix", table, "ready"),
+            "name",
+            "priority",
+            "available_at",
+            "id",
+            postgresql_where=text(PENDING),
+        ),
+        # statements.maintenance.promote
+        Index(named("ix", table, "due"), "available_at", postgresql_where=text(SLEEPING)),
+        # statements.leases.expired
+        Index(named("ix", table, "running"), "id", postgresql_where=text(RUNNING)),
+        # statements.tasks.children, for cancelling descendants
+        Index(named("ix", table, "parent"), "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+    )
+
+
+# char_length counts what Python's len does; the hold is NULL once the key was released.
+KEY_CHECK = (
+    "(key_hold IS NULL OR key_hold IN ('queued', 'active', 'succeeded', 'forever') AND idempotency_key IS NOT NULL)"
+    " AND char_length(idempotency_key) BETWEEN 1 AND 255"
+)
+
+
+def info(queue: str, role: Role) -> dict[str, Any]:
+    """`Table.info` of a queue's table."""
+    return {"sa_durable": {"queue": queue, "role": role.value}}
+
+
+def sibling_table(metadata: MetaData, queue: str, role: Role, tasks: Table) -> Table:
+    """The table of runs, checkpoints, events or waits that stands beside `tasks`, in its schema."""
+    table = table_name(queue, role)
+    return Table(
+        table,
+        metadata,
+        *_SIBLINGS[role](table, tasks),
+        schema=tasks.schema,
+        comment=comment(queue, role),
+        info=info(queue, role),
+    )
+
+
+def _task_id(tasks: Table, **kw: Any) -> Column[Any]:
+    return Column("task_id", Uuid(), ForeignKey(tasks.c.id, ondelete="CASCADE"), nullable=False, **kw)
+
+
+def _runs(table: str, tasks: Table) -> list[SchemaItem]:
+    return [
+        Column("id", Uuid(), primary_key=True),
+        _task_id(tasks),
+        Column("attempt", Integer(), nullable=False),
+        Column("state", Text(), nullable=False),
+        Column("worker", Text()),
+        Column("started_at", TIME),
+        Column("lease_expires_at", TIME),
+        Column("ended_at", TIME, nullable=False, server_default=NOW),
+        Column("error", JSONB(none_as_null=True)),
+        CheckConstraint("state IN ('failed', 'cancelled')", name=named("ck", table, "state")),
+        # A task's history in order (DurableTask.runs), and no attempt ends twice
+        Index(named("uq", table, "attempt"), "task_id", "attempt", unique=True),
+    ]
+
+
+def _checkpoints(_: str, tasks: Table) -> list[SchemaItem]:
+    # The primary key serves statements.checkpoints: load and save
+    return [
+        _task_id(tasks, primary_key=True),
+        Column("name", Text(), primary_key=True),
+        Column("value", JSONB(none_as_null=False), nullable=False),
+        Column("attempt", Integer(), nullable=False),
+        Column("created_at", TIME, nullable=False, server_default=NOW),
+    ]
+
+
+def _events(table: str, _: Table) -> list[SchemaItem]:
+    return [
+        Column("id", Uuid(), primary_key=True, default=uuid7),
+        Column("name", Text(), nullable=False),
+        Column("payload", JSONB(none_as_null=False), nullable=False),
+        Column("emitted_at", TIME, nullable=False, server_default=NOW),
+        Column("settled_at", TIME),
+        Column("dropped", Boolean(), nullable=False, server_default=text("false")),
+        # The event of a name, and those that came too late
+        Index(named("ix", table, "name"), "name", "id"),
+        # What workers have to settle
+        Index(named("ix", table, "unsettled"), "id", postgresql_where=text("settled_at IS NULL")),
+    ]
+
+
+def _waits(table: str, tasks: Table) -> list[SchemaItem]:
+    return [
+        _task_id(tasks, primary_key=True),
+        Column("step", Text(), primary_key=True),
+        Column("event_name", Text(), nullable=False),
+        Column("timeout_at", TIME),
+        Column("created_at", TIME, nullable=False, server_default=NOW),
+        # Who is woken when an event settles
+        Index(named("ix", table, "event"), "event_name"),
+    ]
+
+
+_SIBLINGS = {Role.RUNS: _runs, Role.CHECKPOINTS: _checkpoints, Role.EVENTS: _events, Role.WAITS: _waits}
+
+
+def queues_table(metadata: MetaData, schema: str | None) -> Table:
+    """The one table for all queues of a metadata and schema: what operators say about a queue."""
+    key = f"{schema}.{QUEUES_TABLE}" if schema else QUEUES_TABLE
+    if key in metadata.tables:
+        return metadata.tables[key]
+    return Table(
+        QUEUES_TABLE,
+        metadata,
+        Column("name", Text(), primary_key=True),
+        Column("paused_at", TIME),
+        schema=schema,
+        comment=QUEUES_COMMENT,
+        info={"sa_durable": {"role": "queues"}},
+    )

@@ -1,0 +1,236 @@
+"""The words of sa_durable as values: enums, frozen dataclasses and the table of state transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
+from uuid import UUID
+
+Json: TypeAlias = Any  # None, bool, int, float, str, list and dict of these, with string keys
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class TaskState(StrEnum):
+    """Where a task is. `completed`, `failed` and `cancelled` are terminal: it is over."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SLEEPING = "sleeping"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED})
+ACTIVE = frozenset(TaskState) - TERMINAL
+
+
+class Verb(StrEnum):
+    """What can happen to a task. Nothing else changes its state."""
+
+    SPAWN = "spawn"
+    CLAIM = "claim"
+    COMPLETE = "complete"
+    FAIL = "fail"
+    SLEEP = "sleep"
+    WAKE = "wake"
+    RELEASE = "release"
+    SWEEP = "sweep"
+    CANCEL = "cancel"
+    RETRY = "retry"
+
+
+_S = TaskState
+# From which state a verb leads to which: the documentation's diagram is made from this table, and a test
+# records the transitions that the database sees and compares.
+TRANSITIONS: Mapping[tuple[TaskState | None, Verb], frozenset[TaskState]] = {
+    (None, Verb.SPAWN): frozenset({_S.PENDING, _S.SLEEPING}),
+    (_S.PENDING, Verb.SPAWN): frozenset({_S.PENDING, _S.SLEEPING}),  # on_duplicate="update": a new schedule
+    (_S.SLEEPING, Verb.SPAWN): frozenset({_S.PENDING, _S.SLEEPING}),
+    (_S.PENDING, Verb.CLAIM): frozenset({_S.RUNNING}),
+    (_S.RUNNING, Verb.COMPLETE): frozenset({_S.COMPLETED}),
+    (_S.RUNNING, Verb.FAIL): frozenset({_S.PENDING, _S.SLEEPING, _S.FAILED}),
+    (_S.RUNNING, Verb.SLEEP): frozenset({_S.SLEEPING}),
+    (_S.SLEEPING, Verb.WAKE): frozenset({_S.PENDING}),
+    (_S.RUNNING, Verb.RELEASE): frozenset({_S.PENDING}),  # a worker shuts down: the attempt is not burnt
+    (_S.RUNNING, Verb.SWEEP): frozenset({_S.PENDING, _S.FAILED}),  # the lease ran out
+    (_S.PENDING, Verb.CANCEL): frozenset({_S.CANCELLED}),
+    (_S.RUNNING, Verb.CANCEL): frozenset({_S.CANCELLED}),
+    (_S.SLEEPING, Verb.CANCEL): frozenset({_S.CANCELLED}),
+}
+
+
+class Hold(StrEnum):
+    """Which states of a key's holder block the key for others."""
+
+    ACTIVE = "active"  # while the holder is not terminal
+    QUEUED = "queued"  # until the holder first starts
+    SUCCEEDED = "succeeded"  # while active or completed; failed or cancelled frees the key
+    FOREVER = "forever"  # until the row is deleted or the key released
+
+
+class OnDuplicate(StrEnum):
+    """What a spawn does when its key is held by a task of the same name."""
+
+    RETURN = "return"  # the existing task
+    RAISE = "raise"  # DuplicateTask; nothing is written
+    UPDATE = "update"  # the holder takes the new params and schedule if it hasn't started; else as return
+    REPLACE = "replace"  # the holder and its descendants are cancelled, the new task is spawned
+
+
+@dataclass(frozen=True, slots=True)
+class NoRetry:
+    """One attempt: the first failure is final."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """The next attempt starts `delay` after a failure, less a random part of up to `jitter` (0 to 1) of it."""
+
+    delay: timedelta = timedelta(seconds=30)
+    jitter: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Exponential:
+    """The n-th failure is followed by `base * factor ** (n - 1)`, at most `cap`, less a random part of up to
+    `jitter` (0 to 1) of it: a crowd that failed together doesn't come back together."""
+
+    base: timedelta = timedelta(seconds=5)
+    factor: float = 2.0
+    cap: timedelta = timedelta(minutes=5)
+    jitter: float = 0.2
+
+
+RetryPolicy: TypeAlias = NoRetry | Fixed | Exponential
+DEFAULT_RETRY = Exponential()
+DEFAULT_MAX_ATTEMPTS = 5
+
+
+class SpawnKeywords(TypedDict, total=False):
+    """The keyword arguments of `spawn`, of a handler and of a queue's defaults: the fields of SpawnOptions."""
+
+    only_once: bool
+    idempotency_key: str | None
+    hold: Hold | str
+    key_ttl: timedelta | None
+    on_duplicate: OnDuplicate | str
+    strict: bool
+    max_attempts: int | None
+    retry: RetryPolicy
+    headers: Mapping[str, Json] | None
+    priority: int
+    delay: timedelta | None
+    run_at: datetime | None
+    columns: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpawnOptions:
+    """How a task is spawned, with every default in place. Made by `policy.resolve`, which checks it."""
+
+    only_once: bool = False  # the key is derived from the task's name and params
+    idempotency_key: str | None = None  # explicit; takes precedence over only_once
+    hold: Hold = Hold.ACTIVE
+    key_ttl: timedelta | None = None  # from spawn; with hold "succeeded" or "forever"
+    on_duplicate: OnDuplicate = OnDuplicate.RETURN
+    strict: bool = False  # same key, other params: IdempotencyConflict
+    max_attempts: int | None = DEFAULT_MAX_ATTEMPTS  # None: unlimited
+    retry: RetryPolicy = DEFAULT_RETRY
+    headers: Mapping[str, Json] | None = None
+    priority: int = 0  # -32768 to 32767, lower first
+    delay: timedelta | None = None  # from the database's now
+    run_at: datetime | None = None  # aware; instead of delay
+    columns: Mapping[str, Any] | None = None  # the application's own columns of the task model
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnResult(Generic[R_co]):
+    """The task that a spawn created or found. The ids are those of a row that exists."""
+
+    task_id: UUID
+    run_id: UUID
+    attempt: int
+    created: bool  # False: an existing task holds the key
+    state: TaskState
+    params_match: bool = True  # False: the existing task has other params
+    model: type[Any] = field(default=object, repr=False, compare=False)
+    _attach: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def task(self) -> Any:
+        """The task as an object attached to the session that spawned it, for relationships and queries.
+
+        Costs no statement: its columns are loaded when they are first read (on an AsyncSession, await
+        `session.refresh(spawned.task)` before reading them).
+        """
+        if self._attach is None:
+            raise LookupError("this SpawnResult is detached from its session: query the task by its task_id")
+        return self._attach()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A session doesn't travel between processes; everything else does.
+        return (
+            type(self),
+            (
+                self.task_id,
+                self.run_id,
+                self.attempt,
+                self.created,
+                self.state,
+                self.params_match,
+                self.model,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskError:
+    """Why a run ended without a result, as stored: the exception's type, message and traceback."""
+
+    type: str
+    message: str
+    traceback: str | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        return {"type": self.type, "message": self.message, "traceback": self.traceback}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> TaskError:
+        return cls(str(value.get("type")), str(value.get("message")), value.get("traceback"))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult(Generic[R_co]):
+    """How a task stands: its state, and the result or the error it ended with."""
+
+    task_id: UUID
+    state: TaskState
+    attempt: int
+    value: R_co | None = None  # of the handler's return type, once completed
+    error: TaskError | None = None  # of the last attempt that failed
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to run a task, proved by `token` in every write."""
+
+    queue: str
+    task_id: UUID
+    run_id: UUID
+    name: str
+    params: Json
+    headers: Mapping[str, Json] | None
+    attempt: int
+    max_attempts: int | None
+    retry: Mapping[str, Json] | None
+    token: int
+    resumed: bool  # claimed before: there may be checkpoints
