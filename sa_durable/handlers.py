@@ -7,9 +7,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, update_wrapper
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints, overload
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    NotRequired,
+    ParamSpec,
+    Required,
+    TypeVar,
+    get_type_hints,
+    overload,
+)
 
-from typing_extensions import NotRequired, Required, TypedDict, Unpack
+from typing_extensions import TypedDict, Unpack
 
 from . import policy
 from .codec import Coder, NotJson, check_plain, dumps
@@ -190,7 +200,7 @@ def call_by_name(
 
 def check_name(name: str) -> str:
     """`name` itself, if a task can have it. Raises InvalidParams."""
-    if not isinstance(name, str) or not 1 <= len(name) <= 255 or "\0" in name or not name.isprintable():  # noqa: PLR2004
+    if not isinstance(name, str) or not 1 <= len(name) <= 255 or "\0" in name or not name.isprintable():
         raise InvalidParams(f"task name {name!r}: 1 to 255 printable characters")
     return name
 

@@ -59,7 +59,7 @@ def resolve(*layers: SpawnKeywords | None) -> SpawnOptions:
     return options
 
 
-def _check(o: SpawnOptions) -> None:  # noqa: C901, PLR0912 - a flat list of rules reads best in one place
+def _check(o: SpawnOptions) -> None:  # noqa: C901 - a flat list of rules reads best in one place
     if o.idempotency_key is not None:
         check_key(o.idempotency_key)
     if o.key_ttl is not None:
@@ -135,7 +135,7 @@ def check_retry(retry: RetryPolicy) -> None:
         case Exponential(base, factor, cap, jitter):
             _check_duration("retry.base", base, zero=True)
             _check_duration("retry.cap", cap, zero=True)
-            if not 1 <= factor <= 1000:  # noqa: PLR2004 - rejects NaN and infinity too
+            if not 1 <= factor <= 1000:
                 raise InvalidOptions(f"retry.factor={factor!r} must be from 1 to 1000")
         case _:
             raise InvalidOptions(f"retry={retry!r} must be NoRetry(), Fixed(...) or Exponential(...)")

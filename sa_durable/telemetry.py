@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from threading import Lock
@@ -65,10 +65,14 @@ def spawn_counts() -> Mapping[tuple[str, str, str], int]:
         return dict(_counts)
 
 
-def record_created(queue: str, task: str, number: int) -> None:
-    """Count `number` new tasks of a batch at once."""
+def record_created(tasks: Iterable[tuple[str, str, UUID]]) -> None:
+    """As `record`, for the new tasks (queue, name, id) of a batch."""
+    new = list(tasks)
     with _lock:
-        _counts[queue, task, SpawnOutcome.CREATED.value] += number
+        _counts.update((queue, name, SpawnOutcome.CREATED.value) for queue, name, _ in new)
+    if _hooks:
+        for queue, name, task_id in new:
+            _call_hooks(Spawned(queue, name, SpawnOutcome.CREATED, task_id, params_match=True))
 
 
 def record(queue: str, task: str, outcome: SpawnOutcome, task_id: UUID, *, params_match: bool = True) -> None:
@@ -78,9 +82,12 @@ def record(queue: str, task: str, outcome: SpawnOutcome, task_id: UUID, *, param
     if outcome is not SpawnOutcome.CREATED:
         logger.info("duplicate spawn of %s.%s %s: task %s holds the key", queue, task, outcome.value, task_id)
     if _hooks:
-        spawned = Spawned(queue, task, outcome, task_id, params_match)
-        for hook in tuple(_hooks):
-            try:
-                hook(spawned)
-            except Exception:  # noqa: BLE001 - a hook is the application's; it must not change what a spawn does
-                logger.exception("spawn hook %r failed", hook)
+        _call_hooks(Spawned(queue, task, outcome, task_id, params_match))
+
+
+def _call_hooks(spawned: Spawned) -> None:
+    for hook in tuple(_hooks):
+        try:
+            hook(spawned)
+        except Exception:
+            logger.exception("spawn hook %r failed", hook)

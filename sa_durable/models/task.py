@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast, overload
 from uuid import UUID
 
 from sqlalchemy import FromClause, MetaData, Table, event, func
 from sqlalchemy.orm import DeclarativeBase, DeclarativeBaseNoMeta, Mapped, registry, relationship
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
 from .. import policy
-from ..errors import DeclarationError, InvalidOptions, KeyedObject, UnknownQueue
+from ..errors import DeclarationError, KeyedObject, UnknownQueue
 from ..handlers import Call, Decorator, Handler, HandlerKeywords
 from ..ids import uuid7
 from ..values import Json, SpawnKeywords
@@ -268,6 +268,10 @@ def _own_table_args(cls: type) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
             raise DeclarationError(f"{cls.__name__}.__table_args__ = {other!r} is no tuple or mapping")
 
 
+@overload
+def queue_of(model: type[T]) -> type[T]: ...
+@overload
+def queue_of(model: object) -> type[DurableTask]: ...
 def queue_of(model: object) -> type[DurableTask]:
     """`model` itself, if it is a queue's task model. Raises UnknownQueue."""
     if isinstance(model, type) and issubclass(model, DurableTask) and "__handlers__" in model.__dict__:

@@ -1,0 +1,83 @@
+"""The async doors: SQLAlchemy's `run_sync` over the same functions, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+from uuid import UUID
+
+from typing_extensions import Unpack
+
+from ..errors import InvalidOptions
+from ..handlers import Call
+from ..models import DurableTask
+from ..values import SpawnKeywords, SpawnResult, TaskResult
+from .durable import Durable
+
+if TYPE_CHECKING:  # importing it needs greenlet, which whoever has an AsyncSession has
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+
+R = TypeVar("R")
+M = TypeVar("M", bound=DurableTask)
+
+
+class AsyncDurable:
+    """Durable for an AsyncSession or async_scoped_session: the same methods, awaited."""
+
+    __slots__ = ("session",)
+
+    def __init__(self, session: AsyncSession | async_scoped_session[Any]) -> None:
+        # async_scoped_session has no run_sync; called, it returns its session.
+        self.session: AsyncSession = session() if callable(session) else session
+        if not hasattr(self.session, "run_sync"):
+            raise InvalidOptions(
+                f"AsyncDurable takes an AsyncSession or async_scoped_session, not {type(session).__name__}: "
+                "for a Session there is Durable"
+            )
+
+    @overload
+    async def spawn(self, call: Call[Any, R], /, **options: Unpack[SpawnKeywords]) -> SpawnResult[R]: ...
+    @overload
+    async def spawn(
+        self,
+        queue: type[DurableTask],
+        name: str,
+        params: Mapping[str, Any],
+        /,
+        **options: Unpack[SpawnKeywords],
+    ) -> SpawnResult[Any]: ...
+    async def spawn(self, *what: Any, **options: Unpack[SpawnKeywords]) -> SpawnResult[Any]:
+        """As Durable.spawn."""
+        return await self.session.run_sync(lambda session: Durable(session).spawn(*what, **options))
+
+    async def spawn_many(
+        self, calls: Iterable[Call[Any, R]], **options: Unpack[SpawnKeywords]
+    ) -> list[SpawnResult[R]]:
+        """As Durable.spawn_many."""
+        return await self.session.run_sync(lambda session: Durable(session).spawn_many(calls, **options))
+
+    async def find_by_key(self, queue: type[M], key: str) -> M | None:
+        """As Durable.find_by_key."""
+        return await self.session.run_sync(lambda session: Durable(session).find_by_key(queue, key))
+
+    async def release_key(self, queue: type[DurableTask], key: str) -> bool:
+        """As Durable.release_key."""
+        return await self.session.run_sync(lambda session: Durable(session).release_key(queue, key))
+
+    @overload
+    async def result(self, task: SpawnResult[R], /) -> TaskResult[R]: ...
+    @overload
+    async def result(self, task: DurableTask, /) -> TaskResult[Any]: ...
+    @overload
+    async def result(self, queue: type[DurableTask], task_id: UUID, /) -> TaskResult[Any]: ...
+    async def result(self, *what: Any) -> TaskResult[Any]:
+        """As Durable.result."""
+        return await self.session.run_sync(lambda session: Durable(session).result(*what))
+
+    @overload
+    async def cancel(self, task: SpawnResult[Any] | DurableTask, /) -> bool: ...
+    @overload
+    async def cancel(self, queue: type[DurableTask], task_id: UUID, /) -> bool: ...
+    async def cancel(self, *what: Any) -> bool:
+        """As Durable.cancel."""
+        return await self.session.run_sync(lambda session: Durable(session).cancel(*what))

@@ -1,0 +1,1 @@
+"""Values in, SQLAlchemy statements out. Nothing here executes anything."""

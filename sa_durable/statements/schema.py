@@ -1,0 +1,37 @@
+"""What a queue's task table lacks in the database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ARRAY, Text, TextualSelect, bindparam, column, text
+from sqlalchemy.sql.compiler import IdentifierPreparer
+
+from ..models.names import Role, named, table_name
+from .tasks import table_of
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+_MISSING = text("""
+    SELECT 'column ' || wanted.name AS missing
+    FROM unnest(CAST(:columns AS text[])) AS wanted(name)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM pg_attribute
+        WHERE attrelid = to_regclass(CAST(:relation AS text)) AND attname = wanted.name AND NOT attisdropped
+    )
+    UNION ALL
+    SELECT 'valid index ' || CAST(:index AS text)
+    WHERE (SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(CAST(:index AS text))) IS NOT TRUE
+""").columns(column("missing", Text()))
+
+
+def missing(model: type[DurableTask], preparer: IdentifierPreparer, schema: str | None) -> TextualSelect[Any]:
+    """The columns, and the valid key index, that aren't there; no row if all are."""
+    table = table_of(model)
+    prefix = f"{preparer.quote_schema(schema)}." if schema else ""
+    return _MISSING.bindparams(
+        bindparam("columns", [c.name for c in table.c], type_=ARRAY(Text())),
+        relation=prefix + preparer.quote(table.name),
+        index=prefix + preparer.quote(named("uq", table_name(model.__queue__, Role.TASKS), "key")),
+    )

@@ -1,0 +1,90 @@
+"""One private PostgreSQL for the whole run (or SA_DURABLE_DATABASE_URL's), one database for each xdist worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.orm import Session
+
+from sa_durable.embedded import postgres
+from tests.shop import Base
+
+_server = ExitStack()
+_url = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        config.stash[_url] = config.workerinput["server_url"]
+
+
+def _server_url(config: pytest.Config) -> str:
+    """Started when it is first needed: by the first test, or by xdist for its workers."""
+    if _url not in config.stash:
+        # Many short connections and 16-way races: more than the default hundred.
+        settings = {"max_connections": "300", "deadlock_timeout": "200ms"}
+        bin_dir = os.environ.get("SA_DURABLE_PG_BIN")
+        server = _server.enter_context(postgres(bin_dir=Path(bin_dir) if bin_dir else None, settings=settings))
+        config.stash[_url] = server.url
+    return config.stash[_url]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    node.workerinput["server_url"] = _server_url(node.config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        _server.close()
+
+
+@pytest.fixture(scope="session")
+def server_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a server on which we are superuser, database `postgres`."""
+    return _server_url(request.config)
+
+
+@pytest.fixture(scope="session")
+def database_url(server_url: str) -> Iterator[str]:
+    """The URL of a database of this worker's own, with the shop's tables."""
+    name = f"shop_{uuid4().hex[:12]}"
+    admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    engine = create_engine(url)
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    yield url
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture(scope="session")
+def shared_engine(database_url: str) -> Iterator[Engine]:
+    engine = create_engine(database_url, pool_size=40)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(shared_engine: Engine) -> Engine:
+    """An engine on the shop's tables, all empty."""
+    tables = ", ".join(table.fullname for table in Base.metadata.sorted_tables)
+    with shared_engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {tables}"))
+    return shared_engine
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    with Session(engine) as session:
+        yield session

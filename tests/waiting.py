@@ -1,0 +1,51 @@
+"""Tests wait for facts, never for time to pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Thread
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+T = TypeVar("T")
+
+
+def wait_until(fact: Callable[[], T], timeout: float = 20, what: str = "the fact") -> T:
+    """What `fact` returns once that is true. Fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := fact()):
+        assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
+        time.sleep(0.005)  # a poll, not a guess
+    return value
+
+
+def in_thread(call: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
+    """Run `call` in a daemon thread."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
+
+
+def pid_of(session: Session) -> int:
+    return session.scalar(text("SELECT pg_backend_pid()"))
+
+
+def wait_until_blocked(engine: Engine, pid: int, timeout: float = 20) -> None:
+    """Until backend `pid` waits for a lock that another backend holds."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        wait_until(
+            lambda: connection.scalar(text("SELECT cardinality(pg_blocking_pids(:pid)) > 0"), {"pid": pid}),
+            timeout,
+            f"backend {pid} to be blocked",
+        )
