@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from hashlib import sha256
@@ -20,6 +21,8 @@ T = TypeVar("T")
 MAX_BYTES = 1024 * 1024
 ONCE_PREFIX = "~once1:"
 _ONCE_FORMAT = "sa_durable/1"
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _EXACT = 2**53  # from here on a double can't tell neighbouring integers apart
 
 
@@ -32,7 +35,7 @@ def dumps(value: Json, *, what: str = "value", limit: int = MAX_BYTES) -> str:
     NaN, an infinity, a NUL character, a lone surrogate, a key that is no string, any other type, or too many bytes.
     """
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        text = _encode(value)
         size = len(text.encode())
     except RecursionError:
         raise NotJson(f"{what} is nested too deeply or contains itself") from None
@@ -82,7 +85,7 @@ def _complaint(value: Any, place: str) -> str | None:
 def _text_complaint(text: str, place: str) -> str | None:
     if "\0" in text:
         return f"{place} has a NUL character, which PostgreSQL can't store"
-    if any("\ud800" <= c <= "\udfff" for c in text):
+    if _SURROGATE.search(text):
         return f"{place} has a lone surrogate, which is no character"
     return None
 

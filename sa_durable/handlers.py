@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import cached_property, update_wrapper
 from typing import (
     Any,
@@ -24,7 +25,7 @@ from typing_extensions import TypedDict, Unpack
 from . import policy
 from .codec import Coder, NotJson, check_plain, dumps
 from .errors import DeclarationError, InvalidParams
-from .values import Json, SpawnKeywords
+from .values import Hold, Json, OnDuplicate, RetryPolicy, SpawnKeywords
 
 M = TypeVar("M")
 P = ParamSpec("P")
@@ -37,15 +38,15 @@ class HandlerKeywords(TypedDict, total=False):
     """The spawn options that a handler or a queue can have a default for: all but those about one task."""
 
     only_once: bool
-    hold: Any
-    key_ttl: Any
-    on_duplicate: Any
+    hold: Hold | str
+    key_ttl: timedelta | None
+    on_duplicate: OnDuplicate | str
     strict: bool
     max_attempts: int | None
-    retry: Any
+    retry: RetryPolicy
     headers: Mapping[str, Json] | None
     priority: int
-    delay: Any
+    delay: timedelta | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +93,12 @@ class Handler(Generic[M, P, R]):
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[M, R]:
         """An immutable call with these arguments. Raises InvalidParams, naming the argument and what it should be."""
-        try:
-            bound = self._signature.bind(*args, **kwargs).arguments
-        except TypeError as error:
-            raise InvalidParams(f"{self.name}: {error}") from None
-        return self.call_with(bound)
+        if args:
+            try:
+                return self.call_with(self._signature.bind(*args, **kwargs).arguments)
+            except TypeError as error:
+                raise InvalidParams(f"{self.name}: {error}") from None
+        return self.call_with(kwargs)
 
     def call_with(self, arguments: Mapping[str, Any]) -> Call[M, R]:
         """As `call`, from a mapping of arguments."""

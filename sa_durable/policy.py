@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,7 @@ from .values import (
 RESERVED_KEY_PREFIX = "~"
 RESERVED_HEADER_PREFIX = "durable:"
 KEY_LENGTH = 255
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def resolve(*layers: SpawnKeywords | None) -> SpawnOptions:
@@ -114,7 +116,7 @@ def check_key(key: str) -> str:
         raise InvalidKey(
             f"idempotency_key of {len(key)} characters: 1 to {KEY_LENGTH} are allowed; hash a longer one yourself"
         )
-    if "\0" in key or any("\ud800" <= c <= "\udfff" for c in key):
+    if _UNSTORABLE.search(key):
         raise InvalidKey(
             f"idempotency_key={key!r} has a NUL or a lone surrogate, which PostgreSQL can't store"
         )

@@ -163,7 +163,7 @@ class SpawnResult(Generic[R_co]):
     state: TaskState
     params_match: bool = True  # False: the existing task has other params
     model: type[Any] = field(default=object, repr=False, compare=False)
-    _attach: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
+    _attach: Callable[[type[Any], UUID], Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def task(self) -> Any:
@@ -174,7 +174,7 @@ class SpawnResult(Generic[R_co]):
         """
         if self._attach is None:
             raise LookupError("this SpawnResult is detached from its session: query the task by its task_id")
-        return self._attach()
+        return self._attach(self.model, self.task_id)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A session doesn't travel between processes; everything else does.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import groupby, islice
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from .database import ensure_schema, execute
 from .tasks import (
     Model,
     Prepared,
+    attached,
     check_same_task,
     insert_or_get,
     new_result,
@@ -67,6 +69,7 @@ def _spawn_queue(
     for chunk in _chunks(first, CHUNK):
         states |= _insert(session, [spawns[i] for i in chunk])
     created: list[Prepared] = []
+    attach = partial(attached, session)
     rest: list[int] = later
     for position in first:
         prepared = spawns[position]
@@ -74,7 +77,7 @@ def _spawn_queue(
             rest.append(position)
         else:
             created.append(prepared)
-            yield position, new_result(session, prepared, state)
+            yield position, new_result(prepared, state, attach)
     telemetry.record_created([(p.model.__queue__, p.row["name"], p.row["id"]) for p in created])
     rest.sort(key=lambda i: (spawns[i].key or "", i))
     yield from _duplicates(session, spawns, rest)

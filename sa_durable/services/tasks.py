@@ -7,7 +7,7 @@ caller's transaction lives on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache, partial
@@ -185,22 +185,28 @@ def _update(session: Session, prepared: Prepared, holder: Any) -> SpawnResult[An
 def _created(session: Session, prepared: Prepared, state: str, outcome: SpawnOutcome) -> SpawnResult[Any]:
     row, model = prepared.row, prepared.model
     telemetry.record(model.__queue__, row["name"], outcome, row["id"])
-    return new_result(session, prepared, state)
+    return new_result(prepared, state, partial(attached, session))
 
 
-def new_result(session: Session, prepared: Prepared, state: str) -> SpawnResult[Any]:
-    row, model = prepared.row, prepared.model
-    attach = partial(attached, session, model, row["id"])
-    return SpawnResult(row["id"], row["run_id"], 1, True, TaskState(state), True, model, attach)
+def new_result(
+    prepared: Prepared, state: str, attach: Callable[[Model, UUID], DurableTask]
+) -> SpawnResult[Any]:
+    row = prepared.row
+    return SpawnResult(row["id"], row["run_id"], 1, True, TaskState(state), True, prepared.model, attach)
 
 
 def _existing(
     session: Session, prepared: Prepared, holder: Any, state: str, *, params_match: bool
 ) -> SpawnResult[Any]:
-    model = prepared.model
-    attach = partial(attached, session, model, holder.id)
     return SpawnResult(
-        holder.id, holder.run_id, holder.attempt, False, TaskState(state), params_match, model, attach
+        holder.id,
+        holder.run_id,
+        holder.attempt,
+        False,
+        TaskState(state),
+        params_match,
+        prepared.model,
+        partial(attached, session),
     )
 
 

@@ -1,0 +1,68 @@
+"""Checkpoints: the saved values of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import Executable
+from sqlalchemy.orm import Session
+
+from ..errors import LeaseLost
+from ..statements import checkpoints as stmt
+from ..values import Claim, Json
+from . import leases
+from .database import execute
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+
+
+def load(session: Session, model: Model, task_ids: Iterable[UUID]) -> dict[UUID, dict[str, Json]]:
+    """The checkpoints of tasks, by task and name."""
+    saved: dict[UUID, dict[str, Json]] = {task_id: {} for task_id in task_ids}
+    if saved:
+        for row in execute(session, stmt.load(model), {"ids": list(saved)}):
+            saved[row.task_id][row.name] = row.value
+    return saved
+
+
+def save(session: Session, model: Model, claim: Claim, name: str, value: str) -> Json:
+    """Save a step's value (JSON text) and return what is stored under its name: what the run goes on with.
+
+    An earlier value stays. Only the holder of the claim gets this far, so it is its own: the reply to an earlier try
+    was lost. Raises Cancelled or LeaseLost, and then nothing was written.
+    """
+    return _save(session, model, claim, stmt.save(model), {"name": name, "value": value})
+
+
+def save_wake_time(
+    session: Session,
+    model: Model,
+    claim: Claim,
+    name: str,
+    *,
+    delay: timedelta | None = None,
+    until: datetime | None = None,
+) -> str:
+    """Save when a sleep ends that starts now, and return it in ISO format; an earlier one stays. Raises as `save`."""
+    values = {"name": name, "delay": delay, "until": until}
+    wake: str = _save(session, model, claim, stmt.save_wake_time(model), values)
+    return wake
+
+
+def _save(
+    session: Session, model: Model, claim: Claim, statement: Executable, values: Mapping[str, Any]
+) -> Json:
+    parameters = {"id": claim.task_id, "token": claim.token, **values}
+    row = execute(session, statement, parameters).first()
+    if row is None:
+        leases.check(session, model, claim.task_id, claim.token)
+        row = execute(session, stmt.find(model), parameters).first()
+    if row is None:
+        raise LeaseLost(f"task {claim.task_id} was taken away while step {values['name']!r} was saved")
+    return row.value

@@ -1,0 +1,140 @@
+"""How a run ends: completed, failed with another attempt or none, or asleep.
+
+Whatever a worker writes names the token of its claim. The functions for one claim raise Cancelled or LeaseLost when
+it no longer stands; those for many return the tasks they reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from .. import policy
+from ..codec import dumps
+from ..errors import InvalidOptions
+from ..ids import uuid7
+from ..policy import GiveUp, RetryAfter, Verdict
+from ..statements import runs as stmt
+from ..values import Claim, Json, RetryPolicy, TaskError
+from . import checkpoints, leases
+from .database import execute
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+
+LONGEST_DELAY = timedelta(days=36500)  # what comes later is no date that PostgreSQL and Python share
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A run that returned; `result` is JSON text (codec.dumps)."""
+
+    task_id: UUID
+    token: int
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A run that ended without a result, and what follows."""
+
+    task_id: UUID
+    token: int
+    error: TaskError
+    verdict: Verdict
+
+
+def complete(session: Session, model: Model, claim: Claim, result: Json) -> None:
+    """Store the result of a claim. Raises Cancelled or LeaseLost, and NotJson for what can't be stored."""
+    ended = Completed(claim.task_id, claim.token, dumps(result, what="result"))
+    if not complete_many(session, model, [ended]):
+        leases.check(session, model, claim.task_id, claim.token)
+
+
+def complete_many(session: Session, model: Model, ended: Sequence[Completed]) -> set[UUID]:
+    """Store many results in one statement. Returns the tasks whose claims still stood."""
+    ordered = sorted(ended, key=lambda run: run.task_id)
+    parameters = {
+        "ids": [run.task_id for run in ordered],
+        "tokens": [run.token for run in ordered],
+        "results": [run.result for run in ordered],
+    }
+    return set(execute(session, stmt.complete_many(model), parameters).scalars())
+
+
+def failed(claim: Claim, error: TaskError, *, retryable: bool = True) -> Failed:
+    """The end of a claim that failed: its retry policy decides what follows."""
+    verdict = policy.after_failure(
+        retry_policy(claim.retry), attempt=claim.attempt, max_attempts=claim.max_attempts, retryable=retryable
+    )
+    return Failed(claim.task_id, claim.token, error, verdict)
+
+
+def fail(
+    session: Session, model: Model, claim: Claim, error: TaskError, *, retryable: bool = True
+) -> Verdict:
+    """End a claim without a result, with history: another attempt, or the task has failed. Raises Cancelled or
+    LeaseLost."""
+    ended = failed(claim, error, retryable=retryable)
+    if not fail_many(session, model, [ended]):
+        leases.check(session, model, claim.task_id, claim.token)
+    return ended.verdict
+
+
+def fail_many(session: Session, model: Model, ended: Iterable[Failed]) -> set[UUID]:
+    """End many claims without a result, in one statement. Returns the tasks whose claims still stood."""
+    ordered = sorted(ended, key=lambda run: run.task_id)
+    parameters = {
+        "ids": [run.task_id for run in ordered],
+        "tokens": [run.token for run in ordered],
+        "errors": [dumps(run.error.to_json(), what="error") for run in ordered],
+        "delays": [_seconds(run.verdict) for run in ordered],
+        "next_runs": [uuid7() for _ in ordered],
+    }
+    return set(execute(session, stmt.fail_many(model), parameters).scalars())
+
+
+def _seconds(verdict: Verdict) -> float | None:
+    match verdict:
+        case RetryAfter(delay):
+            return min(delay, LONGEST_DELAY).total_seconds()
+        case GiveUp():
+            return None
+
+
+def retry_policy(stored: Json) -> RetryPolicy:
+    """The stored policy; the default one for what this version can't read, since a run must be able to end."""
+    try:
+        return policy.retry_from_json(stored)
+    except (InvalidOptions, TypeError, ValueError, OverflowError, AttributeError):
+        return policy.retry_from_json(None)
+
+
+def sleep(
+    session: Session,
+    model: Model,
+    claim: Claim,
+    name: str,
+    *,
+    delay: timedelta | None = None,
+    until: datetime | None = None,
+) -> bool:
+    """Put a claim to sleep, remembering as checkpoint `name` until when by the database's clock; the same run and
+    attempt go on then. False: the time has passed, go on now.
+
+    A sleep that is remembered already keeps its time. Checkpoint and state change together if the caller's
+    transaction is one. Raises Cancelled or LeaseLost.
+    """
+    wake = checkpoints.save_wake_time(session, model, claim, name, delay=delay, until=until)
+    parameters = {"id": claim.task_id, "token": claim.token, "wake": datetime.fromisoformat(wake)}
+    if execute(session, stmt.sleep(model), parameters).first() is not None:
+        return True
+    leases.check(session, model, claim.task_id, claim.token)
+    return False
