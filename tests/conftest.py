@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -29,8 +27,7 @@ def _server_url(config: pytest.Config) -> str:
     if _url not in config.stash:
         # Many short connections and 16-way races: more than the default hundred.
         settings = {"max_connections": "300", "deadlock_timeout": "200ms"}
-        bin_dir = os.environ.get("SA_DURABLE_PG_BIN")
-        server = _server.enter_context(postgres(bin_dir=Path(bin_dir) if bin_dir else None, settings=settings))
+        server = _server.enter_context(postgres(settings=settings))
         config.stash[_url] = server.url
     return config.stash[_url]
 

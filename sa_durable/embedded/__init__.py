@@ -2,8 +2,11 @@
 
     >>> from sqlalchemy import create_engine, text
     >>> from sa_durable.embedded import postgres
-    >>> with postgres() as server, create_engine(server.url).connect() as connection:
-    ...     connection.scalar(text("select 1"))
+    >>> with postgres() as server:
+    ...     engine = create_engine(server.url)
+    ...     with engine.connect() as connection:
+    ...         connection.scalar(text("select 1"))
+    ...     engine.dispose()
     1
 
 On the command line it lends the server to one command, or, without a command, until Ctrl-C:
@@ -11,7 +14,7 @@ On the command line it lends the server to one command, or, without a command, u
     python -m sa_durable.embedded -- alembic upgrade head
 
 The command finds the server's URL in `SA_DURABLE_DATABASE_URL` and in `DATABASE_URL`, and its exit status becomes
-ours. Only the standard library is imported here, and nothing of sa_durable.
+ours.
 """
 
 from .programs import EmbeddedServerError

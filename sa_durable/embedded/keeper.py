@@ -1,4 +1,4 @@
-"""Runs a server for as long as its owner lives. A script: `server.py` starts it, and nothing imports it.
+"""Runs a server for as long as its owner lives. A script, which `server.py` starts.
 
 The owner holds the other end of our standard input. A letter there is an order to stop the server. Its end, which
 the kernel delivers after a kill -9 too, says that nobody needs the server any more: it is stopped and its directory
@@ -33,6 +33,7 @@ def main(directory: str, commands: list[list[str]], user: dict[str, Any]) -> int
     for end in (woken, wake):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the owner may have blocked some
     # Only the owner ends us: not a Ctrl-C, not a hang-up. A handler, because an ignored signal would be inherited.
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)

