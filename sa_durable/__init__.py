@@ -31,6 +31,7 @@ from .models import (
     DurableTask,
     DurableWait,
 )
+from .runtime import AsyncTaskContext, TaskContext, Worker
 from .services.aio import AsyncDurable
 from .services.durable import Durable
 from .values import (
@@ -49,6 +50,7 @@ from .values import (
 __version__ = "0.1.0"
 __all__ = [
     "AsyncDurable",
+    "AsyncTaskContext",
     "Call",
     "Cancelled",
     "DeclarationError",
@@ -82,10 +84,12 @@ __all__ = [
     "SpawnOptions",
     "SpawnResult",
     "Suspend",
+    "TaskContext",
     "TaskError",
     "TaskNotFound",
     "TaskResult",
     "TaskState",
     "UnknownQueue",
+    "Worker",
     "once_key",
 ]

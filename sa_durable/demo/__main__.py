@@ -57,7 +57,7 @@ def main() -> int:
         demo.migrate()
         demo.spawn()
         demo.work()
-        return report.show(demo.engine, log, console)
+        return report.show(demo.engine, log, demo.spawns, console)
 
 
 @contextmanager

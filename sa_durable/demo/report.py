@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from decimal import Decimal
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from .models import LedgerEntry, PaymentTask, StepRun
 STEPS = 3
 
 
-def show(engine: Engine, log: list[Delivery], console: Console) -> int:
+def show(engine: Engine, log: list[Delivery], spawns: list[tuple[int, int]], console: Console) -> int:
     """Print the table and the check. Returns the exit status."""
     events = {delivery.event.id: delivery.event for delivery in log}
     run, checkpoint = PaymentTask.Run, PaymentTask.Checkpoint
@@ -28,18 +29,21 @@ def show(engine: Engine, log: list[Delivery], console: Console) -> int:
         failed = session.scalar(select(func.count()).select_from(run)) or 0
         by_key = select(PaymentTask.idempotency_key, func.count()).group_by(PaymentTask.idempotency_key)
         handled = {key: n for key, n in session.execute(by_key.where(PaymentTask.state == "completed"))}
-        booked = {key: amount for key, amount in session.execute(select(LedgerEntry.event_id, LedgerEntry.amount))}
+        booked = {
+            key: amount for key, amount in session.execute(select(LedgerEntry.event_id, LedgerEntry.amount))
+        }
         resaved = session.execute(
             select(checkpoint.task_id).group_by(checkpoint.task_id).having(func.count() != STEPS)
         ).all()
-    table = Table(title="What the database says", show_header=False)
+    table = Table(title="What happened", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for label, value in (
         ("deliveries in the log", len(log)),
         ("distinct events among them", len(events)),
-        ("tasks spawned (all processes, and those from before keys)", tasks),
-        ("deliveries of one process that were deduplicated", len(log) - len(events)),
+        (f"deliveries that {len(spawns)} processes spawned a task for", sum(seen for seen, _ in spawns)),
+        ("of which deduplicated", sum(seen - created for seen, created in spawns)),
+        ("tasks spawned, with those from before keys", tasks),
         ("tasks completed", completed),
         ("attempts that failed and were retried", failed - lost),
         ("attempts that died with the worker", lost),
@@ -48,7 +52,7 @@ def show(engine: Engine, log: list[Delivery], console: Console) -> int:
     ):
         table.add_row(label, f"{value:,}")
     console.print(table)
-    wrong = {
+    wrong: dict[str, Collection[object]] = {
         "events never handled": events.keys() - handled.keys(),
         "events handled twice": {key for key, times in handled.items() if times != 1},
         "tasks that belong to no event": handled.keys() - events.keys(),

@@ -41,6 +41,7 @@ class Demo:
         self._events, self._log = events, log
         self._events_by_id = {delivery.event.id: delivery.event for delivery in log}
         self._processes: list[subprocess.Popen[str]] = []
+        self.spawns = [(0, 0)] * SPAWNERS  # by process: deliveries committed, tasks created
 
     def __enter__(self) -> Self:
         return self
@@ -100,8 +101,8 @@ class Demo:
             ]
             processes = [self._start("sa_durable.demo.spawner", str(self._events), output=True) for _ in bars]
             readers = [
-                Thread(target=_follow, args=(process, lambda n, bar=bar: progress.update(bar, completed=n)))
-                for process, bar in zip(processes, bars, strict=True)
+                Thread(target=self._follow, args=(n, progress, bar, processes[n]))
+                for n, bar in enumerate(bars)
             ]
             for reader in readers:
                 reader.start()
@@ -116,6 +117,13 @@ class Demo:
             failed = [p.args for i, p in enumerate(processes) if p.wait(TIMEOUT) != 0 and i != 1]
         if failed:
             raise RuntimeError(f"spawners failed: {failed}")
+
+    def _follow(self, number: int, progress: Progress, bar: TaskID, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None  # noqa: S101 - it was started with a pipe
+        for line in process.stdout:
+            deliveries, created = map(int, line.split())
+            self.spawns[number] = deliveries, created
+            progress.update(bar, completed=deliveries)
 
     def work(self) -> None:
         """A worker runs the tasks; it is killed in the middle, and another one takes over."""
@@ -181,9 +189,3 @@ class Demo:
         )
         with Progress(*columns, console=self.console) as progress:
             yield progress
-
-
-def _follow(process: subprocess.Popen[str], tell: Callable[[int], None]) -> None:
-    assert process.stdout is not None  # noqa: S101 - it was started with a pipe
-    for line in process.stdout:
-        tell(int(line.split()[0]))

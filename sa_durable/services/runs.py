@@ -133,7 +133,7 @@ def sleep(
     transaction is one. Raises Cancelled or LeaseLost.
     """
     wake = checkpoints.save_wake_time(session, model, claim, name, delay=delay, until=until)
-    parameters = {"id": claim.task_id, "token": claim.token, "wake": datetime.fromisoformat(wake)}
+    parameters = {"task_id": claim.task_id, "held_token": claim.token, "wake": datetime.fromisoformat(wake)}
     if execute(session, stmt.sleep(model), parameters).first() is not None:
         return True
     leases.check(session, model, claim.task_id, claim.token)

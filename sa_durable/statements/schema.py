@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import ARRAY, Text, TextualSelect, bindparam, column, text
 from sqlalchemy.sql.compiler import IdentifierPreparer
@@ -26,7 +26,7 @@ _MISSING = text("""
 """).columns(column("missing", Text()))
 
 
-def missing(model: type[DurableTask], preparer: IdentifierPreparer, schema: str | None) -> TextualSelect[Any]:
+def missing(model: type[DurableTask], preparer: IdentifierPreparer, schema: str | None) -> TextualSelect:
     """The columns, and the valid key index, that aren't there; no row if all are."""
     table = table_of(model)
     prefix = f"{preparer.quote_schema(schema)}." if schema else ""

@@ -1,0 +1,29 @@
+"""Migrations: what an application's `env.py` and revisions import. Importing it registers the operations.
+
+::
+
+    import sa_durable.alembic  # in a revision: op.durable_add_keys() and the others now exist
+
+- `op.durable_add_keys(source=...)` gives every queue table of the database the columns, check and index of idempotency
+  keys; `op.durable_add_key(table, ...)` does it for one. Both go on where an interrupted run stopped.
+- `op.durable_drop_keys()` and `op.durable_drop_key(table)` are their reverse.
+- `migration_lock(connection)`, in `env.py`: one migrator at a time, the others wait and find everything done.
+
+docs/upgrading/keys.md says what each of them locks, and for how long.
+"""
+
+from .backfill import BackfillReport
+from .online import migration_lock
+from .operations import AddKeyOp, AddKeysOp, DropKeyOp, DropKeysOp
+from .sources import ONCE, Source
+
+__all__ = [
+    "ONCE",
+    "AddKeyOp",
+    "AddKeysOp",
+    "BackfillReport",
+    "DropKeyOp",
+    "DropKeysOp",
+    "Source",
+    "migration_lock",
+]

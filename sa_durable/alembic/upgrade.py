@@ -1,0 +1,58 @@
+"""Running the operations on a live database, or inside a transaction that somebody else began."""
+
+from __future__ import annotations
+
+import logging
+
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
+
+from . import ddl
+from .backfill import BackfillReport, check_source, fill
+from .ddl import Targets
+from .online import alone, is_online, run, sql
+from .sources import Backfill, Patience
+
+logger = logging.getLogger("sa_durable.alembic")
+
+
+def add(
+    context: MigrationContext, targets: Targets, patience: Patience, backfill: Backfill | None
+) -> list[BackfillReport]:
+    """All tables get their schema first, as new code needs it; then their rows get keys."""
+    if not is_online(context):
+        assert context.connection is not None  # noqa: S101 - only offline there is none
+        return _add(context.connection, targets, None, backfill)
+    with alone(context) as connection:
+        return _add(connection, targets, patience, backfill)
+
+
+def drop(context: MigrationContext, targets: Targets, patience: Patience) -> None:
+    if not is_online(context):
+        assert context.connection is not None  # noqa: S101 - as above
+        run(context.connection, ddl.drop_steps(targets, concurrently=False), None)
+        return
+    with alone(context) as connection:
+        run(connection, ddl.drop_steps(targets, concurrently=True), patience)
+
+
+def _add(
+    connection: Connection, targets: Targets, patience: Patience | None, backfill: Backfill | None
+) -> list[BackfillReport]:
+    """Without patience, in the caller's transaction: the plain forms, which lock out writers until it ends."""
+    online = patience is not None
+    tables = connection.scalars(sql(f"SELECT name FROM {targets.rows}")).all()  # noqa: S608
+    if not tables:
+        logger.warning("no queue table was found (%s)", targets)
+    if backfill is not None:
+        for table in tables:
+            check_source(connection, table, backfill)
+    run(connection, ddl.add_steps(targets, concurrently=online), patience)
+    if backfill is None:
+        return []
+    reports = []
+    for table in tables:
+        if not online:
+            connection.execute(sql(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))
+        reports.append(fill(connection, table, backfill, online=online))
+    return reports

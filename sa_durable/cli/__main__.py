@@ -1,0 +1,5 @@
+"""`python -m sa_durable.cli`, where the script `sa-durable` is not on PATH."""
+
+from . import main
+
+main(prog_name="sa-durable")

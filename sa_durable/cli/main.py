@@ -1,0 +1,15 @@
+"""The group of commands."""
+
+import click
+
+from .. import __version__
+from .worker import worker
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sa-durable")
+def main() -> None:
+    """Durable tasks in your own SQLAlchemy models and PostgreSQL."""
+
+
+main.add_command(worker)

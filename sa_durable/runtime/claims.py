@@ -1,0 +1,98 @@
+"""Claiming: as many tasks as there is room for, as soon as there is room, while there is work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ..services import checkpoints, leases
+from .chores import Chore
+from .database import Database
+from .live import Live, LiveRun
+from .registry import Registry
+from .slots import Slots
+from .wakeup import Wakeup
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+LARGEST = 500  # tasks in one statement
+
+
+class Claimer:
+    """Claims from each queue in turn and hands the runs over, with the checkpoints of those that were claimed before.
+
+    Asleep while there is no room, and for `poll_interval` when the queues had nothing: woken by a hint in both.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        registry: Registry,
+        live: Live,
+        slots: Slots,
+        *,
+        worker: str,
+        lease: timedelta,
+        lifetime: float,  # seconds from before a claim is sent until its run is given up
+        poll_interval: timedelta,
+        hand_over: Callable[[list[LiveRun]], None],
+        wakeup: Wakeup,
+    ) -> None:
+        self._database, self._registry, self._live, self._slots = database, registry, live, slots
+        self._worker, self._lease, self._lifetime = worker, lease, lifetime
+        self._poll = poll_interval.total_seconds()
+        self._hand_over = hand_over
+        self._turn = 0
+        self._incomplete: list[LiveRun] = []  # their checkpoints are not loaded yet
+        self.drained = False  # the queues had less than there was room for
+        self.chore = Chore("claimer", self._claim, wakeup=wakeup)
+
+    def _claim(self) -> float:
+        self._complete()
+        queues = self._registry.queues
+        self._turn += 1
+        while (room := self._slots.room) > 0:
+            found = 0
+            for i in range(len(queues)):
+                model = queues[(self._turn + i) % len(queues)]
+                if (left := min(room - found, LARGEST)) > 0:
+                    found += self._claim_from(model, left)
+            self.drained = found < min(room, LARGEST)
+            if self.drained:
+                break
+        return self._poll
+
+    def _claim_from(self, model: type[DurableTask], limit: int) -> int:
+        names = self._registry.names(model)
+        if not names:
+            return 0
+        sent = monotonic()
+        with self._database.once() as session:
+            claims = leases.claim(
+                session, model, names=names, worker=self._worker, lease=self._lease, limit=limit
+            )
+        if claims:
+            runs = [LiveRun(model, claim, sent + self._lifetime) for claim in claims]
+            self._slots.take(len(runs))
+            self._live.add(runs)
+            self._incomplete = runs
+            self._complete()
+        return len(claims)
+
+    def _complete(self) -> None:
+        """Load what earlier claims of these tasks left, and hand them over."""
+        runs, resumed = self._incomplete, [run for run in self._incomplete if run.claim.resumed]
+        if resumed:
+            self._load(resumed[0].model, resumed)
+        if runs:
+            self._incomplete = []
+            self._hand_over(runs)
+
+    def _load(self, model: type[DurableTask], resumed: Sequence[LiveRun]) -> None:
+        with self._database.once() as session:
+            saved = checkpoints.load(session, model, [run.claim.task_id for run in resumed])
+        for run in resumed:
+            run.saved = saved[run.claim.task_id]

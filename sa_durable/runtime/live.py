@@ -1,0 +1,100 @@
+"""Runs that live in this process: from their claim until their end is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from threading import Lock
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import UUID
+
+from ..errors import LeaseLost, Signal
+from ..values import Claim, Json
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+
+
+class LiveRun:
+    """A claim that this process holds, and whether it still may act on it.
+
+    Once a signal has ended it, that is final: whatever the handler does with the signal, nothing more is written.
+    """
+
+    __slots__ = ("_task", "claim", "deadline", "model", "saved", "settling", "signal", "started")
+
+    def __init__(self, model: Model, claim: Claim, deadline: float) -> None:
+        self.model, self.claim = model, claim
+        self.deadline = deadline  # of time.monotonic(): when its lease may be over, less a margin
+        self.saved: Mapping[str, Json] = {}
+        self.signal: Signal | None = None
+        self.started = 0.0
+        self.settling = False  # the handler has ended; its outcome is on its way to the database
+        self._task: asyncio.Task[Any] | None = None
+
+    def check(self) -> None:
+        """Raise the signal that ended this run, if one has. The lease is judged by this process's own clock, from
+        before the claim or extension was sent: no message has to arrive for that."""
+        if self.signal is None and monotonic() > self.deadline:
+            self.end(LeaseLost(f"task {self.claim.task_id}: the lease could not be extended in time"))
+        if self.signal is not None:
+            self._raise(self.signal)
+
+    def _raise(self, signal: Signal) -> NoReturn:
+        raise type(signal)(*signal.args)  # a new one each time: no endless traceback
+
+    def end(self, signal: Signal) -> bool:
+        """Nothing more is written for this run; an async handler is cancelled. False: it had ended before."""
+        if self.signal is not None:
+            return False
+        self.signal = signal
+        if (task := self._task) is not None:
+            loop = task.get_loop()
+            with suppress(RuntimeError):  # the loop is closed: nothing runs on it any more
+                loop.call_soon_threadsafe(task.cancel)
+        return True
+
+    def runs_as(self, task: asyncio.Task[Any]) -> None:
+        self._task = task
+
+    def suspend(self, signal: Signal) -> NoReturn:
+        """End it from within its own handler."""
+        if self.signal is None:
+            self.signal = signal
+        raise signal
+
+
+class Live:
+    """The live runs of a worker, for those who extend leases and for the end of the process."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._runs: defaultdict[Model, dict[UUID, LiveRun]] = defaultdict(dict)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(map(len, self._runs.values()))
+
+    def add(self, runs: Iterable[LiveRun]) -> None:
+        with self._lock:
+            for run in runs:
+                self._runs[run.model][run.claim.task_id] = run
+
+    def remove(self, runs: Iterable[LiveRun]) -> None:
+        with self._lock:
+            for run in runs:
+                known = self._runs[run.model]
+                if known.get(run.claim.task_id) is run:  # this worker may have claimed the task again
+                    del known[run.claim.task_id]
+
+    def by_queue(self) -> dict[Model, list[LiveRun]]:
+        with self._lock:
+            return {model: list(runs.values()) for model, runs in self._runs.items() if runs}
+
+    def all(self) -> list[LiveRun]:
+        return [run for runs in self.by_queue().values() for run in runs]

@@ -1,0 +1,31 @@
+"""What a worker runs: queues, and the handlers that it knows for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UnknownQueue
+from ..handlers import Handler
+from ..models import queue_of
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+
+
+class Registry:
+    """The queues of a worker. Handlers registered later are known from then on. Raises UnknownQueue."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self.queues: tuple[Model, ...] = tuple(dict.fromkeys(queue_of(model) for model in models))
+        if not self.queues:
+            raise UnknownQueue("a worker needs at least one queue: Worker(engine, [BillingTask])")
+
+    def names(self, model: Model) -> list[str]:
+        """The names of tasks that can be claimed: those of others stay where they are."""
+        return list(model.__handlers__)
+
+    def handler(self, model: Model, name: str) -> Handler[Any, ..., Any]:
+        return model.__handlers__[name]

@@ -1,0 +1,51 @@
+"""What time does to tasks. Each statement takes a bounded number of rows and passes over locked ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Integer, Select, any_, bindparam, func, select, text, update
+
+from ..models.predicates import SLEEPING
+from . import clock
+from .memo import memo
+from .tasks import table_of
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+
+
+@memo
+def promote(model: Model) -> Select[Any]:
+    """Make up to `limit` sleepers that are due pending, the longest due first. Returns one row: how many (`woken`),
+    and in how long the next sleeper is due (`next_due`, an interval; NULL: none).
+
+    available_at stays: among equals, whoever was due first is claimed first.
+    """
+    table = table_of(model)
+    due = (
+        select(table.c.id)
+        .where(text(SLEEPING), table.c.available_at <= clock.now())
+        .order_by(table.c.available_at)
+        .limit(bindparam("limit", type_=Integer()))
+        .with_for_update(skip_locked=True)
+    )
+    woken = (
+        update(table)
+        .where(table.c.id == any_(func.array(due.scalar_subquery())))
+        .where(text(SLEEPING))
+        .values(state="pending")
+        .returning(table.c.id)
+        .cte("woken")
+    )
+    later = table.alias("later")
+    next_due = (
+        select(func.min(later.c.available_at) - clock.now())
+        .where(text(f"later.{SLEEPING}"), later.c.available_at > clock.now())
+        .scalar_subquery()
+    )
+    return select(
+        select(func.count()).select_from(woken).scalar_subquery().label("woken"), next_due.label("next_due")
+    )

@@ -1,0 +1,185 @@
+"""How a run ends: completed, failed with another attempt or none, asleep."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Float,
+    Interval,
+    Table,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    column,
+    func,
+    literal,
+    literal_column,
+    null,
+    select,
+    text,
+    update,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from ..models.predicates import RUNNING
+from ..models.tables import TIME
+from . import clock
+from .leases import array, still_held
+from .memo import memo
+from .tasks import table_of
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+
+
+@memo
+def complete_many(model: Model) -> ReturningUpdate[Any]:
+    """Store `results` (JSON texts) of the claims `ids` with `tokens`. Returns the ids that were still held."""
+    table = table_of(model)
+    ended = (
+        func.unnest(array("ids", Uuid()), array("tokens", BigInteger()), array("results", Text()))
+        .table_valued(
+            column("id", Uuid()),
+            column("token", BigInteger()),
+            column("result", Text()),
+        )
+        .render_derived(name="ended")
+    )
+    return (
+        update(table)
+        .where(*still_held(table, ended))
+        .values(
+            state="completed",
+            result=sql_cast(ended.c.result, JSONB),
+            finished_at=clock.now(),
+            lease_expires_at=None,
+        )
+        .returning(table.c.id)
+    )
+
+
+@memo
+def fail_many(model: Model) -> ReturningUpdate[Any]:
+    """End the runs of `ids` with `tokens`, each with its `errors` (JSON text), and write their history. Returns the
+    ids that were still held.
+
+    `delays` says what follows: seconds until the next attempt, which gets the id of `next_runs`, or NULL: the task
+    has failed. One statement: history and task change together, in one round trip. Only one of its two parts
+    writes the task table; the other locks the rows first.
+    """
+    table, runs = table_of(model), cast(Table, model.Run.__table__)  # type: ignore[attr-defined]  # mapped imperatively
+    ended = (
+        func.unnest(
+            array("ids", Uuid()),
+            array("tokens", BigInteger()),
+            array("errors", Text()),
+            array("delays", Float()),
+            array("next_runs", Uuid()),
+        )
+        .table_valued(
+            column("id", Uuid()),
+            column("token", BigInteger()),
+            column("error", Text()),
+            column("delay", Float()),
+            column("next_run", Uuid()),
+        )
+        .render_derived(name="ended")
+    )
+    current = (
+        select(
+            table.c.run_id,
+            table.c.id,
+            table.c.attempt,
+            literal("failed"),
+            table.c.claimed_by,
+            table.c.started_at,
+            table.c.lease_expires_at,
+            clock.now(),
+            sql_cast(ended.c.error, JSONB),
+        )
+        .select_from(table.join(ended, and_(*still_held(table, ended))))
+        .with_for_update(of=table, key_share=True)
+    )
+    names = [
+        "id",
+        "task_id",
+        "attempt",
+        "state",
+        "worker",
+        "started_at",
+        "lease_expires_at",
+        "ended_at",
+        "error",
+    ]
+    history = insert(runs).from_select(names, current).returning(runs.c.task_id).cte("history")
+    final = ended.c.delay.is_(None)
+
+    def unless_final(value: Any, last: Any) -> ColumnElement[Any]:
+        return case((final, last), else_=value)
+
+    return (
+        update(table)
+        .where(table.c.id == history.c.task_id, *still_held(table, ended))
+        .values(
+            state=case(
+                (final, literal("failed")),
+                (ended.c.delay <= 0, literal("pending")),
+                else_=literal("sleeping"),
+            ),
+            available_at=unless_final(
+                clock.now()
+                + func.coalesce(ended.c.delay, 0.0) * literal_column("interval '1 second'", Interval()),
+                table.c.available_at,
+            ),
+            attempt=unless_final(table.c.attempt + 1, table.c.attempt),
+            run_id=unless_final(ended.c.next_run, table.c.run_id),
+            token=table.c.token + 1,
+            claimed_by=unless_final(null(), table.c.claimed_by),
+            started_at=unless_final(null(), table.c.started_at),
+            lease_expires_at=None,
+            finished_at=unless_final(null(), clock.now()),
+            error=unless_final(null(), sql_cast(ended.c.error, JSONB)),
+        )
+        .returning(table.c.id)
+    )
+
+
+@memo
+def sleep(model: Model) -> ReturningUpdate[Any]:
+    """Put the claim `task_id` with `held_token` to sleep until `wake`, if that is still to come; the same run goes on then.
+    Returns its id."""
+    table = table_of(model)
+    wake: ColumnElement[Any] = sql_cast(bindparam("wake", type_=TIME), TIME)
+    return (
+        update(table)
+        .where(
+            table.c.id == bindparam("task_id", type_=Uuid()),
+            table.c.token == bindparam("held_token", type_=BigInteger()),
+            text(RUNNING),
+            wake > clock.now(),
+        )
+        .values(
+            state="sleeping",
+            available_at=wake,
+            token=table.c.token + 1,
+            claimed_by=None,
+            lease_expires_at=None,
+        )
+        .returning(table.c.id)
+    )
+
+
+def wake_time() -> ColumnElement[Any]:
+    """When a sleep of `delay` that starts now ends, or `until`, if given: a JSON string."""
+    until: ColumnElement[Any] = sql_cast(bindparam("until", type_=TIME), TIME)
+    delay: ColumnElement[Any] = sql_cast(bindparam("delay", type_=Interval()), Interval())
+    return func.to_jsonb(func.coalesce(until, clock.now() + delay), type_=JSONB)

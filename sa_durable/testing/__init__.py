@@ -1,0 +1,126 @@
+"""Factories for tests: rows of a queue's tables, in any state, as if sa_durable had written them.
+
+Needs factory-boy: `pip install "sa-durable[testing]"`. Given a session, each function returns the factory that is bound
+to it; without one, a factory to subclass, with columns of your own and factory-boy's `Meta.sqlalchemy_session` or
+`sqlalchemy_session_factory`.
+
+    >>> from sqlalchemy import create_engine
+    >>> from sqlalchemy.orm import DeclarativeBase, Session
+    >>> from sa_durable import DurableTask
+    >>> from sa_durable.embedded import postgres
+    >>> from sa_durable.testing import checkpoint_factory, task_factory
+    >>> class Base(DeclarativeBase): ...
+    >>> class ShippingTask(DurableTask, Base):
+    ...     __queue__ = "shipping"
+    >>> with postgres() as server:
+    ...     engine = create_engine(server.url)
+    ...     Base.metadata.create_all(engine)
+    ...     with Session(engine) as session:
+    ...         tasks = task_factory(ShippingTask, session)
+    ...         task = tasks(running=True, idempotency_key="ship:7", hold="forever")
+    ...         print(task.state, task.claimed_by, task.token, task.lease_expires_at > task.started_at)
+    ...         failed = tasks(failed=True, attempt=3)
+    ...         print(failed.error["message"], [(run.attempt, run.state) for run in failed.runs])
+    ...         print([task.priority for task in tasks.create_batch(3, sleeping=True, priority=-1)])
+    ...         saved = checkpoint_factory(ShippingTask, session)(task=task, name="pack", value={"boxes": 2})
+    ...         print(saved.name, saved.value, saved.task_id == task.id)
+    ...     engine.dispose()
+    running worker-1 1 True
+    made up [(1, 'failed'), (2, 'failed'), (3, 'failed')]
+    [-1, -1, -1]
+    pack {'boxes': 2} True
+
+With an AsyncSession: `await session.run_sync(lambda s: task_factory(ShippingTask, s)(running=True))`.
+
+Rows are inserted at once, come back loaded, and are not committed. Times are the database's; those that you give may
+be SQL expressions too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy.orm import Session, scoped_session
+
+from ..models import (
+    DurableCheckpoint,
+    DurableEvent,
+    DurableQueue,
+    DurableRun,
+    DurableTask,
+    DurableWait,
+    queue_of,
+)
+from . import factories
+
+T = TypeVar("T", bound=DurableTask)
+M = TypeVar("M")
+AnySession = Session | scoped_session[Any]
+
+
+class RowFactory(Protocol[M]):
+    """What type checkers see of a factory; it is a subclass of `factory.alchemy.SQLAlchemyModelFactory`."""
+
+    def __call__(self, **values: Any) -> M:
+        """As `create`."""
+
+    def create(self, **values: Any) -> M:
+        """A new row, as an object of the session."""
+
+    def create_batch(self, size: int, **values: Any) -> list[M]:
+        """`size` new rows."""
+
+
+def task_factory(model: type[T], session: AnySession | None = None) -> RowFactory[T]:
+    """Makes tasks of a queue: `tasks(state="running")` or `tasks(running=True)`, for every TaskState; else pending.
+
+    Columns go by their names, relationships take objects, and a key is given as to spawn: `idempotency_key`, `hold`
+    (default: active; None: released) and `key_ttl`. A task with `attempt=3` has a history of two failed runs, unless
+    `history=False`. Further traits: `started` (a pending, sleeping or cancelled task that a worker had before),
+    `lease_expired` (running, but its worker is gone), `due` (sleeping, but it is time to wake).
+    """
+    rows: RowFactory[T] = factories.bound(factories.task, queue_of(model), session)
+    return rows
+
+
+def run_factory(model: type[DurableTask], session: AnySession | None = None) -> RowFactory[DurableRun]:
+    """Makes ended attempts of `task` (default: a new one, waiting for its second): failed, or `cancelled=True`."""
+    rows: RowFactory[DurableRun] = factories.bound(factories.run, queue_of(model), session)
+    return rows
+
+
+def checkpoint_factory(
+    model: type[DurableTask], session: AnySession | None = None
+) -> RowFactory[DurableCheckpoint]:
+    """Makes checkpoints of `task` (default: a new running one), with a `name` and a `value`."""
+    rows: RowFactory[DurableCheckpoint] = factories.bound(factories.checkpoint, queue_of(model), session)
+    return rows
+
+
+def event_factory(model: type[DurableTask], session: AnySession | None = None) -> RowFactory[DurableEvent]:
+    """Makes events with a `name` and a `payload`: unsettled ones, or `settled=True`, or `too_late=True` (dropped)."""
+    rows: RowFactory[DurableEvent] = factories.bound(factories.event, queue_of(model), session)
+    return rows
+
+
+def wait_factory(model: type[DurableTask], session: AnySession | None = None) -> RowFactory[DurableWait]:
+    """Makes waits for `event_name` of `task` (default: a new sleeping one); with `timed=True`, for an hour."""
+    rows: RowFactory[DurableWait] = factories.bound(factories.wait, queue_of(model), session)
+    return rows
+
+
+def queue_factory(model: type[DurableTask], session: AnySession | None = None) -> RowFactory[DurableQueue]:
+    """Makes the row that says something about the queue; `paused=True` pauses it."""
+    rows: RowFactory[DurableQueue] = factories.bound(factories.queue, queue_of(model), session)
+    return rows
+
+
+__all__ = [
+    "RowFactory",
+    "checkpoint_factory",
+    "event_factory",
+    "queue_factory",
+    "run_factory",
+    "task_factory",
+    "wait_factory",
+]
