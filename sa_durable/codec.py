@@ -14,6 +14,7 @@ import rfc8785
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from .annotations import has_typed_keys, is_loose
 from .values import Json
 
 T = TypeVar("T")
@@ -26,13 +27,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _EXACT = 2**53  # from here on a double can't tell neighbouring integers apart
 
 
-class NotJson(ValueError):  # noqa: N818 - callers turn it into InvalidParams or InvalidResult
+class NotJson(ValueError):
     """A value has no JSON form that PostgreSQL stores as it is. The message names the place."""
 
 
 def dumps(value: Json, *, what: str = "value", limit: int = MAX_BYTES) -> str:
-    """`value` as compact JSON text that jsonb takes unchanged. Raises NotJson with the place that can't be stored:
-    NaN, an infinity, a NUL character, a lone surrogate, a key that is no string, any other type, or too many bytes.
+    """`value`, whose keys are strings, as compact JSON text that jsonb takes unchanged. Raises NotJson with the place
+    that can't be stored: NaN, an infinity, a NUL character, a lone surrogate, any other type, or too many bytes.
     """
     try:
         text = _encode(value)
@@ -40,13 +41,14 @@ def dumps(value: Json, *, what: str = "value", limit: int = MAX_BYTES) -> str:
     except RecursionError:
         raise NotJson(f"{what} is nested too deeply or contains itself") from None
     except (TypeError, ValueError) as error:
-        raise NotJson(_complaint(value, what) or f"{what}: {error}") from None
+        check_plain(value, what)
+        raise NotJson(f"{what}: {error}") from None
     if size > limit:
         raise NotJson(
             f"{what} takes {size} bytes as JSON; {limit} are allowed. Store it elsewhere and pass its id"
         )
-    if "\\u0000" in text and (complaint := _complaint(value, what)):
-        raise NotJson(complaint)
+    if "\\u0000" in text:
+        check_plain(value, what)
     return text
 
 
@@ -70,7 +72,7 @@ def _complaint(value: Any, place: str) -> str | None:
         case str():
             return _text_complaint(value, place)
         case list() | tuple():
-            return next((c for i, v in enumerate(value) if (c := _complaint(v, f"{place}[{i}]"))), None)
+            return next(filter(None, (_complaint(v, f"{place}[{i}]") for i, v in enumerate(value))), None)
         case dict():
             for key, inner in value.items():
                 if not isinstance(key, str):
@@ -90,16 +92,32 @@ def _text_complaint(text: str, place: str) -> str | None:
     return None
 
 
+def _check_kept(value: Any, place: str, *, keys: bool) -> None:
+    """Raise NotJson for what an encoder would take and change: NaN, infinities and, with `keys`, keys that are no
+    strings."""
+    match value:
+        case float() if not isfinite(value):
+            raise NotJson(f"{place} is {value}: JSON has no such number")
+        case dict():
+            for key, inner in value.items():
+                if keys and not isinstance(key, str):
+                    raise NotJson(f"{place} has the key {key!r}: JSON keys are strings")
+                _check_kept(inner, f"{place}.{key}", keys=keys)
+        case list() | tuple() | set() | frozenset():
+            for i, inner in enumerate(value):
+                _check_kept(inner, f"{place}[{i}]", keys=keys)
+
+
 class Coder:
     """Encodes and decodes values of one annotated type, by a pydantic TypeAdapter made when it is first needed."""
 
-    __slots__ = ("_adapter", "annotation", "plain")
+    __slots__ = ("_adapter", "_loose", "annotation", "plain")
 
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
-        # Without a type to go by, pydantic would quietly turn keys into strings and objects into something.
         self.plain = annotation is Any
         self._adapter: TypeAdapter[Any] | None = None
+        self._loose: bool | None = None
 
     @property
     def adapter(self) -> TypeAdapter[Any]:
@@ -116,17 +134,39 @@ class Coder:
             check_plain(value, what)
             return value
         try:
+            if self.loose:
+                # Where there is no type to go by, pydantic would quietly turn NaN into null and keys into strings.
+                _check_kept(
+                    self.adapter.dump_python(value, warnings="error"),
+                    what,
+                    keys=not has_typed_keys(self.annotation),
+                )
             return self.adapter.dump_python(value, mode="json", warnings="error")
         except (PydanticSerializationError, ValueError, RecursionError) as error:
-            raise NotJson(f"{what}: {error}") from error
+            raise error if isinstance(error, NotJson) else NotJson(f"{what}: {error}") from error
+
+    @property
+    def loose(self) -> bool:
+        """Whether the type leaves something open."""
+        if self._loose is None:
+            self._loose = is_loose(self.annotation)
+        return self._loose
+
+    def check(self, value: Any, what: str) -> Any:
+        """The value of the annotated type that a caller means by `value`. Raises NotJson if it doesn't fit."""
+        return self._validate(value, what, strict=None)
 
     def decode(self, value: Json, what: str) -> Any:
-        """The value of the annotated type. Raises NotJson if the JSON doesn't fit it."""
+        """The value of the annotated type that was stored as `value`: a strict type takes its own JSON back. Raises
+        NotJson if the JSON doesn't fit it."""
+        return self._validate(value, what, strict=False)
+
+    def _validate(self, value: Any, what: str, *, strict: bool | None) -> Any:
         if self.plain:
             return value
         try:
-            return self.adapter.validate_python(value)
-        except ValidationError as error:
+            return self.adapter.validate_python(value, strict=strict)
+        except (ValidationError, RecursionError) as error:
             raise NotJson(f"{what}: {error}") from error
 
 

@@ -24,7 +24,7 @@ from typing_extensions import TypedDict, Unpack
 
 from . import policy
 from .codec import Coder, NotJson, check_plain, dumps
-from .errors import DeclarationError, InvalidParams
+from .errors import DeclarationError, InvalidOptions, InvalidParams
 from .values import Hold, Json, OnDuplicate, RetryPolicy, SpawnKeywords
 
 M = TypeVar("M")
@@ -95,7 +95,7 @@ class Handler(Generic[M, P, R]):
         """An immutable call with these arguments. Raises InvalidParams, naming the argument and what it should be."""
         if args:
             try:
-                return self.call_with(self._signature.bind(*args, **kwargs).arguments)
+                kwargs = self._signature.bind(*args, **kwargs).arguments  # type: ignore[assignment]  # as if by name
             except TypeError as error:
                 raise InvalidParams(f"{self.name}: {error}") from None
         return self.call_with(kwargs)
@@ -107,7 +107,7 @@ class Handler(Generic[M, P, R]):
         try:
             for name in self._untyped & arguments.keys():
                 check_plain(arguments[name], name)
-            params = self._coder.encode(self._coder.decode(dict(arguments), self.name), self.name)
+            params = self._coder.encode(self._coder.check(dict(arguments), self.name), self.name)
             text = dumps(params, what="params")
         except NotJson as error:
             raise InvalidParams(f"{self.name}: {error}") from error
@@ -205,6 +205,18 @@ def check_name(name: str) -> str:
     if not isinstance(name, str) or not 1 <= len(name) <= 255 or "\0" in name or not name.isprintable():
         raise InvalidParams(f"task name {name!r}: 1 to 255 printable characters")
     return name
+
+
+def encode_headers(headers: Mapping[str, Json] | None) -> str | None:
+    """Headers as JSON text. Raises InvalidOptions."""
+    if not headers:
+        return None
+    try:
+        stored = dict(headers)
+        check_plain(stored, "headers")
+        return dumps(stored, what="headers", limit=64 * 1024)
+    except NotJson as error:
+        raise InvalidOptions(str(error)) from error
 
 
 class Decorator(Generic[M]):

@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 from .errors import InvalidKey, InvalidOptions
@@ -25,6 +25,7 @@ from .values import (
 RESERVED_KEY_PREFIX = "~"
 RESERVED_HEADER_PREFIX = "durable:"
 KEY_LENGTH = 255
+LONGEST = timedelta(days=36500)  # what comes later is no date that PostgreSQL and Python share
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -61,7 +62,7 @@ def resolve(*layers: SpawnKeywords | None) -> SpawnOptions:
     return options
 
 
-def _check(o: SpawnOptions) -> None:  # noqa: C901 - a flat list of rules reads best in one place
+def _check(o: SpawnOptions) -> None:  # noqa: C901, PLR0912 - a flat list of rules reads best in one place
     if o.idempotency_key is not None:
         check_key(o.idempotency_key)
     if o.key_ttl is not None:
@@ -75,10 +76,13 @@ def _check(o: SpawnOptions) -> None:  # noqa: C901 - a flat list of rules reads 
         raise InvalidOptions("delay and run_at exclude each other: give one")
     if o.delay is not None:
         _check_duration("delay", o.delay, zero=True)
-    if o.run_at is not None and o.run_at.utcoffset() is None:
-        raise InvalidOptions(
-            f"run_at={o.run_at!r} has no time zone: use an aware datetime, e.g. with tzinfo=UTC"
-        )
+    if o.run_at is not None:
+        if not isinstance(o.run_at, datetime):
+            raise InvalidOptions(f"run_at={o.run_at!r} must be a datetime")
+        if o.run_at.utcoffset() is None:
+            raise InvalidOptions(
+                f"run_at={o.run_at!r} has no time zone: use an aware datetime, e.g. with tzinfo=UTC"
+            )
     if o.max_attempts is not None and not (type(o.max_attempts) is int and 1 <= o.max_attempts < 2**31):
         raise InvalidOptions(
             f"max_attempts={o.max_attempts!r} must be an integer from 1, or None for no limit"
@@ -94,6 +98,10 @@ def _check(o: SpawnOptions) -> None:  # noqa: C901 - a flat list of rules reads 
             f"on_duplicate={o.on_duplicate.value!r} needs a key: give idempotency_key or only_once=True"
         )
     check_retry(o.retry)
+    if o.headers is not None and not isinstance(o.headers, Mapping):
+        raise InvalidOptions(f"headers={o.headers!r} must be a mapping of names to JSON values")
+    if o.columns is not None and not isinstance(o.columns, Mapping):
+        raise InvalidOptions(f"columns={o.columns!r} must be a mapping of your own columns to values")
     for name in o.headers or ():
         if not isinstance(name, str) or name.startswith(RESERVED_HEADER_PREFIX):
             raise InvalidOptions(
@@ -106,6 +114,13 @@ def _check_duration(name: str, value: timedelta, *, zero: bool) -> None:
         raise InvalidOptions(f"{name}={value!r} must be a timedelta")
     if value < timedelta(0) or (not zero and not value):
         raise InvalidOptions(f"{name}={value!r} must not be negative{'' if zero else ' or zero'}")
+    if value > LONGEST:
+        raise InvalidOptions(f"{name}={value!r} must be at most {LONGEST.days} days")
+
+
+def storable_key(key: str) -> bool:
+    """False for what no task can have as its key, derived ones included."""
+    return isinstance(key, str) and 1 <= len(key) <= KEY_LENGTH and not _UNSTORABLE.search(key)
 
 
 def check_key(key: str) -> str:
@@ -195,7 +210,7 @@ def retry_delay(retry: RetryPolicy, attempt: int, *, chance: float | None = None
             except OverflowError:
                 full = limit
     draw = random.random() if chance is None else chance  # noqa: S311 - spreads load, protects nothing
-    return timedelta(seconds=full * (1 - jitter * draw))
+    return timedelta(seconds=min(full, LONGEST.total_seconds()) * (1 - jitter * draw))
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,4 +261,5 @@ __all__ = [
     "retry_delay",
     "retry_from_json",
     "retry_to_json",
+    "storable_key",
 ]

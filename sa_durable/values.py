@@ -216,7 +216,7 @@ class TaskResult(Generic[R_co]):
     state: TaskState
     attempt: int
     value: R_co | None = None  # of the handler's return type, once completed
-    error: TaskError | None = None  # of the last attempt that failed
+    error: TaskError | None = None  # once failed: of the last attempt (earlier ones are in task.runs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from ..errors import DurableError
 from ..runtime import Worker
 from . import application
 
-EXIT_SECONDS = 5.0  # after the worker has let go of everything; what still runs then hangs
+EXIT_SECONDS = 3.0  # after the worker has let go of everything; what still runs then hangs
 
 Seconds = click.FloatRange(min=0, min_open=True)
 

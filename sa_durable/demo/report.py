@@ -28,10 +28,8 @@ def show(engine: Engine, log: list[Delivery], spawns: list[tuple[int, int]], con
         lost = session.scalar(select(func.count()).where(run.error["type"].astext == "LeaseExpired")) or 0
         failed = session.scalar(select(func.count()).select_from(run)) or 0
         by_key = select(PaymentTask.idempotency_key, func.count()).group_by(PaymentTask.idempotency_key)
-        handled = {key: n for key, n in session.execute(by_key.where(PaymentTask.state == "completed"))}
-        booked = {
-            key: amount for key, amount in session.execute(select(LedgerEntry.event_id, LedgerEntry.amount))
-        }
+        handled = dict(session.execute(by_key.where(PaymentTask.state == "completed")).tuples().all())
+        booked = dict(session.execute(select(LedgerEntry.event_id, LedgerEntry.amount)).tuples().all())
         resaved = session.execute(
             select(checkpoint.task_id).group_by(checkpoint.task_id).having(func.count() != STEPS)
         ).all()

@@ -81,7 +81,7 @@ def task_args(queue: str) -> tuple[SchemaItem, ...]:
     return (
         CheckConstraint(f"state IN ({states})", name=named("ck", table, "state")),
         CheckConstraint(KEY_CHECK, name=named("ck", table, "key")),
-        # Spawn's ON CONFLICT, and finding a key's holder: statements.tasks.insert_keyed, holder
+        # Spawn's ON CONFLICT, and finding a key's holder: statements.tasks.insert_task, statements.keys.holder
         Index(named("uq", table, "key"), "idempotency_key", unique=True, postgresql_where=text(HELD)),
         # statements.leases.claim: one walk per known name, so that rows of unknown names cost nothing
         Index(
@@ -96,7 +96,7 @@ def task_args(queue: str) -> tuple[SchemaItem, ...]:
         Index(named("ix", table, "due"), "available_at", postgresql_where=text(SLEEPING)),
         # statements.leases.expired
         Index(named("ix", table, "running"), "id", postgresql_where=text(RUNNING)),
-        # statements.tasks.children, for cancelling descendants
+        # statements.cancellation.children, for cancelling descendants
         Index(named("ix", table, "parent"), "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
     )
 

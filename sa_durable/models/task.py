@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast, overload
 from uuid import UUID
 
 from sqlalchemy import FromClause, MetaData, Table, event, func
-from sqlalchemy.orm import DeclarativeBase, DeclarativeBaseNoMeta, Mapped, registry, relationship
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    DeclarativeBaseNoMeta,
+    Mapped,
+    class_mapper,
+    declared_attr,
+    registry,
+    relationship,
+)
 from typing_extensions import Unpack
 
 from .. import policy
-from ..errors import DeclarationError, KeyedObject, UnknownQueue
-from ..handlers import Call, Decorator, Handler, HandlerKeywords
+from ..errors import DeclarationError, InvalidOptions, KeyedObject, UnknownQueue
+from ..handlers import Call, Decorator, Handler, HandlerKeywords, encode_headers
 from ..ids import uuid7
 from ..values import Json, SpawnKeywords
 from .names import Role, check_queue, comment, table_name
@@ -96,6 +105,14 @@ class DurableTask:
         runs: Mapped[list[DurableRun]]
         """Earlier attempts, in order; read-only."""
 
+    else:
+
+        @declared_attr.directive
+        def __tablename__(cls) -> str:  # noqa: N805 - as Declarative calls it
+            raise DeclarationError(
+                f"{cls.__name__}: DurableTask comes before the Base: class {cls.__name__}(DurableTask, Base)"
+            )
+
     def __init_subclass__(cls, **kw: Any) -> None:
         declares = "__queue__" in cls.__dict__
         if declares:
@@ -148,11 +165,17 @@ class DurableTask:
             raise KeyedObject(
                 f"{call.name} is spawned only_once by default, which a flush can't do: use Durable(session).spawn"
             )
-        task = cls(**(options.columns or {}))
+        try:
+            task = cls(**(options.columns or {}))
+        except TypeError as error:
+            raise InvalidOptions(
+                f"{cls.__name__} can't be made: {error}; give your own columns with call.using(columns=...) and spawn"
+            ) from error
         task.id = uuid7()
         task.run_id = uuid7()
         task.name = call.name
         task.params = dict(call.params)
+        encode_headers(options.headers)  # raises
         task.headers = dict(options.headers) if options.headers else None
         task.priority = options.priority
         task.max_attempts = options.max_attempts
@@ -179,7 +202,7 @@ def _prepare(cls: type[DurableTask]) -> None:
         )
     queue = check_queue(cls.__queue__, cls.__name__)
     columns = task_columns()
-    taken = sorted(columns.keys() & (cls.__dict__.keys() | cls.__dict__.get("__annotations__", {}).keys()))
+    taken = sorted(columns.keys() & (cls.__dict__.keys() | inspect.get_annotations(cls).keys()))
     if taken:
         raise DeclarationError(
             f"{cls.__name__}: {', '.join(taken)} are columns of sa_durable; give yours another name"
@@ -193,7 +216,11 @@ def _prepare(cls: type[DurableTask]) -> None:
         )
     for attribute, column in columns.items():
         setattr(cls, attribute, column)
-    options = {"comment": comment(queue, Role.TASKS), **own_options}
+    if "comment" in own_options:
+        raise DeclarationError(
+            f"{cls.__name__}: a queue is found by its table's comment, which sa_durable sets"
+        )
+    options = {**own_options, "comment": comment(queue, Role.TASKS)}
     options["info"] = {**own_options.get("info", {}), **info(queue, Role.TASKS)}
     cls.__tablename__ = name  # type: ignore[attr-defined]  # Declarative's, set before it looks
     cls.__table_args__ = (*task_args(queue), *own_args, options)  # type: ignore[attr-defined]  # as above
@@ -215,7 +242,8 @@ def _finish(cls: type[DurableTask]) -> None:
             properties["task"] = relationship(cls, viewonly=True)
         registry.map_imperatively(sibling, sibling_table(metadata, queue, role, tasks), properties=properties)
         setattr(cls, attribute, sibling)
-    cls.runs = relationship(cls.Run, viewonly=True, order_by=cls.Run.attempt)
+    runs = relationship(cls.Run, viewonly=True, order_by=cls.Run.attempt)
+    class_mapper(cls, configure=False).add_property("runs", runs)
     table = queues_table(metadata, tasks.schema)
     mapped = next((m.class_ for m in registry.mappers if m.local_table is table), None)
     if mapped is None:
@@ -243,8 +271,9 @@ def _subclass(cls: type[DurableTask], attribute: str, mixin: type[Any]) -> type[
     return type(f"{cls.__name__}{attribute}", (mixin,), namespace)
 
 
-def _refuse_key(target: DurableTask, value: object, *_: object) -> None:
-    if value is not None:
+def _refuse_key(target: DurableTask, value: object, old: object, _: object) -> None:
+    # A merge sets what is there already.
+    if value is not None and value != old and value != target.__dict__.get("idempotency_key"):
         raise KeyedObject(
             f"idempotency_key={value!r} was set on a {type(target).__name__} object. A flush would answer a duplicate "
             "with a unique violation: use Durable(session).spawn(call, idempotency_key=...), and spawned.task"

@@ -54,6 +54,7 @@ class Claimer:
         self._complete()
         queues = self._registry.queues
         self._turn += 1
+        self.drained = False  # unless we see it: a hint that comes while there is no room is kept this way
         while (room := self._slots.room) > 0:
             found = 0
             for i in range(len(queues)):

@@ -78,10 +78,11 @@ class Closer:
             if self._ordered(POLL):
                 logger.info("stopping at once")
                 break
-        self._claimer.join(STORE)  # a claim that was on its way is given back as well
         self._give_back()
+        self._claimer.join(STORE)
+        self._give_back()  # what a claim brought that was on its way
         deadline = monotonic() + STORE
-        while len(self._live) and monotonic() < deadline:
+        while (len(self._live) or self._flusher.backlog) and monotonic() < deadline:
             self._ordered(POLL)
         if left := len(self._live):
             logger.error(
@@ -97,7 +98,8 @@ class Closer:
         self._live.remove(run for run in self._live.all() if run.signal is not None and not run.settling)
         unfinished = [run for run in self._live.all() if not run.settling and run.signal is None]
         for run in unfinished:
-            # In this order: once it has ended, its handler's own outcome is not taken any more.
+            # In this order: from now on it is ours to store; and once it has ended, its handler's outcome isn't taken.
+            run.settling = True
             if run.end(LeaseLost(f"task {run.claim.task_id}: its worker stops")):
                 self._flusher.put(run, Released(run.claim.task_id, run.claim.token))
         if unfinished:

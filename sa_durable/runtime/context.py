@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID
@@ -25,7 +26,6 @@ _SLEEP = "$sleep"
 class _Context:
     def __init__(self, run: LiveRun, steps: Steps) -> None:
         self._run, self._steps = run, steps
-        self._journal = Journal(run.saved)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of task {self.task_id}, attempt {self.attempt}>"
@@ -57,6 +57,10 @@ class _Context:
     def headers(self) -> Mapping[str, Json]:
         """What the spawn gave beside the params; read-only."""
         return MappingProxyType(dict(self._run.claim.headers or {}))
+
+    @cached_property
+    def _journal(self) -> Journal:
+        return Journal(self._run.saved)
 
     def _next(self, name: str) -> Recorded | Missing:
         self._run.check()

@@ -96,10 +96,10 @@ class Executor:
             loop.call_soon_threadsafe(self._ended, run)
 
     def _settle(self, run: LiveRun, outcome: Completed | Failed | None) -> None:
-        if outcome is None or run.signal is not None:
-            self._live.remove([run])
-        else:
+        if outcome is not None and run.signal is None:
             self._flusher.put(run, outcome)
+        elif not run.settling:  # else the closer gives it back
+            self._live.remove([run])
 
     def _returned(self, run: LiveRun, handler: Handler[Any, ..., Any], value: Any) -> Completed | None:
         claim = run.claim

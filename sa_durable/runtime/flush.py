@@ -61,12 +61,14 @@ class Flusher:
 
     @property
     def backlog(self) -> int:
+        """How many outcomes are not stored yet. From any thread."""
         return len(self._waiting) + len(self._writing)
 
     def _flush(self) -> float | None:
         while self._writing or self._waiting:
             while self._waiting and len(self._writing) < LARGEST:
-                self._writing.append(self._waiting.popleft())
+                self._writing.append(self._waiting[0])
+                self._waiting.popleft()  # in this order, so that the backlog never looks shorter than it is
             self._write()
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -14,8 +13,6 @@ from .live import Live, LiveRun
 
 if TYPE_CHECKING:
     from ..models import DurableTask
-
-logger = logging.getLogger("sa_durable.worker")
 
 PER_LEASE = 4  # beats: three more chances after one that failed
 MARGIN = 0.1  # of a lease: a run gives up this long before others may take its task
@@ -55,6 +52,5 @@ class Heartbeat:
         for run in runs:
             if run.claim.task_id in kept:
                 run.deadline = sent + lifetime(self._lease)
-            elif (signal := standing[run.claim.task_id]) and not run.settling and run.end(signal):
-                # A run that is settling finds out by itself; or its end has just been stored.
-                logger.warning("%s (%s)", signal, run.claim.name)
+            elif (signal := standing[run.claim.task_id]) and not run.settling:
+                run.end(signal)  # one that is settling finds out by itself; or its end has just been stored

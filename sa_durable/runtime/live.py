@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -11,13 +12,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
-from ..errors import LeaseLost, Signal
+from ..errors import Cancelled, LeaseLost, Signal
 from ..values import Claim, Json
 
 if TYPE_CHECKING:
     from ..models import DurableTask
 
 Model = type["DurableTask"]
+logger = logging.getLogger("sa_durable.worker")
 
 
 class LiveRun:
@@ -53,6 +55,9 @@ class LiveRun:
         if self.signal is not None:
             return False
         self.signal = signal
+        level = logging.INFO if isinstance(signal, Cancelled) else logging.WARNING
+        what = type(signal).__name__
+        logger.log(level, "%s: attempt %d of %s: %s", what, self.claim.attempt, self.claim.name, signal)
         if (task := self._task) is not None:
             loop = task.get_loop()
             with suppress(RuntimeError):  # the loop is closed: nothing runs on it any more

@@ -216,7 +216,6 @@ class Worker:
             if now > run.deadline and run.signal is None and not run.settling:
                 with suppress(LeaseLost):
                     run.check()
-                logger.warning("%s (%s): its run is given up", run.signal, run.claim.name)
         if self._waiting and self._slots.adaptive and (age := now - self._waiting[0].started) > STALE:
             self._slots.give_back_stale(0, age)
             self._release_waiting()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import partial
 from itertools import groupby, islice
 from typing import Any, TypeVar
 
@@ -13,13 +12,14 @@ from sqlalchemy.orm import Session
 
 from .. import telemetry
 from ..handlers import Call
+from ..statements import keys as key_stmt
 from ..statements import tasks as stmt
 from ..values import OnDuplicate, SpawnKeywords, SpawnResult
 from .database import ensure_schema, execute
 from .tasks import (
+    Attach,
     Model,
     Prepared,
-    attached,
     check_same_task,
     insert_or_get,
     new_result,
@@ -69,7 +69,7 @@ def _spawn_queue(
     for chunk in _chunks(first, CHUNK):
         states |= _insert(session, [spawns[i] for i in chunk])
     created: list[Prepared] = []
-    attach = partial(attached, session)
+    attach = Attach(session)
     rest: list[int] = later
     for position in first:
         prepared = spawns[position]
@@ -98,17 +98,20 @@ def _insert_rows(
     table = stmt.table_of(model)
     if own or any(table.c[name].default is not None for name in own_attributes(model).values()):
         # The application's columns have types and defaults of their own, which SQLAlchemy's executemany knows.
-        return execute(session, stmt.insert_task(model, keyed=True, scheduled=True, own=own), rows)
+        return execute(
+            session, stmt.insert_task(model, keyed=True, scheduled=True, own=own), rows, model=model
+        )
     columns = {name: [row[name] for row in rows] for name in stmt.batch_parameters()}
     arrays = tuple(
         name for name, values in columns.items() if name == "id" or any(v != values[0] for v in values)
     )
     parameters = {name: values if name in arrays else values[0] for name, values in columns.items()}
-    return execute(session, stmt.insert_tasks(model, arrays), parameters)
+    return execute(session, stmt.insert_tasks(model, arrays), parameters, model=model)
 
 
-_NO_OPTION = dict.fromkeys(("run_at", "delay", "idempotency_key", "key_hold", "key_ttl")) | {
-    "delay": timedelta(0)
+_NO_OPTION = {
+    **stmt.starts(None, timedelta(0)),
+    **dict.fromkeys(("idempotency_key", "key_hold", stmt.KEY_TTL)),
 }
 
 
@@ -123,7 +126,8 @@ def _duplicates(
             "keys": [spawns[i].key for i in chunk],
             "params": [spawns[i].row["params"] for i in chunk],
         }
-        for row in execute(session, stmt.holders(spawns[chunk[0]].model), parameters):
+        model = spawns[chunk[0]].model
+        for row in execute(session, key_stmt.holders(model), parameters, model=model):
             found[chunk[row.position - 1]] = row
     for position in positions:
         prepared, holder = spawns[position], found.get(position)

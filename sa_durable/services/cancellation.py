@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from ..errors import TaskNotFound
 from ..models import queues_beside
-from ..statements import tasks as stmt
+from ..statements import cancellation as stmt
+from ..statements import tasks as task_stmt
 from .database import execute
 
 if TYPE_CHECKING:
@@ -22,17 +23,17 @@ def cancel(session: Session, model: type[DurableTask], task_id: UUID) -> bool:
     Root to leaf, and each generation's rows in the order of their ids: whoever locks several tasks does it in this
     order, so none of them deadlock. Raises TaskNotFound.
     """
-    if execute(session, stmt.outcome(model), {"task_id": task_id}).first() is None:
+    if execute(session, task_stmt.outcome(model), {"task_id": task_id}, model=model).first() is None:
         raise TaskNotFound(model.__queue__, task_id)
     generation = {model: [task_id]}
     cancelled = 0
     while generation:
         ended = {}
         for queue, ids in generation.items():
-            locked = list(execute(session, stmt.lock_active(queue, ids)).scalars())
+            locked = list(execute(session, stmt.lock_active(queue, ids), model=queue).scalars())
             if locked:
-                execute(session, stmt.insert_cancelled_runs(queue, locked))
-                execute(session, stmt.cancel(queue, locked))
+                execute(session, stmt.insert_cancelled_runs(queue, locked), model=queue)
+                execute(session, stmt.cancel(queue, locked), model=queue)
                 ended[queue] = locked
         cancelled += sum(map(len, ended.values()))
         generation = {
@@ -47,5 +48,5 @@ def _children(
     return sorted(
         child
         for parent, ids in parents.items()
-        for child in execute(session, stmt.children(queue, parent.__queue__, ids)).scalars()
+        for child in execute(session, stmt.children(queue, parent.__queue__, ids), model=queue).scalars()
     )

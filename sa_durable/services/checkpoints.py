@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import LeaseLost
 from ..statements import checkpoints as stmt
+from ..statements.arrays import uuids
 from ..values import Claim, Json
 from . import leases
 from .database import execute
@@ -26,7 +27,7 @@ def load(session: Session, model: Model, task_ids: Iterable[UUID]) -> dict[UUID,
     """The checkpoints of tasks, by task and name."""
     saved: dict[UUID, dict[str, Json]] = {task_id: {} for task_id in task_ids}
     if saved:
-        for row in execute(session, stmt.load(model), {"ids": list(saved)}):
+        for row in execute(session, stmt.load(model), {"ids": uuids(saved)}):
             saved[row.task_id][row.name] = row.value
     return saved
 

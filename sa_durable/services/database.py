@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import CursorResult, Engine, Executable, Result
+from sqlalchemy import Executable, Result
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -20,19 +20,17 @@ _SERIALIZATION, _DEADLOCK = "40001", "40P01"
 _UNDEFINED = frozenset({"42P01", "42703", "42P10"})  # table, column, index of an ON CONFLICT
 
 
-def execute(session: Session, statement: Executable, parameters: Any = None) -> Result[Any]:
-    """Execute in the caller's transaction. Raises RetryTransaction where running that again can succeed, and
+def execute(
+    session: Session, statement: Executable, parameters: Any = None, *, model: type[DurableTask] | None = None
+) -> Result[Any]:
+    """Execute in the caller's transaction; with `model`, on the engine that the session has for it. Raises RetryTransaction where running that again can succeed, and
     SchemaOutdated where the database lacks what the statement names."""
     try:
-        return session.execute(statement, parameters)
+        return session.execute(statement, parameters, bind_arguments={"mapper": model} if model else None)
     except DBAPIError as error:
         if known := typed_error(error):
             raise known from error
         raise
-
-
-def rows_changed(session: Session, statement: Executable, parameters: Any = None) -> int:
-    return cast("CursorResult[Any]", execute(session, statement, parameters)).rowcount
 
 
 def typed_error(error: DBAPIError) -> RetryTransaction | SchemaOutdated | None:
@@ -61,15 +59,15 @@ _checked: WeakKeyDictionary[object, set[tuple[str, str | None]]] = WeakKeyDictio
 def ensure_schema(session: Session, model: type[DurableTask]) -> None:
     """Raise SchemaOutdated, before anything is sent that would abort the caller's transaction, if the task table
     lacks columns or its key index isn't there and valid. Asked once per connection pool, table and schema."""
-    bind = session.get_bind(model.__mapper__)  # type: ignore[attr-defined]  # Declarative adds it
-    engine = bind if isinstance(bind, Engine) else bind.engine
+    connection = session.connection(bind_arguments={"mapper": model})
     table = table_of(model)
-    options = bind.get_execution_options()
-    schema = (options.get("schema_translate_map") or {}).get(table.schema, table.schema)
-    known = _checked.setdefault(engine.pool, set())
+    translated = connection.get_execution_options().get("schema_translate_map") or {}
+    schema = translated.get(table.schema, table.schema)
+    known = _checked.setdefault(connection.engine.pool, set())
     if (table.name, schema) in known:
         return
-    missing = list(session.execute(stmt.missing(model, engine.dialect.identifier_preparer, schema)).scalars())
+    query = stmt.missing(model, connection.dialect.identifier_preparer, schema)
+    missing = list(execute(session, query, model=model).scalars())
     if missing:
         raise SchemaOutdated(
             f"the database is behind sa_durable's schema: queue {model.__queue__!r} lacks {', '.join(missing)}. "

@@ -6,8 +6,9 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
+from .. import policy
 from ..models import DurableTask
-from ..statements import tasks as stmt
+from ..statements import keys as stmt
 from .database import ensure_schema, execute
 
 M = TypeVar("M", bound=DurableTask)
@@ -15,12 +16,16 @@ M = TypeVar("M", bound=DurableTask)
 
 def find(session: Session, model: type[M], key: str) -> M | None:
     """The task that holds `key`, attached to the session."""
+    if not policy.storable_key(key):
+        return None
     ensure_schema(session, model)
-    found: M | None = execute(session, stmt.held_task(model), {"key": key}).scalar_one_or_none()
+    found: M | None = execute(session, stmt.held_task(model), {"key": key}, model=model).scalar_one_or_none()
     return found
 
 
 def release(session: Session, model: type[DurableTask], key: str) -> bool:
     """Free `key`. False: nobody held it."""
+    if not policy.storable_key(key):
+        return False
     ensure_schema(session, model)
-    return execute(session, stmt.release_key(model, key)).first() is not None
+    return execute(session, stmt.release_key(model, key), model=model).first() is not None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
@@ -12,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import Cancelled, LeaseLost, Signal
 from ..statements import leases as stmt
+from ..statements.arrays import numbers, texts, uuids
 from ..values import Claim, Json, TaskState
 from .database import execute
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 Model = type["DurableTask"]
 Held: TypeAlias = Mapping[UUID, int]  # the tokens of claims, by task
 
+_decode = json.JSONDecoder().raw_decode
 _LAST = datetime.max.replace(tzinfo=UTC)
 
 
@@ -34,29 +38,31 @@ def claim(
     """
     if not names or limit < 1:
         return []
-    parameters = {"names": list(names), "worker": worker, "lease": lease, "limit": limit}
-    rows = list(execute(session, stmt.claim(model), parameters))
+    parameters = {"names": texts(names), "worker": worker, "lease": lease, "limit": limit}
+    rows = [tuple(row) for row in execute(session, stmt.claim(model), parameters).all()]
     rows.sort(key=_order)  # RETURNING has no order of its own
+    queue = model.__queue__
     return [
         Claim(
-            queue=model.__queue__,
-            task_id=row.id,
-            run_id=row.run_id,
-            name=row.name,
-            params=read_json(row.params, row.params),
-            headers=read_json(row.headers, None),
-            attempt=row.attempt,
-            max_attempts=row.max_attempts,
-            retry=read_json(row.retry, None),
-            token=row.token,
-            resumed=row.token > 1,
+            queue=queue,
+            task_id=task_id,
+            run_id=run_id,
+            name=name,
+            params=read_json(params, params),
+            headers=None if headers is None else read_json(headers, None),
+            attempt=attempt,
+            max_attempts=max_attempts,
+            retry=None if retry is None else _read_retry(retry),
+            token=token,
+            resumed=token > 1,
         )
-        for row in rows
+        # Unpacked, not row.task_id and so on: this runs for every task.
+        for task_id, run_id, name, params, headers, attempt, max_attempts, retry, token, *_ in rows
     ]
 
 
-def _order(row: Any) -> tuple[int, datetime, UUID]:
-    return row.priority, row.available_at or _LAST, row.id
+def _order(row: tuple[Any, ...]) -> tuple[int, datetime, bytes]:
+    return row[-2], row[-1] or _LAST, row[0].bytes
 
 
 def read_json(text: str | None, otherwise: Json) -> Json:
@@ -64,31 +70,36 @@ def read_json(text: str | None, otherwise: Json) -> Json:
     if text is None:
         return None
     try:
-        return json.loads(text)
+        return _decode(text)[0]  # PostgreSQL's text has no space around it
     except (ValueError, RecursionError):
         return otherwise
 
 
+@lru_cache(256)
+def _read_retry(text: str) -> Json:
+    return read_json(text, None)  # there are as many as there are handlers; nobody changes them
+
+
 def extend(session: Session, model: Model, held: Held, *, lease: timedelta) -> set[UUID]:
     """Move the leases to `lease` from now. Returns those that are still held; the others were lost or have ended."""
-    return set(execute(session, stmt.extend(model), {**by_id(held), "lease": lease}).scalars())
+    return set(execute(session, stmt.extend(model), {**by_id(held), "lease": lease}).scalars().all())
 
 
 def release(session: Session, model: Model, held: Held) -> set[UUID]:
     """Give tasks back: ready at once, no attempt burnt. Returns those that were still held."""
-    return set(execute(session, stmt.release(model), by_id(held)).scalars())
+    return set(execute(session, stmt.release(model), by_id(held)).scalars().all())
 
 
-def by_id(held: Held) -> dict[str, list[Any]]:
+def by_id(held: Held) -> dict[str, str]:
     """The arrays of claims, in the order of ids: whoever writes several rows takes their locks in this order."""
-    ids = sorted(held)
-    return {"ids": ids, "tokens": [held[task_id] for task_id in ids]}
+    ids = sorted(held, key=attrgetter("bytes"))
+    return {"ids": uuids(ids), "tokens": numbers(held[task_id] for task_id in ids)}
 
 
 def standing(session: Session, model: Model, held: Held) -> dict[UUID, Signal | None]:
     """What became of claims whose writes found nothing: Cancelled, LeaseLost, or None for one that stands, or that
     had stored its result already (a reply that was lost on the way)."""
-    rows = {row.id: row for row in execute(session, stmt.standing(model), {"ids": list(held)})}
+    rows = {row.id: row for row in execute(session, stmt.standing(model), {"ids": uuids(held)})}
     return {task_id: _signal(rows.get(task_id), task_id, token) for task_id, token in held.items()}
 
 

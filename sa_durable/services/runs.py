@@ -15,11 +15,12 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from .. import policy
-from ..codec import dumps
+from ..codec import check_plain, dumps
 from ..errors import InvalidOptions
 from ..ids import uuid7
 from ..policy import GiveUp, RetryAfter, Verdict
 from ..statements import runs as stmt
+from ..statements.arrays import numbers, texts, uuids
 from ..values import Claim, Json, RetryPolicy, TaskError
 from . import checkpoints, leases
 from .database import execute
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 Model = type["DurableTask"]
 
-LONGEST_DELAY = timedelta(days=36500)  # what comes later is no date that PostgreSQL and Python share
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Failed:
 
 def complete(session: Session, model: Model, claim: Claim, result: Json) -> None:
     """Store the result of a claim. Raises Cancelled or LeaseLost, and NotJson for what can't be stored."""
+    check_plain(result, "result")
     ended = Completed(claim.task_id, claim.token, dumps(result, what="result"))
     if not complete_many(session, model, [ended]):
         leases.check(session, model, claim.task_id, claim.token)
@@ -60,13 +61,13 @@ def complete(session: Session, model: Model, claim: Claim, result: Json) -> None
 
 def complete_many(session: Session, model: Model, ended: Sequence[Completed]) -> set[UUID]:
     """Store many results in one statement. Returns the tasks whose claims still stood."""
-    ordered = sorted(ended, key=lambda run: run.task_id)
+    ordered = sorted(ended, key=_id)
     parameters = {
-        "ids": [run.task_id for run in ordered],
-        "tokens": [run.token for run in ordered],
-        "results": [run.result for run in ordered],
+        "ids": uuids(run.task_id for run in ordered),
+        "tokens": numbers(run.token for run in ordered),
+        "results": texts(run.result for run in ordered),
     }
-    return set(execute(session, stmt.complete_many(model), parameters).scalars())
+    return set(execute(session, stmt.complete_many(model), parameters).scalars().all())
 
 
 def failed(claim: Claim, error: TaskError, *, retryable: bool = True) -> Failed:
@@ -90,21 +91,25 @@ def fail(
 
 def fail_many(session: Session, model: Model, ended: Iterable[Failed]) -> set[UUID]:
     """End many claims without a result, in one statement. Returns the tasks whose claims still stood."""
-    ordered = sorted(ended, key=lambda run: run.task_id)
+    ordered = sorted(ended, key=_id)
     parameters = {
-        "ids": [run.task_id for run in ordered],
-        "tokens": [run.token for run in ordered],
-        "errors": [dumps(run.error.to_json(), what="error") for run in ordered],
-        "delays": [_seconds(run.verdict) for run in ordered],
-        "next_runs": [uuid7() for _ in ordered],
+        "ids": uuids(run.task_id for run in ordered),
+        "tokens": numbers(run.token for run in ordered),
+        "errors": texts(dumps(run.error.to_json(), what="error") for run in ordered),
+        "delays": numbers(_seconds(run.verdict) for run in ordered),
+        "next_runs": uuids(uuid7() for _ in ordered),
     }
-    return set(execute(session, stmt.fail_many(model), parameters).scalars())
+    return set(execute(session, stmt.fail_many(model), parameters).scalars().all())
+
+
+def _id(run: Completed | Failed) -> bytes:
+    return run.task_id.bytes  # compares as PostgreSQL does, and faster than UUID's own
 
 
 def _seconds(verdict: Verdict) -> float | None:
     match verdict:
         case RetryAfter(delay):
-            return min(delay, LONGEST_DELAY).total_seconds()
+            return min(delay, policy.LONGEST).total_seconds()
         case GiveUp():
             return None
 

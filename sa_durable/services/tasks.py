@@ -7,20 +7,20 @@ caller's transaction lives on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import inspect
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, class_mapper
 from sqlalchemy.orm.attributes import manager_of_class
 from sqlalchemy.orm.session import make_transient_to_detached
 
 from .. import policy, telemetry
-from ..codec import NotJson, check_plain, dumps, once_key
+from ..codec import NotJson, dumps, once_key
 from ..errors import (
     DuplicateTask,
     IdempotencyConflict,
@@ -29,10 +29,11 @@ from ..errors import (
     RetryTransaction,
     TaskNotFound,
 )
-from ..handlers import Call
+from ..handlers import Call, encode_headers
 from ..ids import uuid7
 from ..models import queue_of
 from ..models.tables import task_columns
+from ..statements import keys as key_stmt
 from ..statements import tasks as stmt
 from ..statements.memo import memo
 from ..telemetry import SpawnOutcome
@@ -75,7 +76,7 @@ class Prepared:
 def spawn(session: Session, call: Call[Any, R], keywords: SpawnKeywords) -> SpawnResult[R]:
     """Add a task, or find the one that holds its key: see Durable.spawn."""
     prepared = prepare(call, keywords)
-    _before_insert(session, prepared.model)
+    ensure_schema(session, prepared.model)
     return insert_or_get(session, prepared)
 
 
@@ -90,7 +91,7 @@ def prepare(call: Call[Any, Any], keywords: SpawnKeywords) -> Prepared:
         "id": uuid7(),
         "name": call.name,
         "params": call.params_text,
-        "headers": _headers_text(options.headers),
+        "headers": encode_headers(options.headers),
         "priority": options.priority,
         "run_id": uuid7(),
         "max_attempts": options.max_attempts,
@@ -99,40 +100,39 @@ def prepare(call: Call[Any, Any], keywords: SpawnKeywords) -> Prepared:
         "parent_id": None,
     }
     if key is not None:
-        row |= {"idempotency_key": key, "key_hold": options.hold.value, "key_ttl": options.key_ttl}
+        row |= {"idempotency_key": key, "key_hold": options.hold.value, stmt.KEY_TTL: options.key_ttl}
     if options.delay is not None or options.run_at is not None:
-        row |= {"run_at": options.run_at, "delay": options.delay or _NO_DELAY}
+        row |= stmt.starts(options.run_at, options.delay or _NO_DELAY)
     return Prepared(model, options, key, row, _own_columns(model, options.columns) if options.columns else {})
 
 
-def _before_insert(session: Session, model: Model) -> None:
-    ensure_schema(session, model)
-    if session.autoflush:
-        session.flush()  # parents first: a task may refer to rows that are still pending in the session
-
-
 def insert_or_get(session: Session, prepared: Prepared) -> SpawnResult[Any]:
-    """The loop. Raises DuplicateTask, IdempotencyConflict or RetryTransaction."""
+    """The loop. Raises DuplicateTask, IdempotencyConflict or RetryTransaction.
+
+    Its first statement flushes (Session.execute does), so rows that the task refers to are there before it.
+    """
     model, row = prepared.model, prepared.row
     insert = stmt.insert_task(
-        model, keyed=prepared.key is not None, scheduled="delay" in row, own=tuple(prepared.own)
+        model, keyed=prepared.key is not None, scheduled=stmt.DELAY in row, own=tuple(prepared.own)
     )
     parameters = {**row, **prepared.own} if prepared.own else row
     replaced = False
     for _ in range(ROUNDS):
-        created = execute(session, insert, parameters).first()
+        created = execute(session, insert, parameters, model=model).first()
         if created is not None:
             outcome = SpawnOutcome.REPLACED if replaced else SpawnOutcome.CREATED
             return _created(session, prepared, created.state, outcome)
-        holder = execute(session, stmt.holder(model), {"key": prepared.key, "params": row["params"]}).first()
+        holder = execute(
+            session, key_stmt.holder(model), {"key": prepared.key, "params": row["params"]}, model=model
+        ).first()
         if holder is None:
             continue  # it has just left; or its row is not ours to see yet
         if holder.expired:
-            execute(session, stmt.release_expired(model), {"task_id": holder.id})
+            execute(session, key_stmt.release_expired(model, holder.id), model=model)
             continue
         if (found := _settle(session, prepared, holder)) is not None:
             return found
-        replaced = True
+        replaced = prepared.options.on_duplicate is OnDuplicate.REPLACE
     raise RetryTransaction(
         f"key {prepared.key!r} of queue {model.__queue__!r} changed hands {ROUNDS} times during one spawn: nothing was "
         "written; roll back and run the transaction again"
@@ -150,6 +150,8 @@ def _settle(session: Session, prepared: Prepared, holder: Any) -> SpawnResult[An
             return _update(session, prepared, holder)
         case OnDuplicate.REPLACE:
             cancel(session, prepared.model, holder.id)
+            # What holds for ever, or has succeeded, is not freed by its end.
+            execute(session, key_stmt.release_held(prepared.model, holder.id), model=prepared.model)
             return None
         case _:
             return returned(session, prepared, holder)
@@ -174,8 +176,11 @@ def returned(session: Session, prepared: Prepared, holder: Any) -> SpawnResult[A
 
 
 def _update(session: Session, prepared: Prepared, holder: Any) -> SpawnResult[Any] | None:
-    values = {"run_at": None, "delay": _NO_DELAY, **prepared.row, "id": holder.id}
-    updated = execute(session, stmt.update_waiting(prepared.model, values, dict(prepared.own))).first()
+    values = {**stmt.starts(None, _NO_DELAY), **prepared.row, "id": holder.id}
+    names = own_attributes(prepared.model)
+    own = {attribute: prepared.own[key] for attribute, key in names.items() if key in prepared.own}
+    statement = key_stmt.update_waiting(prepared.model, values, own)
+    updated = execute(session, statement, model=prepared.model).first()
     if updated is None:
         return None  # it was started, or left, meanwhile
     _record(prepared, SpawnOutcome.UPDATED, holder)
@@ -185,12 +190,10 @@ def _update(session: Session, prepared: Prepared, holder: Any) -> SpawnResult[An
 def _created(session: Session, prepared: Prepared, state: str, outcome: SpawnOutcome) -> SpawnResult[Any]:
     row, model = prepared.row, prepared.model
     telemetry.record(model.__queue__, row["name"], outcome, row["id"])
-    return new_result(prepared, state, partial(attached, session))
+    return new_result(prepared, state, Attach(session))
 
 
-def new_result(
-    prepared: Prepared, state: str, attach: Callable[[Model, UUID], DurableTask]
-) -> SpawnResult[Any]:
+def new_result(prepared: Prepared, state: str, attach: Attach) -> SpawnResult[Any]:
     row = prepared.row
     return SpawnResult(row["id"], row["run_id"], 1, True, TaskState(state), True, prepared.model, attach)
 
@@ -206,7 +209,7 @@ def _existing(
         TaskState(state),
         params_match,
         prepared.model,
-        partial(attached, session),
+        Attach(session),
     )
 
 
@@ -216,32 +219,35 @@ def _record(prepared: Prepared, outcome: SpawnOutcome, holder: Any) -> None:
     )
 
 
-def attached(session: Session, model: Model, task_id: UUID) -> DurableTask:
-    """The task as an object of `session`, without a statement: its columns load when they are first read."""
-    key = inspect(model).identity_key_from_primary_key((task_id,))
-    present: DurableTask | None = session.identity_map.get(key)
-    if present is None:
-        present = manager_of_class(model).new_instance()
-        present.id = task_id
-        make_transient_to_detached(present)
-        session.add(present)
-    return present
+class Attach:
+    """Makes objects of `session` for tasks, without a statement: their columns load when they are first read.
+
+    It keeps them, as a session doesn't keep what nobody else refers to.
+    """
+
+    __slots__ = ("objects", "session")
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.objects: dict[UUID, DurableTask] = {}
+
+    def __call__(self, model: Model, task_id: UUID) -> DurableTask:
+        key = class_mapper(model).identity_key_from_primary_key(
+            (task_id,)
+        )  # configured, if nobody did before
+        present: DurableTask | None = self.session.identity_map.get(key)
+        if present is None:
+            present = manager_of_class(model).new_instance()
+            present.id = task_id
+            make_transient_to_detached(present)
+            self.session.add(present)
+        self.objects[task_id] = present
+        return present
 
 
 @lru_cache(64)
 def _retry_text(retry: RetryPolicy) -> str:
     return dumps(policy.retry_to_json(retry))
-
-
-def _headers_text(headers: Mapping[str, Any] | None) -> str | None:
-    if not headers:
-        return None
-    try:
-        stored = dict(headers)
-        check_plain(stored, "headers")
-        return dumps(stored, what="headers", limit=64 * 1024)
-    except NotJson as error:
-        raise InvalidOptions(str(error)) from error
 
 
 def _own_columns(model: Model, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,7 +273,7 @@ def own_attributes(model: Model) -> Mapping[str, str]:
 
 def result(session: Session, model: Model, task_id: UUID) -> TaskResult[Any]:
     """How a task stands. Raises TaskNotFound."""
-    row = execute(session, stmt.outcome(model), {"task_id": task_id}).first()
+    row = execute(session, stmt.outcome(model), {"task_id": task_id}, model=model).first()
     if row is None:
         raise TaskNotFound(model.__queue__, task_id)
     state = TaskState(row.state)

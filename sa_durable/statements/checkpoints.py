@@ -11,7 +11,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 
 from ..models.predicates import RUNNING
 from . import clock
-from .leases import array
+from .arrays import array
 from .memo import memo
 from .runs import wake_time
 from .tasks import table_of

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     ColumnElement,
     FromClause,
@@ -36,6 +35,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from ..models.predicates import PENDING, RUNNING
 from . import clock
+from .arrays import array
 from .memo import memo
 from .tasks import table_of
 
@@ -43,11 +43,6 @@ if TYPE_CHECKING:
     from ..models import DurableTask
 
 Model = type["DurableTask"]
-
-
-def array(name: str, type_: Any) -> ColumnElement[Any]:
-    """Parameter `name`, an array; the cast tells PostgreSQL its type where unnest takes any."""
-    return sql_cast(bindparam(name, type_=ARRAY(type_)), ARRAY(type_))
 
 
 @memo

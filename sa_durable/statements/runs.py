@@ -31,7 +31,8 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from ..models.predicates import RUNNING
 from ..models.tables import TIME
 from . import clock
-from .leases import array, still_held
+from .arrays import array
+from .leases import still_held
 from .memo import memo
 from .tasks import table_of
 

@@ -1,4 +1,4 @@
-"""Spawning, and the holder of a key.
+"""Spawning: the inserts.
 
 Core statements on tables, built once per queue, their parameters by name: a spawn must cost what its INSERT costs.
 Values that travel as text (params, headers, retry) are JSON already and are cast by PostgreSQL.
@@ -6,12 +6,11 @@ Values that travel as text (params, headers, retry) are JSON already and are cas
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import (
     ARRAY,
-    BigInteger,
-    Boolean,
     Column,
     ColumnElement,
     Integer,
@@ -19,22 +18,19 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
-    Update,
     Uuid,
     bindparam,
     case,
     column,
     func,
-    literal_column,
     select,
     text,
-    update,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.sql.dml import ReturningInsert
 
-from ..models.predicates import ACTIVE, HELD, TERMINAL
+from ..models.predicates import HELD
 from ..models.tables import KEY, TIME
 from . import clock
 from .memo import memo
@@ -57,7 +53,9 @@ _PLAIN = (
     "parent_queue",
     "parent_id",
 )
-_KEYED = ("idempotency_key", "key_hold", "key_ttl")
+# Parameters that are no columns; named so that they are none of the application's either.
+RUN_AT, DELAY, KEY_TTL = "durable_run_at", "durable_delay", "durable_key_ttl"
+STATE_RUN_AT, STATE_DELAY = "durable_state_run_at", "durable_state_delay"
 _AS_TEXT = frozenset({"params", "headers", "retry"})
 
 
@@ -72,20 +70,28 @@ def _bind(name: str, column_: Column[Any] | ColumnElement[Any]) -> ColumnElement
     return bindparam(name, type_=column_.type)
 
 
-def _schedule(run_at: ColumnElement[Any], delay: ColumnElement[Any]) -> dict[str, ColumnElement[Any]]:
+def start(run_at: ColumnElement[Any], delay: ColumnElement[Any]) -> ColumnElement[Any]:
     """When a task starts, by the database's clock: `run_at`, else now, plus `delay`."""
-    start = func.coalesce(run_at, clock.now()) + delay
-    return {
-        "available_at": start,
-        "state": case((start > clock.now(), text("'sleeping'")), else_=text("'pending'")),
-    }
+    return func.coalesce(run_at, clock.now()) + delay
 
 
-def _run_at_and_delay() -> tuple[ColumnElement[Any], ColumnElement[Any]]:
-    # The casts say the types to asyncpg, which can't see them through coalesce.
-    return sql_cast(bindparam("run_at", type_=TIME), TIME), sql_cast(
-        bindparam("delay", type_=Interval()), Interval()
-    )
+def state_at(started: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The state of a new task that starts then."""
+    return case((started > clock.now(), text("'sleeping'")), else_=text("'pending'"))
+
+
+def parameter(name: str, type_: Any) -> ColumnElement[Any]:
+    """Parameter `name`; the cast says its type where asyncpg can't see it."""
+    return sql_cast(bindparam(name, type_=type_), type_)
+
+
+def _start(run_at: str, delay: str) -> ColumnElement[Any]:
+    return start(parameter(run_at, TIME), parameter(delay, Interval()))
+
+
+def starts(run_at: datetime | None, delay: timedelta) -> dict[str, Any]:
+    """The parameters of when a task starts."""
+    return {RUN_AT: run_at, DELAY: delay, STATE_RUN_AT: run_at, STATE_DELAY: delay}
 
 
 @memo
@@ -94,12 +100,16 @@ def insert_task(
 ) -> ReturningInsert[Any]:
     """Insert one task; with a key, unless the key is held. Returns its state, or no row.
 
-    `own` are columns of the application's. Parameters: those of `row_parameters`, and `own`.
+    `own` are columns of the application's. Parameters go by the columns' names, but for the constants above. Two of
+    those stand for one value each, twice: executemany on asyncpg miscounts a parameter that is used twice.
     """
     table = table_of(model)
     values: dict[str, Any] = {name: _bind(name, table.c[name]) for name in (*_PLAIN, *own)}
     if scheduled:
-        values |= _schedule(*_run_at_and_delay())
+        values |= {
+            "available_at": _start(RUN_AT, DELAY),
+            "state": state_at(_start(STATE_RUN_AT, STATE_DELAY)),
+        }
     else:
         values |= {"available_at": clock.now(), "state": text("'pending'")}
     values["created_at"] = clock.now()
@@ -108,7 +118,7 @@ def insert_task(
         values |= {
             "idempotency_key": bindparam("idempotency_key", type_=KEY),
             "key_hold": bindparam("key_hold", type_=Text()),
-            "key_expires_at": clock.now() + sql_cast(bindparam("key_ttl", type_=Interval()), Interval()),
+            "key_expires_at": clock.now() + parameter(KEY_TTL, Interval()),
         }
         statement = unless_held(statement, table)
     return statement.values(values).returning(table.c.id, table.c.state)
@@ -130,11 +140,11 @@ _ARRAYS: dict[str, Any] = {
     "retry": Text(),
     "parent_queue": Text(),
     "parent_id": Uuid(),
-    "run_at": TIME,
-    "delay": Interval(),
+    RUN_AT: TIME,
+    DELAY: Interval(),
     "idempotency_key": KEY,
     "key_hold": Text(),
-    "key_ttl": Interval(),
+    KEY_TTL: Interval(),
 }
 
 
@@ -153,16 +163,13 @@ def insert_tasks(model: Model, arrays: tuple[str, ...]) -> ReturningInsert[Any]:
     rows = source.table_valued(*elements.values(), name="new").render_derived()
 
     def value(name: str) -> ColumnElement[Any]:
-        raw = (
-            rows.c[name]
-            if name in elements
-            else sql_cast(bindparam(name, type_=_ARRAYS[name]), _ARRAYS[name])
-        )
+        raw = rows.c[name] if name in elements else parameter(name, _ARRAYS[name])
         return sql_cast(raw, JSONB) if name in _AS_TEXT else raw
 
     values = {name: value(name) for name in (*_PLAIN, "idempotency_key", "key_hold")}
-    values["key_expires_at"] = clock.now() + value("key_ttl")
-    values |= _schedule(value("run_at"), value("delay"))
+    values["key_expires_at"] = clock.now() + value(KEY_TTL)
+    values["available_at"] = start(value(RUN_AT), value(DELAY))
+    values["state"] = state_at(values["available_at"])
     values["created_at"] = clock.now()
     statement = insert(table).from_select(list(values), select(*values.values()), include_defaults=True)
     return unless_held(statement, table).returning(table.c.id, table.c.state)
@@ -171,158 +178,6 @@ def insert_tasks(model: Model, arrays: tuple[str, ...]) -> ReturningInsert[Any]:
 def batch_parameters() -> tuple[str, ...]:
     """The names of the parameters of `insert_tasks`."""
     return tuple(_ARRAYS)
-
-
-@memo
-def holder(model: Model) -> Select[Any]:
-    """Who holds `key`: what a spawn tells its caller, and whether the stored params equal `params` (as jsonb: order
-    of keys and 1 against 1.0 don't matter) and the key has outlived its time."""
-    table = table_of(model)
-    return select(
-        *_holder_columns(table),
-        (table.c.params == sql_cast(bindparam("params", type_=Text()), JSONB)).label("params_match"),
-    ).where(table.c.idempotency_key == bindparam("key", type_=KEY), text(HELD))
-
-
-@memo
-def holders(model: Model) -> Select[Any]:
-    """As `holder`, for arrays of `keys` and `params` of the same length; with the position of each, from 1."""
-    table = table_of(model)
-    wanted = (
-        func.unnest(
-            sql_cast(bindparam("keys", type_=ARRAY(KEY)), ARRAY(Text())),
-            sql_cast(bindparam("params", type_=ARRAY(Text())), ARRAY(Text())),
-        )
-        .table_valued(
-            column("key", Text()), column("wanted_params", Text()), with_ordinality="position", name="wanted"
-        )
-        .render_derived()
-    )
-    position: ColumnElement[int] = sql_cast(wanted.c.position, BigInteger)
-    return (
-        select(
-            position.label("position"),
-            *_holder_columns(table),
-            (table.c.params == sql_cast(wanted.c.wanted_params, JSONB)).label("params_match"),
-        )
-        .select_from(wanted)
-        .join(table, (table.c.idempotency_key == wanted.c.key) & text(HELD))
-    )
-
-
-def _holder_columns(table: Table) -> tuple[ColumnElement[Any], ...]:
-    started = literal_column("first_started_at IS NOT NULL", Boolean()).label("started")
-    return (
-        table.c.id,
-        table.c.run_id,
-        table.c.attempt,
-        table.c.state,
-        table.c.name,
-        started,
-        _expired(table).label("expired"),
-    )
-
-
-def _expired(table: Table) -> ColumnElement[bool]:
-    # An active holder never expires: its time counts once it is terminal.
-    return (func.coalesce(table.c.key_expires_at <= clock.now(), False)) & literal_column(
-        f"({TERMINAL})", Boolean()
-    )
-
-
-@memo
-def held_task(model: Model) -> Select[Any]:
-    """The task that holds `key` and has not outlived it."""
-    return select(model).where(
-        model.idempotency_key == bindparam("key", type_=KEY), text(HELD), ~_expired(table_of(model))
-    )
-
-
-@memo
-def release_expired(model: Model) -> Update:
-    """Free the key of task `task_id`, if its time is over (checked again: somebody else may have done it)."""
-    table = table_of(model)
-    return (
-        update(table)
-        .where(table.c.id == bindparam("task_id"), text(HELD), _expired(table))
-        .values(key_hold=None)
-    )
-
-
-def release_key(model: Model, key: str) -> Update:
-    """Free `key`, whoever holds it. Returns the holder's id."""
-    return (
-        update(model)
-        .where(model.idempotency_key == key, text(HELD))
-        .values(key_hold=None)
-        .returning(model.id)
-    )
-
-
-def update_waiting(model: Model, values: dict[str, Any], own: dict[str, Any]) -> Update:
-    """Give task `id` of `values` other params, headers, priority and schedule, if it has never started.
-
-    Through the ORM, so that loaded objects see it.
-    """
-    schedule = _schedule(
-        sql_cast(bindparam(None, values["run_at"], type_=TIME), TIME),
-        sql_cast(bindparam(None, values["delay"], type_=Interval()), Interval()),
-    )
-    new: dict[str, Any] = {
-        "params": sql_cast(bindparam(None, values["params"], type_=Text()), JSONB),
-        "headers": sql_cast(bindparam(None, values["headers"], type_=Text()), JSONB),
-        "priority": values["priority"],
-        **schedule,
-        **own,
-    }
-    waiting = (model.first_started_at.is_(None), text(ACTIVE), text(HELD))
-    return update(model).where(model.id == values["id"], *waiting).values(new).returning(model.state)
-
-
-def lock_active(model: Model, ids: list[Any]) -> Select[Any]:
-    """Lock those of `ids` that aren't terminal, in the order of ids, as every statement that locks several does."""
-    return select(model.id).where(model.id.in_(ids), text(ACTIVE)).order_by(model.id).with_for_update()
-
-
-def children(model: Model, queue: str, ids: list[Any]) -> Select[Any]:
-    """The children of `queue`'s tasks `ids` that aren't terminal."""
-    return (
-        select(model.id)
-        .where(model.parent_id.in_(ids), model.parent_queue == queue, text(ACTIVE))
-        .order_by(model.id)
-    )
-
-
-def cancel(model: Model, ids: list[Any]) -> Update:
-    """Cancel locked tasks. The token is raised: whatever a worker still writes for them is rejected."""
-    return (
-        update(model)
-        .where(model.id.in_(ids), text(ACTIVE))
-        .values(
-            state="cancelled",
-            token=model.token + 1,
-            finished_at=clock.now(),
-            available_at=None,
-            lease_expires_at=None,
-        )
-        .returning(model.id)
-    )
-
-
-def insert_cancelled_runs(model: Model, ids: list[Any]) -> Insert:
-    """History of the current attempts of tasks `ids`, which are about to be cancelled."""
-    tasks, runs = table_of(model), cast(Table, model.Run.__table__)  # type: ignore[attr-defined]  # mapped imperatively
-    current = select(
-        tasks.c.run_id,
-        tasks.c.id,
-        tasks.c.attempt,
-        literal_column("'cancelled'"),
-        tasks.c.claimed_by,
-        tasks.c.started_at,
-        tasks.c.lease_expires_at,
-    ).where(tasks.c.id.in_(ids), text(ACTIVE), tasks.c.started_at.is_not(None))
-    names = ["id", "task_id", "attempt", "state", "worker", "started_at", "lease_expires_at"]
-    return insert(runs).from_select(names, current)
 
 
 @memo

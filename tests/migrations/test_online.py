@@ -1,0 +1,247 @@
+"""A live database: locks, interruptions at every point, two migrators, transactions of the caller."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from alembic import command
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
+from sqlalchemy import Engine, text
+
+from sa_durable.alembic import AddKeyOp, AddKeysOp, DropKeyOp, DropKeysOp
+from tests.migrations.host import (
+    alembic_process,
+    config,
+    execute,
+    fetch,
+    operate,
+    scalar,
+    schema,
+    upgrade,
+    wait_for_query,
+    wait_until_gone,
+)
+from tests.migrations.rows import PAYMENTS, SOURCE, add, keys
+from tests.waiting import in_thread, wait_until
+
+ASKED_FOR_THE_LOCK = "COMMIT"  # and doesn't wait for it in a transaction
+INDEX_BUILD = "CREATE UNIQUE INDEX CONCURRENTLY%"
+HAS_COLUMNS = "SELECT DISTINCT table_name FROM information_schema.columns WHERE column_name = 'key_hold'"
+INDEXES = (
+    "SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+    " WHERE c.relname ~ '^uq_.*_tasks_key' ORDER BY 1"
+)
+VALID = [("uq_durable_mail_tasks_key", True), ("uq_durable_payments_tasks_key", True)]
+HELD_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+VERSION = "SELECT version_num FROM alembic_version"
+
+
+@pytest.fixture(autouse=True)
+def two_rows(before: Engine) -> None:
+    add(before, [{"key": "a"}, {"key": "b"}])
+
+
+def finish(engine: Engine) -> None:
+    """A plain rerun does the rest of the job."""
+    upgrade(engine)
+    assert fetch(engine, INDEXES) == VALID
+    assert fetch(engine, VERSION) == [("0002",)]
+    assert set(keys(engine).values()) >= {"a", "b"}
+
+
+def test_killed_between_the_columns_of_two_queues_a_rerun_finishes(before: Engine):
+    with before.connect() as reader, alembic_process(before, "upgrade", "head") as migrator:
+        reader.execute(text(f"SELECT FROM {PAYMENTS}"))
+        wait_for_query(before, f"ALTER TABLE public.{PAYMENTS}%", "relation")
+        migrator.kill()
+        assert fetch(before, HAS_COLUMNS) == [("durable_mail_tasks",)]
+    finish(before)
+
+
+def test_killed_in_the_index_build_whose_backend_goes_on_a_rerun_waits_for_it(before: Engine):
+    with before.connect() as old, alembic_process(before, "upgrade", "head") as migrator:
+        _hold_snapshot(old)
+        backend = wait_for_query(before, INDEX_BUILD, "virtualxid")
+        migrator.kill()
+        migrator.wait()
+        rerun = in_thread(upgrade, before)
+        wait_for_query(before, ASKED_FOR_THE_LOCK)
+        assert fetch(before, VERSION) == [("0001",)]
+        old.rollback()
+        rerun.result(timeout=30)
+    wait_until_gone(before, backend)
+    finish(before)
+
+
+def test_an_invalid_index_that_a_killed_build_leaves_is_dropped_and_built_again(before: Engine):
+    with before.connect() as old, alembic_process(before, "upgrade", "head") as migrator:
+        _hold_snapshot(old)
+        backend = wait_for_query(before, INDEX_BUILD, "virtualxid")
+        migrator.kill()
+        execute(before, f"SELECT pg_terminate_backend({backend})")
+        wait_until_gone(before, backend)
+    assert ("uq_durable_mail_tasks_key", False) in fetch(before, INDEXES)
+
+    finish(before)
+
+
+def test_killed_in_the_backfill_a_rerun_gives_the_rest_their_keys(before: Engine):
+    ids = add(before, [{"key": f"k{n}"} for n in range(5000)])
+    operate(before, lambda op: op.durable_add_keys())
+    with before.connect() as worker, alembic_process(before, "upgrade", "head") as migrator:
+        worker.execute(text(f"SELECT FROM {PAYMENTS} WHERE id = :id FOR UPDATE"), {"id": ids[2500]})
+        wait_until(lambda: scalar(before, f"SELECT count(idempotency_key) FROM {PAYMENTS}") > 1000)
+        migrator.kill()
+        migrator.wait()
+    assert ids[2500] not in keys(before)
+    assert fetch(before, VERSION) == [("0001",)]
+
+    finish(before)
+
+    assert keys(before).items() >= {id_: f"k{n}" for n, id_ in enumerate(ids)}.items()
+
+
+def test_of_two_migrators_the_second_waits_and_finds_everything_done(before: Engine):
+    with (
+        before.connect() as old,
+        alembic_process(before, "upgrade", "head") as first,
+        alembic_process(before, "upgrade", "head") as second,
+    ):
+        _hold_snapshot(old)
+        wait_for_query(before, INDEX_BUILD, "virtualxid")
+        wait_for_query(before, ASKED_FOR_THE_LOCK)
+        old.rollback()
+        outputs = [first.communicate(timeout=30)[0], second.communicate(timeout=30)[0]]
+        assert (first.returncode, second.returncode) == (0, 0), outputs
+    assert sorted("Running upgrade 0001 -> 0002" in output for output in outputs) == [False, True]
+    assert sorted("waiting for it" in output for output in outputs) == [False, True]
+    finish(before)
+
+
+def test_an_exclusive_lock_is_not_waited_for_long_and_tried_again(before: Engine, caplog):
+    with before.connect() as reader, caplog.at_level(logging.WARNING, "sa_durable.alembic"):
+        reader.execute(text(f"SELECT FROM {PAYMENTS}"))
+        adding = in_thread(operate, before, lambda op: op.durable_add_key(PAYMENTS, lock_timeout=0.05))
+        wait_until(lambda: "attempt 2 of 30" in caplog.text)
+        # whoever came meanwhile isn't stuck behind the ALTER TABLE
+        execute(before, "SET statement_timeout = '2s'", f"UPDATE {PAYMENTS} SET attempt = 2")
+        reader.rollback()
+        adding.result(timeout=20)
+    assert VALID[1] in fetch(before, INDEXES)
+
+
+def test_when_the_lock_never_comes_it_gives_up_says_why_and_can_be_run_again(before: Engine):
+    unchanged = schema(before)
+    with before.connect() as reader:
+        reader.execute(text(f"SELECT FROM {PAYMENTS}"))
+        with pytest.raises(CommandError, match=r"1 attempts of 0\.05 s.*run the migration again"):
+            operate(before, lambda op: op.durable_add_key(PAYMENTS, lock_timeout=0.05, attempts=1))
+    assert schema(before) == unchanged
+    finish(before)
+
+
+def test_the_sessions_settings_are_what_they_were(before: Engine):
+    settings = text(
+        "SELECT name, setting FROM pg_settings WHERE name ~ '_timeout$|^enable_|plan_cache_mode' ORDER BY name"
+    )
+    with before.connect() as connection:
+        connection.execute(text("SET lock_timeout = '7s'"))
+        connection.execute(text("SET enable_hashjoin = off"))
+        connection.commit()
+        was = connection.execute(settings).all()
+        connection.commit()
+        command.upgrade(config(connection), "head")
+        assert connection.execute(settings).all() == was
+        assert connection.scalar(text(HELD_LOCKS)) == 0
+
+
+def test_in_a_transaction_of_the_caller_everything_is_part_of_it(before: Engine):
+    unchanged = schema(before)
+    with before.connect() as connection:
+        connection.begin()
+        command.upgrade(config(connection), "head")
+        assert connection.scalar(text(f"SELECT count(idempotency_key) FROM {PAYMENTS}")) == 2
+        assert connection.in_transaction()
+        connection.rollback()
+    assert schema(before) == unchanged
+
+    with before.begin() as connection:
+        command.upgrade(config(connection), "head")
+    assert fetch(before, INDEXES) == VALID
+    assert len(keys(before)) == 2
+    with before.begin() as connection:
+        command.downgrade(config(connection), "0001")
+    assert schema(before) == unchanged
+
+
+def test_in_a_transaction_of_the_caller_an_invalid_index_is_built_again(before: Engine):
+    operate(before, lambda op: op.durable_add_keys())
+    execute(
+        before,
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'uq_durable_mail_tasks_key'::regclass",
+    )
+
+    with before.begin() as connection:
+        Operations(MigrationContext.configure(connection)).durable_add_keys(source=SOURCE)
+
+    assert fetch(before, INDEXES) == VALID
+
+
+def test_a_connection_that_autocommits_is_upgraded_online(before: Engine):
+    with before.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SELECT 1"))
+        [_, report] = Operations(MigrationContext.configure(connection)).durable_add_keys(source=SOURCE)
+    assert report.keyed == 2
+    assert fetch(before, INDEXES) == VALID
+
+
+def test_what_the_migration_did_before_is_committed_and_what_follows_is_not_lost(before: Engine):
+    def revision(op: Operations) -> None:
+        op.execute("CREATE TABLE earlier (n int)")
+        op.durable_add_keys()
+        op.execute("CREATE TABLE later (n int)")
+
+    operate(before, revision)
+    assert scalar(before, "SELECT to_regclass('earlier') IS NOT NULL AND to_regclass('later') IS NOT NULL")
+
+
+def test_operations_know_their_reverse_and_describe_themselves():
+    seen = []
+
+    class Recorder:
+        def invoke(self, op):
+            seen.append(op)
+
+    AddKeyOp.durable_add_key(Recorder(), "t", schema="s")
+    AddKeysOp.durable_add_keys(Recorder())
+    add_one, add_all = seen
+    assert add_one.to_diff_tuple() == ("durable_add_key", "s", "t")
+    assert isinstance(add_one.reverse(), DropKeyOp)
+    assert add_one.reverse().to_diff_tuple() == ("durable_drop_key", "s", "t")
+    assert add_one.reverse().reverse().to_diff_tuple() == add_one.to_diff_tuple()
+    assert isinstance(add_all.reverse(), DropKeysOp)
+    assert add_all.reverse().reverse().to_diff_tuple() == ("durable_add_keys", None, None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hold": "never", "source": "name"},
+        {"batch_size": 0, "source": "name"},
+        {"source": " "},
+        {"lock_timeout": 0},
+    ],
+)
+def test_options_that_can_not_work_are_refused(before: Engine, options):
+    with pytest.raises(ValueError):
+        operate(before, lambda op: op.durable_add_keys(**options))
+    assert fetch(before, HAS_COLUMNS) == []
+
+
+def _hold_snapshot(connection) -> None:
+    """No lock on any table, but a concurrent index build waits for whoever could still see the past."""
+    connection.execution_options(isolation_level="REPEATABLE READ")
+    connection.execute(text("SELECT 1"))

@@ -1,0 +1,214 @@
+"""The statements of the spawn side use the index that was made for them, in a table of 60,000 tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from psycopg import sql
+from psycopg._queries import PostgresQuery
+from psycopg.adapt import Transformer
+from sqlalchemy import Connection, Engine, event, select, text, update
+from sqlalchemy.orm import Session
+
+from sa_durable import Durable
+from sa_durable.ids import uuid7
+from tests.services.databases import throwaway
+from tests.shop import Base, BillingTask, charge
+
+KEY, PARENT = "uq_durable_billing_tasks_key", "ix_durable_billing_tasks_parent"
+
+# Half of it is history, as in a queue that has run for a while; every key was held by five tasks, one still does.
+ROWS = """
+INSERT INTO durable_billing_tasks
+    (id, run_id, name, params, state, first_started_at, finished_at, idempotency_key, key_hold, parent_queue, parent_id)
+SELECT gen_random_uuid(), gen_random_uuid(), 'charge', jsonb_build_object('order_id', n),
+    CASE n % 10 WHEN 0 THEN 'pending' WHEN 1 THEN 'sleeping' ELSE 'completed' END,
+    CASE WHEN n % 10 > 1 THEN now() END, CASE WHEN n % 10 > 1 THEN now() END,
+    CASE WHEN n % 5 > 0 THEN 'key ' || n END,
+    CASE WHEN n % 5 > 0 THEN (ARRAY['active', 'queued', 'succeeded', 'forever'])[n % 5] END,
+    CASE WHEN n % 7 = 0 THEN 'billing' END, CASE WHEN n % 7 = 0 THEN gen_random_uuid() END
+FROM generate_series(1, 60000) n
+"""
+HELD = "key 3"  # by a completed task, hold "succeeded"
+
+
+@pytest.fixture(scope="module")
+def crowded(server_url: str) -> Iterator[Engine]:
+    with throwaway(server_url, Base.metadata) as engine:
+        with engine.begin() as connection:
+            connection.execute(text(ROWS))
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE durable_billing_tasks"))
+        yield engine
+
+
+def sent(session: Session, act: Callable[[], object]) -> list[tuple[str, Any]]:
+    """What `act` sends, with its parameters as the driver gets them."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(_: Connection, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        seen.append((statement, parameters))
+
+    connection = session.connection()
+    event.listen(connection, "before_cursor_execute", note)
+    act()
+    event.remove(connection, "before_cursor_execute", note)
+    return seen
+
+
+def plans(session: Session, statement: str, parameters: Any, mode: str) -> list[dict[str, Any]]:
+    """The nodes of the plan of a prepared statement, and what running it touched."""
+    query = PostgresQuery(Transformer())
+    query.convert(statement, parameters)
+    raw = session.connection().connection.cursor()
+    raw.execute(f"SET LOCAL plan_cache_mode = {mode}")
+    raw.execute(b"PREPARE plan AS " + query.query)
+    names = query._order or []
+    values = [parameters[name] for name in names]
+    execute = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE plan({})").format(
+        sql.SQL(", ").join(sql.Literal(value) for value in values)
+    )
+    raw.execute(execute)
+    [[plan]] = raw.fetchall()
+    raw.execute("DEALLOCATE plan")
+    return list(nodes((plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]))
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def indexes(plan: list[dict[str, Any]]) -> set[str]:
+    return {node["Index Name"] for node in plan if "Index Name" in node}
+
+
+def touched(plan: list[dict[str, Any]]) -> int:
+    return plan[0]["Shared Hit Blocks"] + plan[0]["Shared Read Blocks"]
+
+
+def sequential(plan: list[dict[str, Any]]) -> bool:
+    return any(node["Node Type"] == "Seq Scan" for node in plan)
+
+
+MODES = pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+
+
+def explain(
+    engine: Engine, act: Callable[[Durable], object], beginning: str, mode: str
+) -> list[dict[str, Any]]:
+    with Session(engine) as session:
+        durable = Durable(session)
+        durable.spawn(charge.call(1))  # the schema is looked at once
+        statements = sent(session, lambda: act(durable))
+        session.rollback()
+        statement, parameters = next(s for s in statements if s[0].startswith(beginning))
+        plan = plans(session, statement, parameters, mode)
+        session.rollback()
+        return plan
+
+
+@MODES
+@pytest.mark.parametrize("key", ["a new key", HELD])
+def test_inserting_a_key_asks_its_own_index_whether_it_is_free(crowded, mode, key):  # A15
+    plan = explain(crowded, lambda d: d.spawn(charge.call(1), idempotency_key=key), "INSERT", mode)
+    assert plan[0]["Conflict Arbiter Indexes"] == [KEY]
+    assert plan[0]["Conflicting Tuples"] == (key == HELD)
+    # A root to leaf walk of each of its indexes and the rows themselves: nothing that grows with the table.
+    assert touched(plan) < 40
+    assert not sequential(plan)
+
+
+@MODES
+def test_inserting_a_batch_of_keys_asks_the_same_index(crowded, mode):
+    calls = [charge.call(n).using(idempotency_key=f"batch {n}") for n in range(20)]
+    plan = explain(crowded, lambda d: d.spawn_many(calls), "INSERT", mode)
+    assert plan[0]["Conflict Arbiter Indexes"] == [KEY]
+    assert not sequential(plan)
+
+
+@MODES
+def test_finding_the_holder_of_a_key_reads_one_leaf_of_its_index(crowded, mode):  # A15
+    plan = explain(crowded, lambda d: d.spawn(charge.call(1), idempotency_key=HELD), "SELECT", mode)
+    assert indexes(plan) == {KEY}
+    assert touched(plan) <= 5
+
+
+@MODES
+@pytest.mark.parametrize("size", [3, 100])
+def test_finding_the_holders_of_a_batch_reads_their_index_once_a_key(crowded, mode, size):
+    keys = [f"key {10 * n + 3}" for n in range(size)]
+    calls = [charge.call(1).using(idempotency_key=key) for key in keys]
+    plan = explain(crowded, lambda d: d.spawn_many(calls), "SELECT", mode)
+    assert indexes(plan) == {KEY}
+    assert not sequential(plan)
+    assert touched(plan) < 5 * size + 20
+
+
+@MODES
+@pytest.mark.parametrize("ask", ["find_by_key", "release_key"])
+def test_looking_up_and_releasing_a_key_read_its_index(crowded, mode, ask):
+    beginning = {"find_by_key": "SELECT", "release_key": "UPDATE"}[ask]
+    plan = explain(crowded, lambda d: getattr(d, ask)(BillingTask, HELD), beginning, mode)
+    assert KEY in indexes(plan)
+    assert not sequential(plan)
+    assert touched(plan) < 40
+
+
+@MODES
+@pytest.mark.parametrize("generation", [0, 1], ids=["of one task", "of fifty tasks"])
+def test_finding_children_reads_the_index_of_parents(crowded, mode, generation):
+    with Session(crowded) as session:
+        durable = Durable(session)
+        root = durable.spawn(charge.call(1))
+        durable.spawn_many([charge.call(n).using(headers={"child": True}) for n in range(50)])
+        children = update(BillingTask).where(BillingTask.headers.is_not(None))
+        session.execute(children.values(parent_queue="billing", parent_id=root.task_id))
+        looks = [
+            (statement, parameters)
+            for statement, parameters in sent(session, lambda: durable.cancel(root))
+            if statement.startswith("SELECT") and "parent_id" in statement.split("WHERE")[1]
+        ]
+        # Of each generation, in each of the shop's two queues.
+        [(statement, parameters)] = [s for s in looks if "FROM durable_billing_tasks" in s[0]][generation:][
+            :1
+        ]
+        plan = plans(session, statement, parameters, mode)
+        session.rollback()
+    assert indexes(plan) == {PARENT}
+    assert not sequential(plan)
+    assert touched(plan) < 250
+
+
+@MODES
+@pytest.mark.parametrize("beginning", ["SELECT", "UPDATE"])
+def test_cancelling_finds_its_rows_by_id(crowded, mode, beginning):
+    with Session(crowded) as session:
+        [id_] = session.scalars(select(BillingTask.id).where(BillingTask.state == "pending").limit(1))
+    plan = explain(crowded, lambda d: d.cancel(BillingTask, id_), beginning, mode)
+    assert indexes(plan) == {"durable_billing_tasks_pkey"}
+    assert not sequential(plan)
+
+
+@MODES
+def test_a_spawn_without_a_key_asks_no_index(crowded, mode):  # P3: no cost
+    plan = explain(crowded, lambda d: d.spawn(charge.call(1)), "INSERT", mode)
+    assert "Conflict Arbiter Indexes" not in plan[0]
+    with Session(crowded) as session:
+        size = "SELECT pg_relation_size('uq_durable_billing_tasks_key')"
+        before = session.scalar(text(size))
+        Durable(session).spawn_many([charge.call(n) for n in range(500)])
+        assert session.scalar(text(size)) == before
+        session.rollback()
+
+
+@MODES
+def test_what_one_key_costs_is_no_more_in_the_crowd_than_alone(crowded, server_url, mode):  # A15
+    act = lambda d: d.spawn(charge.call(1), idempotency_key=f"k {uuid7()}")  # noqa: E731 - used twice
+    with throwaway(server_url, Base.metadata) as empty:
+        alone = touched(explain(empty, act, "INSERT", mode))
+    assert touched(explain(crowded, act, "INSERT", mode)) <= alone + 15  # a level or two of each index

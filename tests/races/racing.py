@@ -1,0 +1,68 @@
+"""Many callers at once, and how the server judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Barrier, BrokenBarrierError
+from typing import TypeVar
+
+from sqlalchemy import Engine, text
+
+from tests.waiting import wait_until
+
+T = TypeVar("T")
+Step = Callable[[], T]
+
+
+def race(rounds: int, callers: int, prepare: Callable[[int, int], Step[T]]) -> list[list[T]]:
+    """In each round every caller prepares, in a thread of its own, and then all take their steps at once.
+
+    Returns what the steps returned, by round and caller.
+    """
+    barrier = Barrier(callers, timeout=60)
+    outcomes: list[list[T]] = [[] for _ in range(rounds)]
+
+    def run(caller: int) -> list[T]:
+        try:
+            taken = []
+            for number in range(rounds):
+                step = prepare(number, caller)
+                barrier.wait()
+                taken.append(step())
+        except BaseException:
+            barrier.abort()
+            raise
+        return taken
+
+    with ThreadPoolExecutor(callers) as pool:
+        futures = [pool.submit(run, caller) for caller in range(callers)]
+    errors = [error for future in futures if (error := future.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, BrokenBarrierError)):
+        raise error
+    for future in futures:
+        for number, outcome in enumerate(future.result()):
+            outcomes[number].append(outcome)
+    return outcomes
+
+
+@contextmanager
+def no_deadlock(engine: Engine) -> Iterator[None]:
+    """The server resolves no deadlock in this database meanwhile. Disposes of the engine's connections: a backend
+    reports what it has counted when it ends."""
+    before = _deadlocks(engine)
+    yield
+    assert _deadlocks(engine) == before
+
+
+def _deadlocks(engine: Engine) -> int:
+    engine.dispose()
+    others = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        wait_until(lambda: connection.scalar(text(others)) == 0, what="the other connections to end")
+        return connection.scalar(
+            text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        )

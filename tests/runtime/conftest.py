@@ -1,0 +1,157 @@
+"""A database with the tables of tests/runtime/app.py, and workers on it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, select, text, update
+from sqlalchemy.orm import Session
+
+from sa_durable import Call, Durable
+from sa_durable.runtime import Worker
+from tests.runtime import app
+from tests.runtime.app import Base, WorkTask
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+TERMINAL = ("completed", "failed", "cancelled")
+
+
+@pytest.fixture(scope="session")
+def runtime_url(server_url: str) -> Iterator[str]:
+    """The URL of a database with these tests' tables."""
+    name = f"runtime_{uuid4().hex[:12]}"
+    admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    engine = create_engine(url)
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    yield url
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture(scope="session")
+def runtime_engine(runtime_url: str) -> Iterator[Engine]:
+    engine = create_engine(runtime_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(runtime_engine: Engine) -> Engine:
+    """An engine on these tests' tables, all empty."""
+    app.reset()
+    tables = ", ".join(table.fullname for table in Base.metadata.sorted_tables)
+    with runtime_engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {tables}"))
+    return runtime_engine
+
+
+class Shop:
+    """What tests do with tasks, each in a transaction of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def spawn(self, call: Call[Any, Any], **options: Any) -> Any:
+        with Session(self.engine) as session, session.begin():
+            return Durable(session).spawn(call, **options).task_id
+
+    def task(self, task_id: Any, model: Any = WorkTask) -> Any:
+        with Session(self.engine) as session:
+            task = session.get(model, task_id)
+            session.expunge(task)
+            return task
+
+    def runs(self, task_id: Any) -> list[Any]:
+        with Session(self.engine) as session:
+            runs = WorkTask.Run
+            found = list(session.scalars(select(runs).where(runs.task_id == task_id).order_by(runs.attempt)))
+            session.expunge_all()
+            return found
+
+    def steps(self, task_id: Any) -> dict[str, Any]:
+        with Session(self.engine) as session:
+            saved = WorkTask.Checkpoint
+            rows = session.execute(select(saved.name, saved.value).where(saved.task_id == task_id))
+            return {name: value for name, value in rows}  # noqa: C416 - rows are pairs on every SQLAlchemy
+
+    def set(self, task_id: Any, **values: Any) -> None:
+        """Move a row's times, as if time had passed."""
+        with Session(self.engine) as session, session.begin():
+            session.execute(update(WorkTask).where(WorkTask.id == task_id).values(**values))
+
+    def ended(self, *task_ids: Any, model: Any = WorkTask, timeout: float = 20) -> Any:
+        """The tasks, once all are terminal."""
+
+        def terminal() -> list[Any] | None:
+            tasks = [self.task(task_id, model) for task_id in task_ids]
+            return tasks if all(task.state in TERMINAL for task in tasks) else None
+
+        tasks = wait_until(terminal, timeout, "the tasks to end")
+        return tasks[0] if len(tasks) == 1 else tasks
+
+    def state_is(self, task_id: Any, state: str, timeout: float = 20) -> Any:
+        wait_until(lambda: self.task(task_id).state == state, timeout, f"state {state}")
+        return self.task(task_id)
+
+
+@pytest.fixture
+def shop(engine: Engine) -> Shop:
+    return Shop(engine)
+
+
+@contextmanager
+def working(engine: Any, *queues: Any, **options: Any) -> Iterator[Worker]:
+    """A worker that runs in a thread of its own until the block ends."""
+    options = {
+        "shutdown_timeout": timedelta(seconds=5),
+        "poll_interval": timedelta(milliseconds=20),
+        **options,
+    }
+    worker = Worker(engine, queues or [WorkTask], **options)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        app.gate.set()
+        worker.request_stop()
+        thread.join(20)
+        assert not thread.is_alive(), "the worker didn't stop"
+
+
+@pytest.fixture
+def worker_process(runtime_url: str, engine: Engine) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `sa-durable worker` on these tests' application; whatever still runs is killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, environ: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sa_durable.cli", "worker", "tests.runtime.app", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "SA_DURABLE_DATABASE_URL": runtime_url, **(environ or {})},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,93 @@
+"""Leases against real time: heartbeats, lost workers, lost leases."""
+
+from __future__ import annotations
+
+import signal
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func
+
+from tests.runtime import app
+from tests.runtime.conftest import working
+from tests.waiting import wait_until
+
+LEASE = timedelta(seconds=1)
+
+
+# B30
+@pytest.mark.parametrize("name", ["blocks", "computes", "plain_computes"])
+def test_a_handler_that_keeps_the_loop_or_the_interpreter_busy_keeps_its_lease(
+    worker_process, engine, shop, name
+):
+    task = shop.spawn(getattr(app, name).call(seconds=5))
+    worker_process("--lease", "1")
+    with working(engine, lease=LEASE, sweep_interval=timedelta(seconds=0.1)) as sweeper:
+        sweeper._claimer.chore.stop()  # it only sweeps
+        done = shop.ended(task)
+    assert (done.state, done.attempt, done.token, shop.runs(task)) == ("completed", 1, 1, [])
+    assert done.finished_at - done.started_at >= 5 * LEASE
+
+
+# B30
+def test_a_handler_that_holds_the_gil_past_its_lease_is_run_again_and_its_late_writes_are_rejected(
+    worker_process, engine, shop
+):
+    task = shop.spawn(app.holds_gil.call(seconds=4))
+    process = worker_process("--lease", "1", "--worker-id", "frozen")
+    wait_until(lambda: "begun" in shop.steps(task))
+    with working(engine, lease=LEASE, sweep_interval=timedelta(seconds=0.1)):
+        assert shop.ended(task).result == "attempt 2"
+    [run] = shop.runs(task)
+    assert (run.attempt, run.state, run.worker, run.error["type"]) == (1, "failed", "frozen", "LeaseExpired")
+    said = ""
+    while "LeaseLost" not in said:
+        line = process.stderr.readline()
+        assert line, said  # it wakes up, and knows that it is late
+        said += line
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    after = shop.task(task)
+    assert (after.result, after.token, shop.steps(task)) == ("attempt 2", 3, {"begun": True})
+
+
+# B1, with a worker that is really lost
+def test_a_killed_workers_task_runs_elsewhere_after_lease_and_sweep(worker_process, engine, shop):
+    task = shop.spawn(app.hangs.call())
+    process = worker_process("--lease", "1", "--worker-id", "lost")
+    wait_until(lambda: "begun" in shop.steps(task))
+    process.kill()
+    process.wait()
+    assert shop.task(task).claimed_by == "lost"
+    with working(
+        engine, app.OtherTask, app.WorkTask, lease=LEASE, sweep_interval=timedelta(seconds=0.1)
+    ) as worker:
+        wait_until(lambda: shop.task(task).attempt == 2 and shop.task(task).state == "running")
+        assert shop.task(task).claimed_by == worker.worker_id
+        shop.set(task, state="cancelled", token=99)  # it would hang for ten minutes
+    [run] = shop.runs(task)
+    assert (run.attempt, run.worker, run.error["type"]) == (1, "lost", "LeaseExpired")
+    assert "lost stopped extending its lease in attempt 1" in run.error["message"]
+
+
+# B8
+def test_a_plain_handler_learns_at_its_next_step_that_its_lease_was_lost(engine, shop):
+    task = shop.spawn(app.waits_then_steps.call())
+    with working(engine):
+        wait_until(lambda: app.calls["inside"])
+        shop.set(task, token=50, lease_expires_at=func.now() + timedelta(hours=1))  # somebody else has it
+        app.gate.set()
+        wait_until(lambda: app.seen)
+        assert shop.ended(shop.spawn(app.double.call(number=3))).result == 6
+    assert app.seen == ["LeaseLost"] and shop.steps(task) == {}
+    assert (shop.task(task).state, shop.task(task).token) == ("running", 50)
+
+
+def test_an_async_handler_is_ended_when_its_lease_cannot_be_extended_in_time(engine, shop):
+    task = shop.spawn(app.aswallows.call())
+    with working(engine, lease=LEASE) as worker:
+        wait_until(lambda: app.calls["aswallows"])
+        worker._heartbeat.chore.stop()  # as if its connection were half-open
+        wait_until(lambda: len(app.seen) == 2)
+    assert app.seen == ["CancelledError", "LeaseLost"] and shop.steps(task) == {}
+    assert shop.task(task).state == "running"  # nothing was written, and nobody has swept yet

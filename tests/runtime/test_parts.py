@@ -1,0 +1,113 @@
+"""The pure parts of the runtime."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+
+from sa_durable import DeclarationError, InvalidParams, InvalidResult
+from sa_durable.runtime.failures import MESSAGE_LENGTH, TRACEBACK_LENGTH, describe, retryable
+from sa_durable.runtime.journal import Journal, Missing, Recorded, check_step_name
+from sa_durable.runtime.slots import PREFETCH_LIMIT, Slots
+from sa_durable.runtime.steps import UNTYPED, coder_for, decode, encode
+
+
+def test_a_step_name_is_printable_and_leaves_the_library_its_own():
+    for name in ("a", "x" * 255, "charge card / 2", "größe"):
+        assert check_step_name(name) == name
+    for name in ("", "x" * 256, "a#2", "~once", "$sleep", "a\nb", "\0", 7, None):
+        with pytest.raises(DeclarationError):
+            check_step_name(name)
+
+
+# B12
+def test_the_journal_numbers_repeated_names_and_finds_a_saved_none():
+    journal = Journal({"a": 1, "a#3": None})
+    assert [journal.next("a") for _ in range(4)] == [
+        Recorded("a", 1),
+        Missing("a#2"),
+        Recorded("a#3", None),
+        Missing("a#4"),
+    ]
+
+
+def test_slow_runs_fetch_nothing_ahead_and_quick_ones_a_bounded_number():
+    slots = Slots(10, None)
+
+    def run(seconds: float) -> None:
+        slots.take(1)
+        slots.start()
+        slots.give_back(seconds)
+
+    assert slots.room == 11  # before it knows better
+    for _ in range(200):
+        run(5.0)
+    assert (slots.prefetch, slots.room) == (0, 10)
+    for _ in range(500):
+        run(0.0001)
+    assert (slots.prefetch, slots.room) == (PREFETCH_LIMIT, 10 + PREFETCH_LIMIT)
+    slots.take(170)
+    assert slots.room == 0  # enough is waiting: the next claim is a batch again
+    slots.give_back_stale(170, 2.0)
+    assert (slots.prefetch, slots.room) == (0, 10)
+
+
+def test_fixed_prefetch_never_claims_more_than_slots_and_prefetch():
+    slots = Slots(2, 4)
+    slots.take(slots.room)
+    assert (slots.held, slots.room) == (6, 0)
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def test_every_exception_can_be_stored():
+    stored = describe(ValueError("\0\ud800" + "é" * 10_000))
+    assert stored.type == "ValueError" and len(stored.message) <= MESSAGE_LENGTH + 20
+    assert "\0" not in stored.message and stored.message.encode()
+    assert "ValueError" in stored.traceback and len(stored.traceback) <= TRACEBACK_LENGTH + 20
+    assert describe(Unprintable()).message == "(its message could not be made)"
+
+    def deep(n: int) -> Any:
+        return deep(n + 1)
+
+    try:
+        deep(0)
+    except RecursionError as error:
+        assert len(describe(error).traceback) <= TRACEBACK_LENGTH
+
+
+def test_what_is_wrong_for_good_is_not_retried():
+    assert retryable(ValueError()) and retryable(SystemExit())
+    assert not any(retryable(wrong()) for wrong in (InvalidParams, InvalidResult, DeclarationError))
+
+
+def typed(n: int) -> tuple[int, str]:
+    return n, "x"
+
+
+class CallableObject:
+    def __call__(self) -> tuple[int, str]:
+        return 1, "x"
+
+
+def test_a_steps_values_are_typed_by_its_function():
+    for fn in (typed, functools.partial(typed, 1), CallableObject(), CallableObject().__call__):
+        coder = coder_for(fn, None)
+        assert decode(coder, [1, "x"], "s") == (1, "x") and encode(coder, (1, "x"), "s") == '[1,"x"]'
+    for fn in (lambda: 1, int, print, functools.partial(print)):
+        assert coder_for(fn, None) is UNTYPED
+    assert decode(coder_for(lambda: 1, set[int]), [1, 1], "s") == {1}
+    with pytest.raises(InvalidResult, match="step 's'"):
+        encode(UNTYPED, object(), "s")
+    with pytest.raises(InvalidResult, match="doesn't fit"):
+        decode(coder_for(typed, None), ["x"], "s")
+
+    def unresolved() -> Nowhere: ...  # noqa: F821
+
+    with pytest.raises(DeclarationError, match="returns="):
+        coder_for(unresolved, None)

@@ -1,0 +1,171 @@
+"""How a worker's process ends, and what becomes of what it had in hand."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import text
+
+from sa_durable.cli import main
+from tests.runtime import app
+from tests.runtime.conftest import ROOT, working
+from tests.waiting import wait_until
+
+
+def unharmed(shop, task_id):
+    """Given back: ready at once, and no attempt burnt."""
+    task = shop.task(task_id)
+    assert (task.state, task.attempt, task.claimed_by, task.lease_expires_at) == ("pending", 1, None, None)
+    assert task.token == 2 and task.started_at is None and shop.runs(task_id) == []
+    return task
+
+
+# B29
+@pytest.mark.parametrize("handler", [app.hangs, app.ahangs, app.shields])
+def test_sigterm_gives_back_what_is_not_done_in_time(worker_process, shop, handler):
+    task = shop.spawn(handler.call())
+    run_id = shop.task(task).run_id
+    process = worker_process("--shutdown-timeout", "0.5")
+    wait_until(lambda: "begun" in shop.steps(task))
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: shop.task(task).state == "pending", timeout=4)
+    assert unharmed(shop, task).run_id == run_id and time.monotonic() - sent < 4
+    assert process.wait(15) == 0
+
+
+# B29
+def test_sigterm_lets_running_tasks_finish_and_claims_nothing_more(worker_process, shop):
+    running = shop.spawn(app.takes.call(seconds=1.5))
+    process = worker_process("--concurrency", "1", "--prefetch", "1")
+    wait_until(lambda: "begun" in shop.steps(running))
+    fetched = shop.spawn(app.triple.call(number=1))
+    wait_until(lambda: shop.task(fetched).state == "running")  # claimed ahead, no slot yet
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 0
+    assert shop.task(running).result == "done" and unharmed(shop, fetched)
+
+
+# B29
+def test_a_second_sigterm_gives_back_at_once(worker_process, shop):
+    task = shop.spawn(app.hangs.call())
+    process = worker_process("--shutdown-timeout", "600")
+    wait_until(lambda: "begun" in shop.steps(task))
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "stopping: 1 tasks" in process.stderr.readline())
+    assert shop.task(task).state == "running"
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: shop.task(task).state == "pending", timeout=5)
+    unharmed(shop, task)
+    assert process.wait(15) == 0
+
+
+# B29
+def test_a_handler_that_blocks_the_loop_does_not_keep_the_worker_from_giving_back(worker_process, shop):
+    task = shop.spawn(app.blocks.call(seconds=600))
+    process = worker_process("--shutdown-timeout", "0.5")
+    wait_until(lambda: "begun" in shop.steps(task))
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: shop.task(task).state == "pending", timeout=5)
+    unharmed(shop, task)
+    assert process.wait(15) == 0
+
+
+# B29
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_worker_and_a_sleeping_task_end_at_once(worker_process, shop, number):
+    asleep = shop.spawn(app.anaps.call(seconds=600))
+    process = worker_process()
+    wait_until(lambda: shop.task(asleep).state == "sleeping")
+    before = shop.task(asleep)
+    process.send_signal(number)
+    assert process.wait(5) == 0
+    after = shop.task(asleep)
+    assert (after.state, after.token, after.available_at) == ("sleeping", before.token, before.available_at)
+
+
+# B29: SIGKILL after the grace of whoever stops us
+def test_what_was_given_back_is_safe_from_a_sigkill_that_follows(worker_process, engine, shop):
+    task = shop.spawn(app.takes_once.call())
+    process = worker_process("--shutdown-timeout", "0.2")
+    wait_until(lambda: "begun" in shop.steps(task))
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: shop.task(task).state == "pending", timeout=5)
+    process.kill()
+    with working(engine):
+        assert shop.ended(task).result == [True, 1]  # the step was replayed, in the same attempt
+
+
+def test_stop_inside_an_application_gives_back_what_was_fetched_ahead(engine, shop):
+    first = shop.spawn(app.waits.call(label="first"))
+    with working(engine, concurrency=1, prefetch=5, shutdown_timeout=timedelta(seconds=20)) as worker:
+        wait_until(lambda: app.calls["first"])
+        fetched = [shop.spawn(app.quick.call(label="fetched")) for _ in range(3)]
+        wait_until(lambda: all(shop.task(task).state == "running" for task in fetched))
+        worker.request_stop()
+        wait_until(lambda: all(shop.task(task).state == "pending" for task in fetched))
+        assert shop.task(first).state == "running"
+        app.gate.set()
+        assert shop.ended(first).result == "first"
+        assert worker.closed.wait(10)
+    assert all(unharmed(shop, task) for task in fetched) and app.calls["fetched"] == 0
+
+
+def test_what_waits_too_long_for_a_slot_is_given_back_to_others(engine, shop):
+    with working(engine, concurrency=1, poll_interval=timedelta(seconds=30)) as worker:
+        worker._slots._mean = 0.001  # as after many quick tasks
+        tasks = [shop.spawn(app.waits.call(label=f"{n}")) for n in range(3)]
+        worker._ready.set()
+        wait_until(lambda: sum(app.calls.values()) == 1)
+        wait_until(lambda: [shop.task(task).state for task in tasks].count("pending") == 2, timeout=5)
+        assert worker._slots.prefetch == 0
+        app.gate.set()
+        worker._ready.set()
+        assert {task.state for task in shop.ended(*tasks)} == {"completed"}
+
+
+def test_nothing_of_the_workers_stays_connected(engine, shop):
+    with working(engine):
+        shop.ended(shop.spawn(app.flaky.call(failures=1)))
+    engine.dispose()
+    others = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        wait_until(lambda: connection.scalar(others) == 0)
+
+
+def test_without_a_module_a_queue_or_a_database_the_command_says_what_is_missing(runtime_url, monkeypatch):
+    monkeypatch.delenv("SA_DURABLE_DATABASE_URL", raising=False)
+    for arguments, url, said in (
+        (["no.such_module"], None, "no module 'no.such_module'"),
+        (["tests.runtime.app"], None, "which database?"),
+        (["tests.runtime.app", "--queue", "nope"], runtime_url, "no queue called nope"),
+        (["tests.runtime.app"], "not a url", "Could not parse"),
+        (["tests.runtime.app", "--concurrency", "0"], runtime_url, "0 is not in the range"),
+    ):
+        done = CliRunner().invoke(main, ["worker", *arguments], env={"DATABASE_URL": url})
+        assert done.exit_code == 2 and said in done.stderr, (arguments, done.stderr)
+
+
+def test_without_click_the_command_names_the_extra():
+    script = "import sys; sys.modules['click'] = None; import sa_durable.cli"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2 and 'pip install "sa-durable[cli]"' in done.stderr
+
+
+def test_the_command_runs_the_queues_it_is_told_to(worker_process, shop):
+    ours, others = shop.spawn(app.double.call(number=2)), shop.spawn(app.other.call())
+    process = worker_process("--queue", "other")
+    assert shop.ended(others, model=app.OtherTask).result == "other.other"
+    assert shop.task(ours).state == "pending"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0

