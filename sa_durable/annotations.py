@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
+from typing_extensions import get_type_hints, is_typeddict
 
 
 def is_loose(annotation: Any) -> bool:

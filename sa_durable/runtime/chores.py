@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from threading import Event, Thread
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from .database import explain
 from .wakeup import Wakeup
@@ -59,9 +59,10 @@ class Chore:
                 idle = self._work()
             except Exception as error:  # the shell of a thread: whatever it is, the worker goes on
                 pause = min(max(2 * pause, FIRST_PAUSE), self._longest_pause)
-                logger.warning("%s: %s; next try in %.2f s", self._name, explain(error), pause)
-                if not isinstance(error, DBAPIError):  # whose text may quote rows
-                    logger.debug("%s failed", self._name, exc_info=True)
+                if isinstance(error, SQLAlchemyError):  # whose text may quote rows
+                    logger.warning("%s: %s; next try in %.2f s", self._name, explain(error), pause)
+                else:
+                    logger.exception("%s failed; next try in %.2f s", self._name, pause)
                 self._stop.wait(pause)
             else:
                 if pause:
