@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from functools import cached_property, update_wrapper
 from typing import (
     Any,
@@ -25,28 +24,13 @@ from typing_extensions import TypedDict, Unpack
 from . import policy
 from .codec import Coder, NotJson, check_plain, dumps
 from .errors import DeclarationError, InvalidOptions, InvalidParams
-from .values import Hold, Json, OnDuplicate, RetryPolicy, SpawnKeywords
+from .values import Json, SpawnKeywords
 
 M = TypeVar("M")
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 C = TypeVar("C")
-
-
-class HandlerKeywords(TypedDict, total=False):
-    """The spawn options that a handler or a queue can have a default for: all but those about one task."""
-
-    only_once: bool
-    hold: Hold | str
-    key_ttl: timedelta | None
-    on_duplicate: OnDuplicate | str
-    strict: bool
-    max_attempts: int | None
-    retry: RetryPolicy
-    headers: Mapping[str, Json] | None
-    priority: int
-    delay: timedelta | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,11 +115,10 @@ DEFAULT_RETRY = Exponential()
 DEFAULT_MAX_ATTEMPTS = 5
 
 
-class SpawnKeywords(TypedDict, total=False):
-    """The keyword arguments of `spawn`, of a handler and of a queue's defaults: the fields of SpawnOptions."""
+class HandlerKeywords(TypedDict, total=False):
+    """The spawn options that a handler or a queue can have a default for: all but those about one task."""
 
     only_once: bool
-    idempotency_key: str | None
     hold: Hold | str
     key_ttl: timedelta | None
     on_duplicate: OnDuplicate | str
@@ -129,6 +128,12 @@ class SpawnKeywords(TypedDict, total=False):
     headers: Mapping[str, Json] | None
     priority: int
     delay: timedelta | None
+
+
+class SpawnKeywords(HandlerKeywords, total=False):
+    """The keyword arguments of `spawn`: the fields of SpawnOptions."""
+
+    idempotency_key: str | None
     run_at: datetime | None
     columns: Mapping[str, Any] | None
 

@@ -22,9 +22,9 @@ from typing_extensions import Unpack
 
 from .. import policy
 from ..errors import DeclarationError, InvalidOptions, KeyedObject, UnknownQueue
-from ..handlers import Call, Decorator, Handler, HandlerKeywords, encode_headers
+from ..handlers import Call, Decorator, Handler, encode_headers
 from ..ids import uuid7
-from ..values import Json, SpawnKeywords
+from ..values import HandlerKeywords, Json, SpawnKeywords
 from .names import Role, check_queue, comment, table_name
 from .siblings import DurableCheckpoint, DurableEvent, DurableQueue, DurableRun, DurableWait
 from .tables import info, queues_table, sibling_table, task_args, task_columns

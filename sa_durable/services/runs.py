@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Model = type["DurableTask"]
 
 
-
 @dataclass(frozen=True, slots=True)
 class Completed:
     """A run that returned; `result` is JSON text (codec.dumps)."""

@@ -8,19 +8,19 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import psycopg
 import sqlalchemy
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, text
 
 from sa_durable.embedded import postgres
 from tests.bench import spawning as b
 from tests.bench.models import Base, BigTask, SmallTask, fill
+from tests.databases import throwaway
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,6 @@ def run(measure: Measure, rounds: int, reset: Callable[[], None]) -> Figure:
     return Figure(measure.name, *rate, statistics.median(ratios), min(ratios), max(ratios), measure.goal)
 
 
-@contextmanager
-def database(server_url: str) -> Iterator[str]:
-    """A database of this run's own."""
-    admin, name = create_engine(server_url, isolation_level="AUTOCOMMIT"), f"bench_{os.getpid()}"
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    try:
-        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with admin.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-        admin.dispose()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
@@ -100,9 +86,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     settings = {"shared_buffers": "512MB", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
-    with postgres(settings=settings, durable=True) as server, database(server.url) as url:
-        engine = create_engine(url, pool_size=10)
-        Base.metadata.create_all(engine)
+    with postgres(settings=settings, durable=True) as server, throwaway(server.url, Base.metadata) as engine:
         with engine.connect() as connection:
             version = connection.scalar(text("SHOW server_version"))
         console = Console(stderr=True)
@@ -114,7 +98,11 @@ def main() -> int:
             """The small queue is empty but for the held key, the big one has its million; no vacuum is due."""
             with autocommit.connect() as connection:
                 for table in ("durable_small_tasks", "durable_big_tasks"):
-                    connection.execute(text(f"DELETE FROM {table} WHERE idempotency_key LIKE 'bench:%' AND params <> '{{\"order_id\": 1}}'"))
+                    connection.execute(
+                        text(
+                            f"DELETE FROM {table} WHERE idempotency_key LIKE 'bench:%' AND params <> '{{\"order_id\": 1}}'"
+                        )
+                    )
                     connection.execute(text(f"VACUUM {table}"))
 
         figures = []
@@ -122,7 +110,6 @@ def main() -> int:
             if options.only in measure.name:
                 console.print(f"measuring {measure.name} ...")
                 figures.append(run(measure, options.rounds, reset))
-        engine.dispose()
     machine = f"{os.cpu_count()} cores, PostgreSQL {version}, SQLAlchemy {sqlalchemy.__version__}, psycopg {psycopg.__version__}, Python {platform.python_version()}"
     if options.json:
         print(json.dumps({"machine": machine, "figures": [asdict(f) for f in figures]}, indent=2))

@@ -97,7 +97,9 @@ def core_duplicate(engine: Engine, model: type[DurableTask], number: int, key: s
     return run
 
 
-def durable_duplicate(engine: Engine, model: type[DurableTask], number: int, key: str) -> Callable[[], object]:
+def durable_duplicate(
+    engine: Engine, model: type[DurableTask], number: int, key: str
+) -> Callable[[], object]:
     handler = HANDLERS[model]
 
     def run() -> None:
@@ -170,5 +172,3 @@ def seconds(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
-
-

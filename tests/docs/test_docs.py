@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, text
 
 import sa_durable
 from sa_durable.values import TRANSITIONS
+from tests.databases import throwaway, url_of
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -24,13 +25,8 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture
 def empty_url(server_url: str) -> Iterator[str]:
-    admin, name = create_engine(server_url, isolation_level="AUTOCOMMIT"), f"docs_{os.getpid()}"
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
+    with throwaway(server_url) as engine:
+        yield url_of(engine)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -41,11 +37,13 @@ def test_the_quickstart_does_what_it_says(empty_url, tmp_path):
     page = (ROOT / "docs/quickstart.md").read_text()
     shop, create, spawn, again, look = blocks(ROOT / "docs/quickstart.md", "python")
     (tmp_path / "shop.py").write_text(shop)
-    (tmp_path / "quickstart.py").write_text("\n".join((create, spawn, again)) + "\nprint(spawned.task_id)\n")
+    (tmp_path / "quickstart.py").write_text(f"{create}\n{spawn}\n{again}\nprint(spawned.task_id)\n")
     environ = {**os.environ, "DATABASE_URL": empty_url, "PYTHONPATH": str(ROOT)}
     environ.pop("SA_DURABLE_DATABASE_URL", None)
     run = {"cwd": tmp_path, "env": environ, "text": True}
-    task_id = subprocess.run([sys.executable, "quickstart.py"], check=True, stdout=subprocess.PIPE, **run).stdout.strip()
+    task_id = subprocess.run(
+        [sys.executable, "quickstart.py"], check=True, stdout=subprocess.PIPE, **run
+    ).stdout.strip()
 
     assert "$ sa-durable worker shop --concurrency 20" in page
     command = [Path(sys.executable).with_name("sa-durable"), "worker", "shop", "--concurrency", "20"]
@@ -97,7 +95,9 @@ def test_the_state_diagram_is_the_table_of_transitions():
         for after in sorted(afters)
     ]
     shown = re.search(
-        r"<!-- transitions -->\n\n```mermaid\nstateDiagram-v2\n(.*?)```", (ROOT / "docs/concepts.md").read_text(), re.DOTALL
+        r"<!-- transitions -->\n\n```mermaid\nstateDiagram-v2\n(.*?)```",
+        (ROOT / "docs/concepts.md").read_text(),
+        re.DOTALL,
     )
     assert shown
     assert sorted(shown[1].splitlines()) == sorted(lines)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable
 from sa_durable.ids import uuid7
-from tests.services.databases import throwaway
+from tests.databases import throwaway
 from tests.shop import Base, BillingTask, charge
 
 KEY, PARENT = "uq_durable_billing_tasks_key", "ix_durable_billing_tasks_parent"

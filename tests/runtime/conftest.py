@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url, select, text, update
+from sqlalchemy import Engine, create_engine, select, text, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Call, Durable
 from sa_durable.runtime import Worker
+from tests.databases import throwaway, url_of
 from tests.runtime import app
 from tests.runtime.app import Base, WorkTask
 from tests.waiting import wait_until
@@ -30,18 +30,8 @@ TERMINAL = ("completed", "failed", "cancelled")
 @pytest.fixture(scope="session")
 def runtime_url(server_url: str) -> Iterator[str]:
     """The URL of a database with these tests' tables."""
-    name = f"runtime_{uuid4().hex[:12]}"
-    admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
-    engine = create_engine(url)
-    Base.metadata.create_all(engine)
-    engine.dispose()
-    yield url
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
+    with throwaway(server_url, Base.metadata) as engine:
+        yield url_of(engine)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from sqlalchemy.orm import (
 from sa_durable import Durable, DurableError, DurableTask
 from sa_durable.handlers import Handler
 from sa_durable.services.database import ensure_schema
-from tests.services.databases import throwaway
+from tests.databases import throwaway
 from tests.services.observed import statements
 
 pytestmark = pytest.mark.service

@@ -27,7 +27,7 @@ from sa_durable import (
     SchemaOutdated,
     UnknownQueue,
 )
-from tests.services.databases import throwaway
+from tests.databases import throwaway
 from tests.services.observed import statements
 from tests.shop import Base, BillingTask, Invoice, MailTask, Order, charge, refund, send_mail
 

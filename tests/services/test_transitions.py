@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable, TaskState
 from sa_durable.values import TERMINAL, TRANSITIONS, Verb
+from tests.databases import throwaway
 from tests.services import moves
-from tests.services.databases import throwaway
 from tests.services.moves import LIVES, live
 from tests.shop import Base, BillingTask, charge
 

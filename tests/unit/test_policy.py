@@ -53,7 +53,7 @@ def test_options_without_any_layer_are_the_defaults():
 
 
 def test_keywords_are_the_fields_of_the_options():
-    assert list(SpawnKeywords.__annotations__) == [field.name for field in fields(SpawnOptions)]
+    assert set(SpawnKeywords.__annotations__) == {field.name for field in fields(SpawnOptions)}
 
 
 def test_first_layer_that_has_a_field_wins():

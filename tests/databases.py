@@ -1,4 +1,4 @@
-"""Databases of a test's own, for schemas other than the shop's."""
+"""Databases of a test's own."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def throwaway(server_url: str, metadata: MetaData | None = None) -> Iterator[Eng
         with admin.connect() as connection:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
         admin.dispose()
+
+
+def url_of(engine: Engine) -> str:
+    """The URL of an engine, with everything that another process needs."""
+    return engine.url.render_as_string(hide_password=False)
