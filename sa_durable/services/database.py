@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Executable, Result
+from sqlalchemy import Connection, Executable, Result
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -59,15 +59,41 @@ _checked: WeakKeyDictionary[object, set[tuple[str, str | None]]] = WeakKeyDictio
 def ensure_schema(session: Session, model: type[DurableTask]) -> None:
     """Raise SchemaOutdated, before anything is sent that would abort the caller's transaction, if the task table
     lacks columns or its key index isn't there and valid. Asked once per connection pool, table and schema."""
+    _ensure_schema(session.connection(bind_arguments={"mapper": model}), model)
+
+
+def connection_for(session: Session, model: type[DurableTask]) -> Connection:
+    """The session's connection for `model`, in its transaction, for Core statements without the Session's overhead.
+
+    What was pending in the session is flushed: a task may refer to it. Raises SchemaOutdated.
+    """
+    if session.autoflush:
+        session.flush()
     connection = session.connection(bind_arguments={"mapper": model})
+    _ensure_schema(connection, model)
+    return connection
+
+
+def run(connection: Connection, statement: Executable, parameters: Any = None) -> Result[Any]:
+    """As `execute`, on a connection."""
+    try:
+        return connection.execute(statement, parameters)
+    except DBAPIError as error:
+        if known := typed_error(error):
+            raise known from error
+        raise
+
+
+def _ensure_schema(connection: Connection, model: type[DurableTask]) -> None:
     table = table_of(model)
     translated = connection.get_execution_options().get("schema_translate_map") or {}
     schema = translated.get(table.schema, table.schema)
     known = _checked.setdefault(connection.engine.pool, set())
     if (table.name, schema) in known:
         return
-    query = stmt.missing(model, connection.dialect.identifier_preparer, schema)
-    missing = list(execute(session, query, model=model).scalars())
+    missing = list(
+        run(connection, stmt.missing(model, connection.dialect.identifier_preparer, schema)).scalars()
+    )
     if missing:
         raise SchemaOutdated(
             f"the database is behind sa_durable's schema: queue {model.__queue__!r} lacks {', '.join(missing)}. "

@@ -48,7 +48,7 @@ from ..values import (
     TaskState,
 )
 from .cancellation import cancel
-from .database import ensure_schema, execute
+from .database import connection_for, execute, run
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -76,7 +76,6 @@ class Prepared:
 def spawn(session: Session, call: Call[Any, R], keywords: SpawnKeywords) -> SpawnResult[R]:
     """Add a task, or find the one that holds its key: see Durable.spawn."""
     prepared = prepare(call, keywords)
-    ensure_schema(session, prepared.model)
     return insert_or_get(session, prepared)
 
 
@@ -107,23 +106,21 @@ def prepare(call: Call[Any, Any], keywords: SpawnKeywords) -> Prepared:
 
 
 def insert_or_get(session: Session, prepared: Prepared) -> SpawnResult[Any]:
-    """The loop. Raises DuplicateTask, IdempotencyConflict or RetryTransaction.
-
-    Its first statement flushes (Session.execute does), so rows that the task refers to are there before it.
-    """
+    """The loop. Raises DuplicateTask, IdempotencyConflict, RetryTransaction or SchemaOutdated."""
     model, row = prepared.model, prepared.row
     insert = stmt.insert_task(
         model, keyed=prepared.key is not None, scheduled=stmt.DELAY in row, own=tuple(prepared.own)
     )
     parameters = {**row, **prepared.own} if prepared.own else row
+    connection = connection_for(session, model)
     replaced = False
     for _ in range(ROUNDS):
-        created = execute(session, insert, parameters, model=model).first()
+        created = run(connection, insert, parameters).first()
         if created is not None:
             outcome = SpawnOutcome.REPLACED if replaced else SpawnOutcome.CREATED
             return _created(session, prepared, created.state, outcome)
-        holder = execute(
-            session, key_stmt.holder(model), {"key": prepared.key, "params": row["params"]}, model=model
+        holder = run(
+            connection, key_stmt.holder(model), {"key": prepared.key, "params": row["params"]}
         ).first()
         if holder is None:
             continue  # it has just left; or its row is not ours to see yet

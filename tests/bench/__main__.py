@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine, text
 
+from sa_durable import DurableTask
 from sa_durable.embedded import postgres
 from tests.bench import spawning as b
 from tests.bench.models import Base, BigTask, SmallTask, fill
@@ -25,13 +26,15 @@ from tests.databases import throwaway
 
 @dataclass(frozen=True)
 class Measure:
-    """Seconds for `number` operations, of a limit and of us, in alternating order, round by round."""
+    """A limit and us, each for a number of operations; `block` of them at a time, in alternation, so that whatever
+    else the machine does hits both alike."""
 
     name: str
-    number: int
+    number: int  # in a round
+    block: int
     goal: float  # limit's seconds / ours, at least
-    limit: Callable[[], object]
-    ours: Callable[[], object]
+    limit: Callable[[int], Callable[[], object]]
+    ours: Callable[[int], Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -49,32 +52,48 @@ def measures(engine: Engine, scale: float) -> list[Measure]:
     one, many = int(1000 * scale), int(10_000 * scale)
     held = {model: b.hold_key(engine, model) for model in (SmallTask, BigTask)}
     s, big = SmallTask, BigTask
+
+    def on(what: Callable[..., Callable[[], object]], model: type[DurableTask], *args: object):
+        return lambda number: what(engine, model, number, *args)
+
     return [
-        Measure("spawn, fresh key, one a commit / bare Core", one, 0.85, b.core_spawn(engine, s, one), b.durable_spawn(engine, s, one)),
+        Measure("spawn, fresh key, one a commit / bare Core", one, 20, 0.85, on(b.core_spawn, s), on(b.durable_spawn, s)),
+        Measure("the same / bare Core in a Session", one, 20, 0.85, on(b.session_spawn, s), on(b.durable_spawn, s)),
         Measure(
-            "duplicate spawn / bare conflict + select", one, 1 / 1.3,
-            b.core_duplicate(engine, s, one, held[s]), b.durable_duplicate(engine, s, one, held[s]),
+            "duplicate spawn / bare conflict + select", one, 20, 1 / 1.3,
+            on(b.core_duplicate, s, held[s]), on(b.durable_duplicate, s, held[s]),
         ),
-        Measure("spawn_many, fresh keys / raw psycopg unnest", many, 0.4, b.raw_bulk(engine, s, many), b.durable_bulk(engine, s, many)),
-        Measure("spawn, 1M rows / empty", one, 0.85, b.durable_spawn(engine, s, one), b.durable_spawn(engine, big, one)),
         Measure(
-            "duplicate spawn, 1M rows / empty", one, 0.85,
-            b.durable_duplicate(engine, s, one, held[s]), b.durable_duplicate(engine, big, one, held[big]),
+            "the same / bare Core in a Session", one, 20, 1 / 1.3,
+            on(b.session_duplicate, s, held[s]), on(b.durable_duplicate, s, held[s]),
         ),
-        Measure("spawn_many, 1M rows / empty", many, 0.85, b.durable_bulk(engine, s, many), b.durable_bulk(engine, big, many)),
+        Measure("spawn_many, fresh keys / raw psycopg unnest", many, many, 0.4, on(b.raw_bulk, s), on(b.durable_bulk, s)),
+        Measure("spawn, 1M rows / empty", one, 20, 0.85, on(b.durable_spawn, s), on(b.durable_spawn, big)),
+        Measure(
+            "duplicate spawn, 1M rows / empty", one, 20, 0.85,
+            on(b.durable_duplicate, s, held[s]), on(b.durable_duplicate, big, held[big]),
+        ),
+        Measure("spawn_many, 1M rows / empty", many, many, 0.85, on(b.durable_bulk, s), on(b.durable_bulk, big)),
     ]  # fmt: skip
 
 
 def run(measure: Measure, rounds: int, reset: Callable[[], None]) -> Figure:
-    limits, ours = [], []
-    for i in range(rounds + 1):
+    sides = measure.limit(measure.block), measure.ours(measure.block)
+    rates: list[tuple[float, float]] = []
+    for _ in range(rounds + 1):
         reset()
-        for which in (0, 1) if i % 2 else (1, 0):
-            (limits, ours)[which].append(b.seconds((measure.limit, measure.ours)[which]))
-    del limits[0], ours[0]  # warm-up
-    ratios = [limit / our for limit, our in zip(limits, ours, strict=True)]
-    rate = [measure.number / statistics.median(times) for times in (limits, ours)]
-    return Figure(measure.name, *rate, statistics.median(ratios), min(ratios), max(ratios), measure.goal)
+        spent = [0.0, 0.0]
+        blocks = measure.number // measure.block
+        for i in range(2 * blocks):
+            which = (i + i // 2) % 2  # limit, ours, ours, limit, ...
+            spent[which] += b.seconds(sides[which])
+        rates.append((blocks * measure.block / spent[0], blocks * measure.block / spent[1]))
+    del rates[0]  # warm-up
+    ratios = [ours / limit for limit, ours in rates]
+    limit, ours = (statistics.median(side) for side in zip(*rates, strict=True))
+    return Figure(
+        measure.name, limit, ours, statistics.median(ratios), min(ratios), max(ratios), measure.goal
+    )
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from itertools import count
 from uuid import uuid4
 
 import psycopg
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, bindparam, select, text
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
@@ -68,6 +68,18 @@ def core_spawn(engine: Engine, model: type[DurableTask], number: int) -> Callabl
     return run
 
 
+def session_spawn(engine: Engine, model: type[DurableTask], number: int) -> Callable[[], object]:
+    """The same bare statement, in a Session and a transaction for each."""
+    statement = _bare_insert(model)
+
+    def run() -> None:
+        for i in range(number):
+            with Session(engine) as session, session.begin():
+                assert session.execute(statement, _row(fresh_key(), i)).first() is not None
+
+    return run
+
+
 def durable_spawn(engine: Engine, model: type[DurableTask], number: int) -> Callable[[], object]:
     """Durable.spawn with a fresh key, a Session and a transaction for each."""
     handler = HANDLERS[model]
@@ -83,18 +95,37 @@ def durable_spawn(engine: Engine, model: type[DurableTask], number: int) -> Call
 
 def core_duplicate(engine: Engine, model: type[DurableTask], number: int, key: str) -> Callable[[], object]:
     """Limit: a bare insert that conflicts, and a bare select by key."""
-    table, statement = model.__table__, _bare_insert(model)
-    found = select(table.c.id, table.c.run_id, table.c.attempt, table.c.state, table.c.name).where(
-        table.c.idempotency_key == key, text(HELD)
-    )
+    statement, found = _bare_insert(model), _bare_select(model)
 
     def run() -> None:
         for i in range(number):
             with engine.begin() as connection:
                 assert connection.execute(statement, _row(key, i)).first() is None
-                assert connection.execute(found).first() is not None
+                assert connection.execute(found, {"key": key}).first() is not None
 
     return run
+
+
+def session_duplicate(
+    engine: Engine, model: type[DurableTask], number: int, key: str
+) -> Callable[[], object]:
+    """The same bare statements, in a Session."""
+    statement, found = _bare_insert(model), _bare_select(model)
+
+    def run() -> None:
+        for i in range(number):
+            with Session(engine) as session, session.begin():
+                assert session.execute(statement, _row(key, i)).first() is None
+                assert session.execute(found, {"key": key}).first() is not None
+
+    return run
+
+
+def _bare_select(model: type[DurableTask]):
+    table = model.__table__
+    return select(table.c.id, table.c.run_id, table.c.attempt, table.c.state, table.c.name).where(
+        table.c.idempotency_key == bindparam("key", type_=table.c.idempotency_key.type), text(HELD)
+    )
 
 
 def durable_duplicate(
