@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from .. import telemetry
 from ..handlers import Call
+from ..statements import arrays
 from ..statements import keys as key_stmt
 from ..statements import tasks as stmt
 from ..values import OnDuplicate, SpawnKeywords, SpawnResult
@@ -101,12 +102,8 @@ def _insert_rows(
         return execute(
             session, stmt.insert_task(model, keyed=True, scheduled=True, own=own), rows, model=model
         )
-    columns = {name: [row[name] for row in rows] for name in stmt.batch_parameters()}
-    arrays = tuple(
-        name for name, values in columns.items() if name == "id" or any(v != values[0] for v in values)
-    )
-    parameters = {name: values if name in arrays else values[0] for name, values in columns.items()}
-    return execute(session, stmt.insert_tasks(model, arrays), parameters, model=model)
+    varying, parameters = stmt.batch(rows)
+    return execute(session, stmt.insert_tasks(model, varying), parameters, model=model)
 
 
 _NO_OPTION = {
@@ -123,8 +120,8 @@ def _duplicates(
     asking = [i for i in positions if spawns[i].options.on_duplicate is OnDuplicate.RETURN]
     for chunk in _chunks(asking, CHUNK):
         parameters = {
-            "keys": [spawns[i].key for i in chunk],
-            "params": [spawns[i].row["params"] for i in chunk],
+            "keys": arrays.texts(spawns[i].key for i in chunk),
+            "params": arrays.texts(spawns[i].row["params"] for i in chunk),
         }
         model = spawns[chunk[0]].model
         for row in execute(session, key_stmt.holders(model), parameters, model=model):

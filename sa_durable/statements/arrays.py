@@ -7,6 +7,7 @@ tokens and results of 200 tasks), half of what a worker's batch costs the client
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone  # noqa: F401 - the last for the example
 from typing import Any
 from uuid import UUID
 
@@ -19,17 +20,17 @@ def array(name: str, type_: Any) -> ColumnElement[Any]:
     return sql_cast(bindparam(name, type_=Text()), ARRAY(type_))
 
 
-def uuids(values: Iterable[UUID]) -> str:
-    """An array of UUIDs.
+def uuids(values: Iterable[UUID | None]) -> str:
+    """An array of UUIDs; None is NULL, here and below.
 
-    >>> uuids([UUID(int=1)])
-    '{00000000000000000000000000000001}'
+    >>> uuids([UUID(int=1), None])
+    '{00000000000000000000000000000001,NULL}'
     """
-    return "{" + ",".join([value.hex for value in values]) + "}"
+    return "{" + ",".join(["NULL" if value is None else value.hex for value in values]) + "}"
 
 
 def numbers(values: Iterable[float | None]) -> str:
-    """An array of numbers; None is NULL.
+    """An array of numbers.
 
     >>> numbers([1, None, 0.5])
     '{1,NULL,0.5}'
@@ -37,14 +38,34 @@ def numbers(values: Iterable[float | None]) -> str:
     return "{" + ",".join(["NULL" if value is None else repr(value) for value in values]) + "}"
 
 
-def texts(values: Iterable[str]) -> str:
+def texts(values: Iterable[str | None]) -> str:
     r"""An array of texts, each in quotes.
 
-    >>> print(texts(['a"b', 'NULL', '']))
-    {"a\"b","NULL",""}
+    >>> print(texts(['a"b', 'NULL', '', None]))
+    {"a\"b","NULL","",NULL}
     """
-    return (
-        "{"
-        + ",".join(['"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values])
-        + "}"
+    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
+
+
+def moments(values: Iterable[datetime | None]) -> str:
+    """An array of aware datetimes.
+
+    >>> moments([datetime(2026, 1, 2, tzinfo=timezone.utc)])
+    '{"2026-01-02T00:00:00+00:00"}'
+    """
+    return texts(None if value is None else value.isoformat() for value in values)
+
+
+def durations(values: Iterable[timedelta | None]) -> str:
+    """An array of intervals, to the microsecond.
+
+    >>> durations([timedelta(days=1, seconds=2, microseconds=3)])
+    '{"1 days 2.000003 seconds"}'
+    """
+    return texts(
+        None if v is None else f"{v.days} days {v.seconds}.{v.microseconds:06} seconds" for v in values
     )
+
+
+def _quoted(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Boolean,
     ColumnElement,
@@ -32,7 +31,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from ..models.predicates import ACTIVE, HELD, TERMINAL
 from ..models.tables import KEY, TIME
-from . import clock
+from . import arrays, clock
 from .memo import memo
 from .tasks import DELAY, RUN_AT, start, state_at, table_of
 
@@ -55,13 +54,10 @@ def holder(model: Model) -> Select[Any]:
 
 @memo
 def holders(model: Model) -> Select[Any]:
-    """As `holder`, for arrays of `keys` and `params` of the same length; with the position of each, from 1."""
+    """As `holder`, for arrays (statements.arrays) of `keys` and `params` of the same length; with the position of each, from 1."""
     table = table_of(model)
     wanted = (
-        func.unnest(
-            sql_cast(bindparam("keys", type_=ARRAY(KEY)), ARRAY(Text())),
-            sql_cast(bindparam("params", type_=ARRAY(Text())), ARRAY(Text())),
-        )
+        func.unnest(arrays.array("keys", Text()), arrays.array("params", Text()))
         .table_valued(
             column("key", Text()), column("wanted_params", Text()), with_ordinality="position", name="wanted"
         )

@@ -6,11 +6,11 @@ Values that travel as text (params, headers, retry) are JSON already and are cas
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import (
-    ARRAY,
     Column,
     ColumnElement,
     Integer,
@@ -32,7 +32,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 
 from ..models.predicates import HELD
 from ..models.tables import KEY, TIME
-from . import clock
+from . import arrays, clock
 from .memo import memo
 
 if TYPE_CHECKING:
@@ -129,41 +129,54 @@ def unless_held(statement: Insert, table: Table) -> Insert:
     return statement.on_conflict_do_nothing(index_elements=[table.c.idempotency_key], index_where=text(HELD))
 
 
-_ARRAYS: dict[str, Any] = {
-    "id": Uuid(),
-    "name": Text(),
-    "params": Text(),
-    "headers": Text(),
-    "priority": Integer(),
-    "run_id": Uuid(),
-    "max_attempts": Integer(),
-    "retry": Text(),
-    "parent_queue": Text(),
-    "parent_id": Uuid(),
-    RUN_AT: TIME,
-    DELAY: Interval(),
-    "idempotency_key": KEY,
-    "key_hold": Text(),
-    KEY_TTL: Interval(),
+# Each parameter of a batch: its type, and how an array of it travels.
+_BATCH: dict[str, tuple[Any, Callable[[Iterable[Any]], str]]] = {
+    "id": (Uuid(), arrays.uuids),
+    "name": (Text(), arrays.texts),
+    "params": (Text(), arrays.texts),
+    "headers": (Text(), arrays.texts),
+    "priority": (Integer(), arrays.numbers),
+    "run_id": (Uuid(), arrays.uuids),
+    "max_attempts": (Integer(), arrays.numbers),
+    "retry": (Text(), arrays.texts),
+    "parent_queue": (Text(), arrays.texts),
+    "parent_id": (Uuid(), arrays.uuids),
+    RUN_AT: (TIME, arrays.moments),
+    DELAY: (Interval(), arrays.durations),
+    "idempotency_key": (KEY, arrays.texts),
+    "key_hold": (Text(), arrays.texts),
+    KEY_TTL: (Interval(), arrays.durations),
 }
 
 
+def batch(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The arrays and the parameters of `insert_tasks` for rows: what is the same for all of them travels once."""
+    varying: list[str] = []
+    parameters: dict[str, Any] = {}
+    for name, (_, encode) in _BATCH.items():
+        values = [row[name] for row in rows]
+        if name == "id" or any(value != values[0] for value in values):
+            varying.append(name)
+            parameters[name] = encode(values)
+        else:
+            parameters[name] = values[0]
+    return tuple(varying), parameters
+
+
 @memo
-def insert_tasks(model: Model, arrays: tuple[str, ...]) -> ReturningInsert[Any]:
+def insert_tasks(model: Model, varying: tuple[str, ...]) -> ReturningInsert[Any]:
     """Insert many tasks at once, passing over those whose key is held. Returns the ids and states of the new ones.
 
-    `arrays` names the parameters that are arrays, one element a task; the others are one value for all. In the
-    order of the arrays, so that callers who sort by key take the index's locks in one order.
+    `varying` names the parameters that are arrays, one element a task; the others are one value for all (`batch`
+    makes both). In the order of the arrays, so that callers who sort by key take the index's locks in one order.
     """
     table = table_of(model)
-    elements = {name: column(name, _ARRAYS[name]) for name in arrays}
-    source = func.unnest(
-        *(sql_cast(bindparam(n, type_=ARRAY(_ARRAYS[n])), ARRAY(_ARRAYS[n])) for n in arrays)
-    )
+    elements = {name: column(name, _BATCH[name][0]) for name in varying}
+    source = func.unnest(*(arrays.array(name, _BATCH[name][0]) for name in varying))
     rows = source.table_valued(*elements.values(), name="new").render_derived()
 
     def value(name: str) -> ColumnElement[Any]:
-        raw = rows.c[name] if name in elements else parameter(name, _ARRAYS[name])
+        raw = rows.c[name] if name in elements else parameter(name, _BATCH[name][0])
         return sql_cast(raw, JSONB) if name in _AS_TEXT else raw
 
     values = {name: value(name) for name in (*_PLAIN, "idempotency_key", "key_hold")}
@@ -173,11 +186,6 @@ def insert_tasks(model: Model, arrays: tuple[str, ...]) -> ReturningInsert[Any]:
     values["created_at"] = clock.now()
     statement = insert(table).from_select(list(values), select(*values.values()), include_defaults=True)
     return unless_held(statement, table).returning(table.c.id, table.c.state)
-
-
-def batch_parameters() -> tuple[str, ...]:
-    """The names of the parameters of `insert_tasks`."""
-    return tuple(_ARRAYS)
 
 
 @memo

@@ -51,18 +51,19 @@ def race(rounds: int, callers: int, prepare: Callable[[int, int], Step[T]]) -> l
 def no_deadlock(engine: Engine) -> Iterator[None]:
     """The server resolves no deadlock in this database meanwhile. Disposes of the engine's connections: a backend
     reports what it has counted when it ends."""
-    before = _deadlocks(engine)
-    yield
-    assert _deadlocks(engine) == before
-
-
-def _deadlocks(engine: Engine) -> int:
     engine.dispose()
-    others = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        wait_until(lambda: connection.scalar(text(others)) == 0, what="the other connections to end")
-        return connection.scalar(
-            text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-        )
+
+        def backends() -> set[int]:
+            here = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            return set(connection.scalars(text(here)))
+
+        def deadlocks() -> int:
+            counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+            return connection.scalar(text(counted))
+
+        present, before = backends(), deadlocks()
+        yield
+        engine.dispose()
+        wait_until(lambda: backends() <= present, what="the racers' connections to end")
+        assert deadlocks() == before
