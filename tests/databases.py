@@ -20,6 +20,7 @@ def throwaway(server_url: str, metadata: MetaData | None = None) -> Iterator[Eng
     try:
         if metadata is not None:
             metadata.create_all(engine)
+            engine.dispose()  # some tests count connections
         yield engine
     finally:
         engine.dispose()

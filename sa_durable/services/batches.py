@@ -31,7 +31,7 @@ from .tasks import (
 
 R = TypeVar("R")
 T = TypeVar("T")
-CHUNK = 1000  # rows a statement: beyond it, nothing is gained (docs/decisions/0003)
+CHUNK = 1000  # rows a statement
 
 
 def spawn_many(

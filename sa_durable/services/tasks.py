@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 Model = type["DurableTask"]
 
-# A round ends without a task only when the holder left between two statements, or was found expired. Twenty such
-# in a row have not been seen under any load (docs/decisions/0003).
+# A round ends without a task only when the holder left between two statements, or was found expired. A stress test
+# with twelve clients that spawned, cancelled, expired and deleted three hot keys saw six in a row.
 ROUNDS = 20
 _NO_DELAY = timedelta(0)
 

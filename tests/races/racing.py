@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import Barrier, BrokenBarrierError
 from typing import TypeVar
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, NullPool, create_engine, text
 
 from tests.waiting import wait_until
 
@@ -52,7 +52,8 @@ def no_deadlock(engine: Engine) -> Iterator[None]:
     """The server resolves no deadlock in this database meanwhile. Disposes of the engine's connections: a backend
     reports what it has counted when it ends."""
     engine.dispose()
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    watching = create_engine(engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with watching.connect() as connection:
 
         def backends() -> set[int]:
             here = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, select, text, update
+from sqlalchemy import Engine, create_engine, delete, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Call, Durable
@@ -45,9 +45,9 @@ def runtime_engine(runtime_url: str) -> Iterator[Engine]:
 def engine(runtime_engine: Engine) -> Engine:
     """An engine on these tests' tables, all empty."""
     app.reset()
-    tables = ", ".join(table.fullname for table in Base.metadata.sorted_tables)
     with runtime_engine.begin() as connection:
-        connection.execute(text(f"TRUNCATE {tables}"))
+        for table in reversed(Base.metadata.sorted_tables):  # 3 ms; TRUNCATE takes 79
+            connection.execute(delete(table))
     return runtime_engine
 
 
