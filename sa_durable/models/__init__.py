@@ -1,7 +1,8 @@
 """The schema: a task model per queue on the application's Base, and its siblings."""
 
+from .queues import queue_of, queues_beside
 from .siblings import DurableCheckpoint, DurableEvent, DurableQueue, DurableRun, DurableWait
-from .task import DurableTask, queue_of, queues_beside
+from .task import DurableTask
 
 __all__ = [
     "DurableCheckpoint",

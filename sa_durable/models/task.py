@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 from uuid import UUID
 
 from sqlalchemy import FromClause, MetaData, Table, event, func
@@ -21,15 +21,13 @@ from sqlalchemy.orm import (
 from typing_extensions import Unpack
 
 from .. import policy
-from ..errors import DeclarationError, InvalidOptions, KeyedObject, UnknownQueue
+from ..errors import DeclarationError, InvalidOptions, KeyedObject
 from ..handlers import Call, Decorator, Handler, encode_headers
 from ..ids import uuid7
 from ..values import HandlerKeywords, Json, SpawnKeywords
 from .names import Role, check_queue, comment, table_name
 from .siblings import DurableCheckpoint, DurableEvent, DurableQueue, DurableRun, DurableWait
 from .tables import info, queues_table, sibling_table, task_args, task_columns
-
-T = TypeVar("T", bound="DurableTask")
 
 
 class DurableTask:
@@ -295,20 +293,3 @@ def _own_table_args(cls: type) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
             return args, {}
         case other:
             raise DeclarationError(f"{cls.__name__}.__table_args__ = {other!r} is no tuple or mapping")
-
-
-@overload
-def queue_of(model: type[T]) -> type[T]: ...
-@overload
-def queue_of(model: object) -> type[DurableTask]: ...
-def queue_of(model: object) -> type[DurableTask]:
-    """`model` itself, if it is a queue's task model. Raises UnknownQueue."""
-    if isinstance(model, type) and issubclass(model, DurableTask) and "__handlers__" in model.__dict__:
-        return model
-    raise UnknownQueue(f"{model!r} is no queue: give a DurableTask class with __queue__, e.g. BillingTask")
-
-
-def queues_beside(model: type[DurableTask]) -> Iterator[type[DurableTask]]:
-    """Every queue on the Base of `model`, itself included, by name."""
-    queues = (m.class_ for m in model.registry.mappers if issubclass(m.class_, DurableTask))
-    yield from sorted(queues, key=lambda queue: queue.__queue__)
