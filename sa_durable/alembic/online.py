@@ -41,7 +41,7 @@ def is_online(context: MigrationContext) -> bool:
     if _autocommits(_bound(context)):
         return True
     # What autocommit_block itself asserts; there is no public question.
-    return context._transaction is not None or not context._in_connection_transaction()  # noqa: SLF001
+    return context._transaction is not None or not context._in_connection_transaction()  # noqa: SLF001 - Alembic has no public word for it; pinned by a test
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def _add(
 ) -> list[BackfillReport]:
     """Without patience, in the caller's transaction: the plain forms, which lock out writers until it ends."""
     online = patience is not None
-    tables = connection.scalars(sql(f"SELECT name FROM {targets.rows}")).all()  # noqa: S608
+    tables = connection.scalars(sql(f"SELECT name FROM {targets.rows}")).all()  # noqa: S608 - a name of our own making
     if not tables:
         logger.warning("no queue table was found (%s)", targets)
     if backfill is not None:

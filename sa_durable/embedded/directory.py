@@ -56,7 +56,7 @@ def _base(user: pwd.struct_passwd | None) -> Path:
     if len(os.fsencode(socket)) > SOCKET_PATH_BYTES or "," in str(base):
         return Path("/tmp")  # noqa: S108 (mkdtemp makes the name, and makes it private)
     if user is not None and not all(path.stat().st_mode & 0o001 for path in (base, *base.parents)):
-        return Path("/tmp")  # noqa: S108
+        return Path("/tmp")  # noqa: S108 - the last resort; what is made there is 0700
     return base
 
 
