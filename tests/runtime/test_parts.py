@@ -107,7 +107,7 @@ def test_a_steps_values_are_typed_by_its_function():
     with pytest.raises(InvalidResult, match="doesn't fit"):
         decode(coder_for(typed, None), ["x"], "s")
 
-    def unresolved() -> Nowhere: ...  # noqa: F821
+    def unresolved() -> Nowhere: ...  # noqa: F821 - that it is undefined is the point
 
     with pytest.raises(DeclarationError, match="returns="):
         coder_for(unresolved, None)

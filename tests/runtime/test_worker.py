@@ -109,7 +109,7 @@ def test_retries_back_off_and_end_as_failed_with_every_run_in_the_history(engine
     task = shop.spawn(app.hopeless.call())
     with working(engine):
         for attempt, delay in ((1, 40), (2, 90)):
-            wait_until(lambda: shop.task(task).state == "sleeping" and len(shop.runs(task)) == attempt)  # noqa: B023
+            wait_until(lambda: shop.task(task).state == "sleeping" and len(shop.runs(task)) == attempt)  # noqa: B023 - called before the loop goes on
             waits = shop.task(task).available_at - shop.runs(task)[-1].ended_at
             assert waits == timedelta(seconds=delay)
             shop.set(task, available_at=func.now())
@@ -140,7 +140,7 @@ def test_a_sleep_resumes_the_same_run_and_attempt_and_is_not_slept_again(engine,
     before = shop.task(task).run_id
     with working(engine):
         for sleeps in (1, 2):
-            wait_until(lambda: shop.task(task).state == "sleeping" and app.calls["naps"] == sleeps)  # noqa: B023
+            wait_until(lambda: shop.task(task).state == "sleeping" and app.calls["naps"] == sleeps)  # noqa: B023 - as above
             asleep = shop.task(task)
             assert (asleep.attempt, asleep.claimed_by, asleep.lease_expires_at) == (1, None, None)
             past = func.now() - timedelta(hours=1)

@@ -65,7 +65,7 @@ class BillingTask(DurableTask, Base):
 
 class MailTask(DurableTask, Base):
     __queue__ = "mail"
-    __spawn_defaults__ = {"hold": 7}  # type: ignore[typeddict-item]  # no hold  # noqa: RUF012
+    __spawn_defaults__ = {"hold": 7}  # type: ignore[typeddict-item]  # no hold  # noqa: RUF012 - as an application writes it
 
 
 class DataclassBase(MappedAsDataclass, DeclarativeBase, kw_only=True):
@@ -181,7 +181,7 @@ def rows(session: Session) -> None:
     assert_type(task.runs, list[DurableRun])
     assert_type(task.runs[0].ended_at, datetime)
     assert_type(Order(id=7).tasks, list[BillingTask])
-    task.atempt  # type: ignore[attr-defined]  # no such column  # noqa: B018
+    task.atempt  # type: ignore[attr-defined]  # no such column  # noqa: B018 - only its type matters
 
 
 def objects(order: Order) -> None:
