@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from hashlib import sha256
 from math import isfinite
+from reprlib import Repr
 from typing import Any, TypeVar
 
 import rfc8785
@@ -23,8 +24,18 @@ MAX_BYTES = 1024 * 1024
 ONCE_PREFIX = "~once1:"
 _ONCE_FORMAT = "sa_durable/1"
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+_SCALARS = (int, str, bool, float, type(None))  # pydantic gives them back as they are
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _EXACT = 2**53  # from here on a double can't tell neighbouring integers apart
+
+
+def shown(value: object) -> str:
+    """`value` as messages quote it: in about 300 characters, however much there is of it."""
+    return _quoting.repr(value)
+
+
+_quoting = Repr()
+_quoting.maxstring = _quoting.maxother = 300
 
 
 class NotJson(ValueError):
@@ -36,7 +47,7 @@ def dumps(value: Json, *, what: str = "value", limit: int = MAX_BYTES) -> str:
     that can't be stored: NaN, an infinity, a NUL character, a lone surrogate, any other type, or too many bytes.
     """
     try:
-        text = _encode(value)
+        text = "null" if value is None else _encode(value)
         size = len(text.encode())
     except RecursionError:
         raise NotJson(f"{what} is nested too deeply or contains itself") from None
@@ -111,11 +122,12 @@ def _check_kept(value: Any, place: str, *, keys: bool) -> None:
 class Coder:
     """Encodes and decodes values of one annotated type, by a pydantic TypeAdapter made when it is first needed."""
 
-    __slots__ = ("_adapter", "_loose", "annotation", "plain")
+    __slots__ = ("_adapter", "_loose", "_scalar", "annotation", "plain")
 
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
         self.plain = annotation is Any
+        self._scalar = annotation if annotation in _SCALARS else None
         self._adapter: TypeAdapter[Any] | None = None
         self._loose: bool | None = None
 
@@ -133,6 +145,8 @@ class Coder:
         if self.plain:
             check_plain(value, what)
             return value
+        if type(value) is self._scalar:
+            return value
         try:
             if self.loose:
                 # Where there is no type to go by, pydantic would quietly turn NaN into null and keys into strings.
@@ -141,9 +155,11 @@ class Coder:
                     what,
                     keys=not has_typed_keys(self.annotation),
                 )
-            return self.adapter.dump_python(value, mode="json", warnings="error")
+            return self.adapter.serializer.to_python(value, mode="json", warnings="error")
+        except NotJson:
+            raise
         except (PydanticSerializationError, ValueError, RecursionError) as error:
-            raise error if isinstance(error, NotJson) else NotJson(f"{what}: {error}") from error
+            raise NotJson(f"{what}: {_without_values(error)}") from None
 
     @property
     def loose(self) -> bool:
@@ -162,12 +178,26 @@ class Coder:
         return self._validate(value, what, strict=False)
 
     def _validate(self, value: Any, what: str, *, strict: bool | None) -> Any:
-        if self.plain:
+        if self.plain or type(value) is self._scalar:
             return value
         try:
             return self.adapter.validate_python(value, strict=strict)
         except (ValidationError, RecursionError) as error:
-            raise NotJson(f"{what}: {error}") from error
+            raise NotJson(f"{what}: {_without_values(error)}") from None
+
+
+_INPUT = re.compile(r"input_value=.*?, (?=input_type=)", re.DOTALL)
+_SHOWN = 5  # places in an error's text
+
+
+def _without_values(error: Exception) -> str:
+    """Which places don't fit, and why: pydantic's own text, and the error as a cause, would quote what is there, and
+    errors end up in logs."""
+    if not isinstance(error, ValidationError):
+        return _INPUT.sub("", str(error))
+    found = error.errors(include_input=False, include_context=False, include_url=False)
+    said = [": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"]))) for one in found[:_SHOWN]]
+    return "; ".join(said) + (f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
 
 
 def once_key(task_name: str, params: Json) -> str:

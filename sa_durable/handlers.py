@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, update_wrapper
 from typing import (
     Any,
@@ -21,9 +21,11 @@ from typing import (
 
 from typing_extensions import TypedDict, Unpack
 
-from . import policy
-from .codec import Coder, NotJson, check_plain, dumps
+from . import policy, telemetry
+from .codec import Coder, NotJson, check_plain, dumps, shown
+from .declaration import RunOptions
 from .errors import DeclarationError, InvalidOptions, InvalidParams
+from .options import resolve
 from .values import Json, SpawnKeywords
 
 M = TypeVar("M")
@@ -31,6 +33,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 C = TypeVar("C")
+_RUN_DEFAULTS = RunOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +42,35 @@ class Call(Generic[M, R_co]):
 
     model: type[M]
     name: str
-    params: Mapping[str, Json]  # as stored
+    params: Mapping[str, Json] = field(repr=False)  # as stored; in no log that shows the call
     params_text: str = field(repr=False)  # the same, as JSON text
     defaults: SpawnKeywords = field(default_factory=SpawnKeywords, repr=False)  # the handler's
-    options: SpawnKeywords = field(default_factory=SpawnKeywords)  # this call's own
+    options: SpawnKeywords = field(default_factory=SpawnKeywords, repr=False)  # this call's own
 
     def using(self, **options: Unpack[SpawnKeywords]) -> Call[M, R_co]:
         """The same call with spawn options of its own, for batches: those given to spawn itself win over them.
 
         Raises InvalidOptions when it is spawned.
         """
-        return replace(self, options={**self.options, **options})
+        merged: SpawnKeywords = {**self.options, **options}
+        return Call(self.model, self.name, self.params, self.params_text, self.defaults, merged)
 
 
 class Handler(Generic[M, P, R]):
     """A function registered with a queue. Called directly, it is the plain function (tests do that)."""
 
-    def __init__(self, model: type[M], fn: Callable[..., Any], name: str, options: SpawnKeywords) -> None:
+    def __init__(
+        self,
+        model: type[M],
+        fn: Callable[..., Any],
+        name: str,
+        options: SpawnKeywords,
+        *,
+        transactional: bool = False,
+        run_options: RunOptions = _RUN_DEFAULTS,
+    ) -> None:
         self.model, self.fn, self.name, self.options = model, fn, name, options
+        self.transactional, self.run_options = transactional, run_options
         self.is_async = inspect.iscoroutinefunction(fn)
         self._names = _parameter_names(fn, name)
         update_wrapper(self, fn)
@@ -82,20 +96,36 @@ class Handler(Generic[M, P, R]):
                 kwargs = self._signature.bind(*args, **kwargs).arguments  # type: ignore[assignment]  # as if by name
             except TypeError as error:
                 raise InvalidParams(f"{self.name}: {error}") from None
-        return self.call_with(kwargs)
+        return self._call(kwargs)
 
     def call_with(self, arguments: Mapping[str, Any]) -> Call[M, R]:
         """As `call`, from a mapping of arguments."""
         if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
             raise InvalidParams(f"{self.name}: params must be a mapping of parameter names to values")
+        return self._call(dict(arguments))
+
+    def _call(self, arguments: dict[str, Any]) -> Call[M, R]:
         try:
             for name in self._untyped & arguments.keys():
                 check_plain(arguments[name], name)
-            params = self._coder.encode(self._coder.check(dict(arguments), self.name), self.name)
+            params = self._coder.encode(self._coder.check(arguments, self.name), self.name)
             text = dumps(params, what="params")
         except NotJson as error:
             raise InvalidParams(f"{self.name}: {error}") from error
         return Call(self.model, self.name, params, text, self.options)
+
+    def encoded(self, arguments: Mapping[str, Any]) -> dict[str, Json]:
+        """Some of its arguments, as a task stores them. Raises InvalidParams."""
+        if unknown := sorted(arguments.keys() - set(self._names)):
+            raise InvalidParams(f"{self.name} has no parameter {', '.join(unknown)}")
+        stored = {}
+        for name, value in arguments.items():
+            coder = Coder(self._hints.get(name, Any))
+            try:
+                stored[name] = coder.encode(coder.check(value, name), name)
+            except NotJson as error:
+                raise InvalidParams(f"{self.name}: {error}") from error
+        return stored
 
     def task(self, *args: P.args, **kwargs: P.kwargs) -> M:
         """A new task as an object of the queue's model, with every default in place: adding it to a session spawns
@@ -110,7 +140,7 @@ class Handler(Generic[M, P, R]):
     def arguments(self, params: Json) -> dict[str, Any]:
         """The stored params as the arguments that the function takes. Raises InvalidParams if they no longer fit."""
         try:
-            decoded: dict[str, Any] = self._coder.decode(params, self.name)
+            decoded: dict[str, Any] = self._coder.decode(params, "params")
         except NotJson as error:
             raise InvalidParams(f"stored params don't fit {self.name}: {error}") from error
         return decoded
@@ -187,8 +217,20 @@ def call_by_name(
 def check_name(name: str) -> str:
     """`name` itself, if a task can have it. Raises InvalidParams."""
     if not isinstance(name, str) or not 1 <= len(name) <= 255 or "\0" in name or not name.isprintable():
-        raise InvalidParams(f"task name {name!r}: 1 to 255 printable characters")
+        raise InvalidParams(f"task name {shown(name)}: 1 to 255 printable characters")
     return name
+
+
+def spawn_headers(queue: str, name: str, headers: Mapping[str, Json] | None) -> Mapping[str, Json] | None:
+    """The headers that a task is spawned with: what `telemetry.before_spawn` hooks make of its options'."""
+    if not telemetry.spawn_hooks:
+        return headers
+    return telemetry.changed_headers(queue, name, headers, check=_check_headers)
+
+
+def _check_headers(headers: Mapping[str, Json]) -> None:
+    policy.check_header_names(headers)
+    encode_headers(headers)
 
 
 def encode_headers(headers: Mapping[str, Json] | None) -> str | None:
@@ -212,8 +254,12 @@ class Decorator(Generic[M]):
         register: Callable[[Handler[M, ..., Any]], None],
         name: str | None,
         options: SpawnKeywords,
+        *,
+        transactional: bool,
+        run_options: RunOptions,
     ) -> None:
         self._model, self._register, self._name, self._options = model, register, name, options
+        self._transactional, self._run_options = transactional, run_options
 
     @overload
     def __call__(self, fn: Callable[Concatenate[C, P], Awaitable[R]]) -> Handler[M, P, R]: ...
@@ -221,9 +267,14 @@ class Decorator(Generic[M]):
     def __call__(self, fn: Callable[Concatenate[C, P], R]) -> Handler[M, P, R]: ...
     def __call__(self, fn: Callable[Concatenate[C, P], Any]) -> Handler[M, P, Any]:
         name = check_name(self._name or fn.__name__)
-        policy.resolve(
-            {**self._options, "idempotency_key": "checks the rest"}
-        )  # raises here, not at each spawn
-        handler: Handler[M, P, Any] = Handler(self._model, fn, name, self._options)
+        resolve({**self._options, "idempotency_key": "checks the rest"})  # raises here, not at each spawn
+        handler: Handler[M, P, Any] = Handler(
+            self._model,
+            fn,
+            name,
+            self._options,
+            transactional=self._transactional,
+            run_options=self._run_options,
+        )
         self._register(handler)
         return handler

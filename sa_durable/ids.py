@@ -3,11 +3,16 @@
 import os
 import sys
 import time
+from array import array
 from threading import Lock
 from uuid import UUID
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
+
+    def uuid7_digits(number: int) -> list[str]:
+        """The digits of so many new UUIDs, in order, for batches."""
+        return [uuid7().hex for _ in range(number)]
 else:
     _RANDOM = 74  # bits beside the 48 of the time
     _last = 0
@@ -16,15 +21,32 @@ else:
     def uuid7() -> UUID:
         """A UUIDv7 (RFC 9562, sections 5.7 and 6.2, method 2): 48 bits of Unix milliseconds, then 74 random ones. Each
         is greater than the one before it in this process, within a millisecond too."""
+        return UUID(int=_laid_out(_next(0)))
+
+    def uuid7_digits(number: int) -> list[str]:
+        """The digits of so many new UUIDs, in order, for batches: a third of the time of as many `uuid7`."""
+        steps = array("I", os.urandom(array("I").itemsize * number))
+        value = _next(sum(steps) + number)
+        digits = []
+        for step in steps:
+            value += step + 1
+            digits.append(f"{_laid_out(value):032x}")
+        return digits
+
+    def _next(room: int) -> int:
+        """A new value, time and random bits, that nobody else gets in this process, nor any of the `room` after it."""
         global _last  # noqa: PLW0603 - what monotonic means
         draw = int.from_bytes(os.urandom(10), "big") >> 6
         value = time.time_ns() // 1_000_000 << _RANDOM | draw
         with _lock:
             if value >> _RANDOM <= _last >> _RANDOM:
                 value = _last + 1 + (draw & 0xFFFFFFFF)
-            _last = value
+            _last = value + room
+        return value
+
+    def _laid_out(value: int) -> int:
         random_a, random_b = value >> 62 & 0xFFF, value & (1 << 62) - 1
-        return UUID(int=value >> _RANDOM << 80 | 0x7 << 76 | random_a << 64 | 0x2 << 62 | random_b)
+        return value >> _RANDOM << 80 | 0x7 << 76 | random_a << 64 | 0x2 << 62 | random_b
 
 
-__all__ = ["uuid7"]
+__all__ = ["uuid7", "uuid7_digits"]

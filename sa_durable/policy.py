@@ -6,21 +6,11 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from datetime import timedelta
+from typing import TypeAlias
 
 from .errors import InvalidKey, InvalidOptions
-from .values import (
-    Exponential,
-    Fixed,
-    Hold,
-    Json,
-    NoRetry,
-    OnDuplicate,
-    RetryPolicy,
-    SpawnKeywords,
-    SpawnOptions,
-)
+from .values import Exponential, Fixed, Json, NoRetry, RetryPolicy
 
 RESERVED_KEY_PREFIX = "~"
 RESERVED_HEADER_PREFIX = "durable:"
@@ -29,87 +19,17 @@ LONGEST = timedelta(days=36500)  # what comes later is no date that PostgreSQL a
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
-def resolve(*layers: SpawnKeywords | None) -> SpawnOptions:
-    """The options of a spawn: each field from the first layer that has it, else the default. Raises InvalidOptions.
-
-    `delay` and `run_at` are one choice: a layer that sets either hides both in the layers after it.
-    """
-    merged: dict[str, Any] = {}
-    for layer in reversed(layers):
-        if layer:
-            if layer.get("delay") is not None or layer.get("run_at") is not None:
-                merged.pop("delay", None)
-                merged.pop("run_at", None)
-            merged.update(layer)
-    try:
-        options = SpawnOptions(
-            **{
-                **merged,
-                "hold": Hold(merged.get("hold", Hold.ACTIVE)),
-                "on_duplicate": OnDuplicate(merged.get("on_duplicate", OnDuplicate.RETURN)),
-            }
-        )
-    except TypeError as error:
-        unknown = sorted(set(merged) - set(SpawnKeywords.__annotations__))
-        raise InvalidOptions(
-            f"unknown spawn options {unknown}: see SpawnOptions for what there is"
-        ) from error
-    except ValueError as error:
-        raise InvalidOptions(
-            f"{error}: hold is one of {[*Hold]}, on_duplicate one of {[*OnDuplicate]}"
-        ) from error
-    _check(options)
-    return options
-
-
-def _check(o: SpawnOptions) -> None:  # noqa: C901, PLR0912 - a flat list of rules reads best in one place
-    if o.idempotency_key is not None:
-        check_key(o.idempotency_key)
-    if o.key_ttl is not None:
-        if o.hold not in (Hold.SUCCEEDED, Hold.FOREVER):
-            raise InvalidOptions(
-                f'key_ttl goes with hold="succeeded" or "forever": with hold={o.hold.value!r} the key is free '
-                "as soon as the holder ends"
-            )
-        _check_duration("key_ttl", o.key_ttl, zero=False)
-    if o.delay is not None and o.run_at is not None:
-        raise InvalidOptions("delay and run_at exclude each other: give one")
-    if o.delay is not None:
-        _check_duration("delay", o.delay, zero=True)
-    if o.run_at is not None:
-        if not isinstance(o.run_at, datetime):
-            raise InvalidOptions(f"run_at={o.run_at!r} must be a datetime")
-        if o.run_at.utcoffset() is None:
-            raise InvalidOptions(
-                f"run_at={o.run_at!r} has no time zone: use an aware datetime, e.g. with tzinfo=UTC"
-            )
-    if o.max_attempts is not None and not (type(o.max_attempts) is int and 1 <= o.max_attempts < 2**31):
-        raise InvalidOptions(
-            f"max_attempts={o.max_attempts!r} must be an integer from 1, or None for no limit"
-        )
-    if not (type(o.priority) is int and -(2**15) <= o.priority < 2**15):
-        raise InvalidOptions(
-            f"priority={o.priority!r} must be an integer from -32768 to 32767 (lower runs first)"
-        )
-    if o.strict and o.on_duplicate is OnDuplicate.UPDATE:
-        raise InvalidOptions('strict refuses other params and on_duplicate="update" takes them: give one')
-    if o.on_duplicate is not OnDuplicate.RETURN and o.idempotency_key is None and not o.only_once:
-        raise InvalidOptions(
-            f"on_duplicate={o.on_duplicate.value!r} needs a key: give idempotency_key or only_once=True"
-        )
-    check_retry(o.retry)
-    if o.headers is not None and not isinstance(o.headers, Mapping):
-        raise InvalidOptions(f"headers={o.headers!r} must be a mapping of names to JSON values")
-    if o.columns is not None and not isinstance(o.columns, Mapping):
-        raise InvalidOptions(f"columns={o.columns!r} must be a mapping of your own columns to values")
-    for name in o.headers or ():
+def check_header_names(headers: Mapping[str, Json]) -> None:
+    """Raises InvalidOptions."""
+    for name in headers:
         if not isinstance(name, str) or name.startswith(RESERVED_HEADER_PREFIX):
             raise InvalidOptions(
                 f"header {name!r}: names are strings and {RESERVED_HEADER_PREFIX!r} at their start is reserved"
             )
 
 
-def _check_duration(name: str, value: timedelta, *, zero: bool) -> None:
+def check_duration(name: str, value: timedelta, *, zero: bool) -> None:
+    """Raises InvalidOptions for what is no duration of at most a century, or, unless `zero`, none at all."""
     if not isinstance(value, timedelta):
         raise InvalidOptions(f"{name}={value!r} must be a timedelta")
     if value < timedelta(0) or (not zero and not value):
@@ -148,10 +68,10 @@ def check_retry(retry: RetryPolicy) -> None:
         case NoRetry():
             return
         case Fixed(delay, jitter):
-            _check_duration("retry.delay", delay, zero=True)
+            check_duration("retry.delay", delay, zero=True)
         case Exponential(base, factor, cap, jitter):
-            _check_duration("retry.base", base, zero=True)
-            _check_duration("retry.cap", cap, zero=True)
+            check_duration("retry.base", base, zero=True)
+            check_duration("retry.cap", cap, zero=True)
             if not 1 <= factor <= 1000:
                 raise InvalidOptions(f"retry.factor={factor!r} must be from 1 to 1000")
         case _:
@@ -255,9 +175,10 @@ __all__ = [
     "Verdict",
     "after_failure",
     "after_lease_expired",
+    "check_duration",
+    "check_header_names",
     "check_key",
     "check_retry",
-    "resolve",
     "retry_delay",
     "retry_from_json",
     "retry_to_json",

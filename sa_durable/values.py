@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypedDict, TypeVar
 from uuid import UUID
 
 Json: TypeAlias = Any  # None, bool, int, float, str, list and dict of these, with string keys
@@ -57,14 +57,20 @@ TRANSITIONS: Mapping[tuple[TaskState | None, Verb], frozenset[TaskState]] = {
     (_S.SLEEPING, Verb.SPAWN): frozenset({_S.PENDING, _S.SLEEPING}),
     (_S.PENDING, Verb.CLAIM): frozenset({_S.RUNNING}),
     (_S.RUNNING, Verb.COMPLETE): frozenset({_S.COMPLETED}),
-    (_S.RUNNING, Verb.FAIL): frozenset({_S.PENDING, _S.SLEEPING, _S.FAILED}),
+    # Cancelled: it would have gone on after its `max_duration`.
+    (_S.RUNNING, Verb.FAIL): frozenset({_S.PENDING, _S.SLEEPING, _S.FAILED, _S.CANCELLED}),
     (_S.RUNNING, Verb.SLEEP): frozenset({_S.SLEEPING}),
     (_S.SLEEPING, Verb.WAKE): frozenset({_S.PENDING}),
     (_S.RUNNING, Verb.RELEASE): frozenset({_S.PENDING}),  # a worker shuts down: the attempt is not burnt
-    (_S.RUNNING, Verb.SWEEP): frozenset({_S.PENDING, _S.FAILED}),  # the lease ran out
+    # The lease ran out; or the time to start, or to end, is over.
+    (_S.RUNNING, Verb.SWEEP): frozenset({_S.PENDING, _S.FAILED, _S.CANCELLED}),
+    (_S.PENDING, Verb.SWEEP): frozenset({_S.CANCELLED}),
+    (_S.SLEEPING, Verb.SWEEP): frozenset({_S.CANCELLED}),
     (_S.PENDING, Verb.CANCEL): frozenset({_S.CANCELLED}),
     (_S.RUNNING, Verb.CANCEL): frozenset({_S.CANCELLED}),
     (_S.SLEEPING, Verb.CANCEL): frozenset({_S.CANCELLED}),
+    (_S.FAILED, Verb.RETRY): frozenset({_S.PENDING}),
+    (_S.CANCELLED, Verb.RETRY): frozenset({_S.PENDING}),
 }
 
 
@@ -115,6 +121,18 @@ DEFAULT_RETRY = Exponential()
 DEFAULT_MAX_ATTEMPTS = 5
 
 
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """When a task is given up: cancelled, with all that descends from it.
+
+    `start_within`: from when it is due (now, or its `run_at` or `delay`) to its first start. `max_duration`: from its
+    first start to its end, over all attempts and sleeps. None: no limit.
+    """
+
+    start_within: timedelta | None = None
+    max_duration: timedelta | None = None
+
+
 class HandlerKeywords(TypedDict, total=False):
     """The spawn options that a handler or a queue can have a default for: all but those about one task."""
 
@@ -125,6 +143,7 @@ class HandlerKeywords(TypedDict, total=False):
     strict: bool
     max_attempts: int | None
     retry: RetryPolicy
+    cancellation: Cancellation | None
     headers: Mapping[str, Json] | None
     priority: int
     delay: timedelta | None
@@ -150,6 +169,7 @@ class SpawnOptions:
     strict: bool = False  # same key, other params: IdempotencyConflict
     max_attempts: int | None = DEFAULT_MAX_ATTEMPTS  # None: unlimited
     retry: RetryPolicy = DEFAULT_RETRY
+    cancellation: Cancellation | None = None
     headers: Mapping[str, Json] | None = None
     priority: int = 0  # -32768 to 32767, lower first
     delay: timedelta | None = None  # from the database's now
@@ -199,18 +219,27 @@ class SpawnResult(Generic[R_co]):
 
 @dataclass(frozen=True, slots=True)
 class TaskError:
-    """Why a run ended without a result, as stored: the exception's type, message and traceback."""
+    """Why a run ended without a result, as stored: the exception's type, message and traceback, and the fields that it
+    declares.
+
+    Those of `Fail("card declined", code="51")` are `{"code": "51"}`. Another exception says which of its attributes are
+    stored: a class attribute `__durable_fields__ = ("code",)`. Nothing is taken from exceptions that don't: what
+    libraries keep in theirs (requests, with their headers) is nobody's business. All of it is bounded in size.
+    """
 
     type: str
     message: str
     traceback: str | None = None
+    fields: Mapping[str, Json] | None = field(default=None, hash=False)
 
     def to_json(self) -> dict[str, Json]:
-        return {"type": self.type, "message": self.message, "traceback": self.traceback}
+        stored = {"type": self.type, "message": self.message, "traceback": self.traceback}
+        return {**stored, "fields": dict(self.fields)} if self.fields else stored
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> TaskError:
-        return cls(str(value.get("type")), str(value.get("message")), value.get("traceback"))
+        traceback, fields = value.get("traceback"), value.get("fields")
+        return cls(str(value.get("type")), str(value.get("message")), traceback, fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +254,28 @@ class TaskResult(Generic[R_co]):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class TaskRun:
+    """One attempt at a task: an ended one, or the current one."""
+
+    run_id: UUID
+    attempt: int  # from 1
+    state: TaskState  # of the current one: the task's
+    worker: str | None  # None: nobody has started it
+    started_at: datetime | None
+    ended_at: datetime | None
+    lease_expires_at: datetime | None  # of an ended one: at its end
+    error: TaskError | None
+
+
+@dataclass(frozen=True, slots=True)
+class CleanedUp:
+    """How many rows a clean-up deleted; a task's history, checkpoints and waits aren't counted."""
+
+    tasks: int
+    events: int
+
+
+class Claim(NamedTuple):  # made for every task: a frozen dataclass takes five times as long
     """A worker's right to run a task, proved by `token` in every write."""
 
     queue: str
@@ -239,3 +289,6 @@ class Claim:
     retry: Mapping[str, Json] | None
     token: int
     resumed: bool  # claimed before: there may be checkpoints
+
+    def __repr__(self) -> str:  # what the task carries is nobody's business in a log
+        return f"<claim {self.token} of task {self.task_id} ({self.name!r}), attempt {self.attempt}>"

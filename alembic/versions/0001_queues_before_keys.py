@@ -36,7 +36,20 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         comment="sa_durable:mail:events",
     )
-    op.create_index(op.f("ix_durable_mail_events_name"), "durable_mail_events", ["name", "id"], unique=False)
+    op.create_index(
+        op.f("ix_durable_mail_events_name"),
+        "durable_mail_events",
+        ["name", "id"],
+        unique=False,
+        postgresql_where=sa.text("NOT dropped"),
+    )
+    op.create_index(
+        op.f("ix_durable_mail_events_settled"),
+        "durable_mail_events",
+        ["settled_at"],
+        unique=False,
+        postgresql_where=sa.text("settled_at IS NOT NULL"),
+    )
     op.create_index(
         op.f("ix_durable_mail_events_unsettled"),
         "durable_mail_events",
@@ -78,6 +91,9 @@ def upgrade() -> None:
         sa.Column("error", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
         sa.Column("parent_queue", sa.Text(), nullable=True),
         sa.Column("parent_id", sa.Uuid(), nullable=True),
+        sa.Column("awaited", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("max_duration", sa.Interval(), nullable=True),
+        sa.Column("cancel_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
             "state IN ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled')",
             name=op.f("ck_durable_mail_tasks_state"),
@@ -86,11 +102,25 @@ def upgrade() -> None:
         comment="sa_durable:mail:tasks",
     )
     op.create_index(
+        op.f("ix_durable_mail_tasks_cancel"),
+        "durable_mail_tasks",
+        ["cancel_at"],
+        unique=False,
+        postgresql_where=sa.text("cancel_at IS NOT NULL AND state IN ('pending', 'running', 'sleeping')"),
+    )
+    op.create_index(
         op.f("ix_durable_mail_tasks_due"),
         "durable_mail_tasks",
         ["available_at"],
         unique=False,
         postgresql_where=sa.text("state = 'sleeping'"),
+    )
+    op.create_index(
+        op.f("ix_durable_mail_tasks_finished"),
+        "durable_mail_tasks",
+        ["finished_at"],
+        unique=False,
+        postgresql_where=sa.text("finished_at IS NOT NULL"),
     )
     op.create_index(
         op.f("ix_durable_mail_tasks_parent"),
@@ -130,7 +160,18 @@ def upgrade() -> None:
         comment="sa_durable:payments:events",
     )
     op.create_index(
-        op.f("ix_durable_payments_events_name"), "durable_payments_events", ["name", "id"], unique=False
+        op.f("ix_durable_payments_events_name"),
+        "durable_payments_events",
+        ["name", "id"],
+        unique=False,
+        postgresql_where=sa.text("NOT dropped"),
+    )
+    op.create_index(
+        op.f("ix_durable_payments_events_settled"),
+        "durable_payments_events",
+        ["settled_at"],
+        unique=False,
+        postgresql_where=sa.text("settled_at IS NOT NULL"),
     )
     op.create_index(
         op.f("ix_durable_payments_events_unsettled"),
@@ -143,6 +184,8 @@ def upgrade() -> None:
         "durable_queues",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("retention", sa.Interval(), nullable=True),
+        sa.Column("notify_until", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("name"),
         comment="sa_durable::queues",
     )
@@ -216,6 +259,7 @@ def upgrade() -> None:
         sa.Column("task_id", sa.Uuid(), nullable=False),
         sa.Column("step", sa.Text(), nullable=False),
         sa.Column("event_name", sa.Text(), nullable=False),
+        sa.Column("event_queue", sa.Text(), nullable=False),
         sa.Column("timeout_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column(
             "created_at",
@@ -223,11 +267,25 @@ def upgrade() -> None:
             server_default=sa.text("statement_timestamp()"),
             nullable=False,
         ),
+        sa.Column("settled", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.ForeignKeyConstraint(["task_id"], ["durable_mail_tasks.id"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("task_id", "step"),
+        sa.PrimaryKeyConstraint("task_id", "step", "event_name"),
         comment="sa_durable:mail:waits",
     )
-    op.create_index(op.f("ix_durable_mail_waits_event"), "durable_mail_waits", ["event_name"], unique=False)
+    op.create_index(
+        op.f("ix_durable_mail_waits_event"),
+        "durable_mail_waits",
+        ["event_queue", "event_name"],
+        unique=False,
+        postgresql_where=sa.text("NOT settled"),
+    )
+    op.create_index(
+        op.f("ix_durable_mail_waits_settled"),
+        "durable_mail_waits",
+        ["task_id", "step"],
+        unique=False,
+        postgresql_where=sa.text("settled"),
+    )
     op.create_table(
         "durable_payments_tasks",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -262,6 +320,9 @@ def upgrade() -> None:
         sa.Column("error", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
         sa.Column("parent_queue", sa.Text(), nullable=True),
         sa.Column("parent_id", sa.Uuid(), nullable=True),
+        sa.Column("awaited", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("max_duration", sa.Interval(), nullable=True),
+        sa.Column("cancel_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("payment_id", sa.Text(), nullable=True),
         sa.CheckConstraint(
             "state IN ('pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled')",
@@ -272,11 +333,25 @@ def upgrade() -> None:
         comment="sa_durable:payments:tasks",
     )
     op.create_index(
+        op.f("ix_durable_payments_tasks_cancel"),
+        "durable_payments_tasks",
+        ["cancel_at"],
+        unique=False,
+        postgresql_where=sa.text("cancel_at IS NOT NULL AND state IN ('pending', 'running', 'sleeping')"),
+    )
+    op.create_index(
         op.f("ix_durable_payments_tasks_due"),
         "durable_payments_tasks",
         ["available_at"],
         unique=False,
         postgresql_where=sa.text("state = 'sleeping'"),
+    )
+    op.create_index(
+        op.f("ix_durable_payments_tasks_finished"),
+        "durable_payments_tasks",
+        ["finished_at"],
+        unique=False,
+        postgresql_where=sa.text("finished_at IS NOT NULL"),
     )
     op.create_index(
         op.f("ix_durable_payments_tasks_parent"),
@@ -344,6 +419,7 @@ def upgrade() -> None:
         sa.Column("task_id", sa.Uuid(), nullable=False),
         sa.Column("step", sa.Text(), nullable=False),
         sa.Column("event_name", sa.Text(), nullable=False),
+        sa.Column("event_queue", sa.Text(), nullable=False),
         sa.Column("timeout_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column(
             "created_at",
@@ -351,18 +427,39 @@ def upgrade() -> None:
             server_default=sa.text("statement_timestamp()"),
             nullable=False,
         ),
+        sa.Column("settled", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.ForeignKeyConstraint(["task_id"], ["durable_payments_tasks.id"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("task_id", "step"),
+        sa.PrimaryKeyConstraint("task_id", "step", "event_name"),
         comment="sa_durable:payments:waits",
     )
     op.create_index(
-        op.f("ix_durable_payments_waits_event"), "durable_payments_waits", ["event_name"], unique=False
+        op.f("ix_durable_payments_waits_event"),
+        "durable_payments_waits",
+        ["event_queue", "event_name"],
+        unique=False,
+        postgresql_where=sa.text("NOT settled"),
+    )
+    op.create_index(
+        op.f("ix_durable_payments_waits_settled"),
+        "durable_payments_waits",
+        ["task_id", "step"],
+        unique=False,
+        postgresql_where=sa.text("settled"),
     )
 
 
 def downgrade() -> None:
     """Downgrade schema."""
-    op.drop_index(op.f("ix_durable_payments_waits_event"), table_name="durable_payments_waits")
+    op.drop_index(
+        op.f("ix_durable_payments_waits_settled"),
+        table_name="durable_payments_waits",
+        postgresql_where=sa.text("settled"),
+    )
+    op.drop_index(
+        op.f("ix_durable_payments_waits_event"),
+        table_name="durable_payments_waits",
+        postgresql_where=sa.text("NOT settled"),
+    )
     op.drop_table("durable_payments_waits")
     op.drop_index(op.f("uq_durable_payments_runs_attempt"), table_name="durable_payments_runs")
     op.drop_table("durable_payments_runs")
@@ -383,12 +480,31 @@ def downgrade() -> None:
         postgresql_where=sa.text("parent_id IS NOT NULL"),
     )
     op.drop_index(
+        op.f("ix_durable_payments_tasks_finished"),
+        table_name="durable_payments_tasks",
+        postgresql_where=sa.text("finished_at IS NOT NULL"),
+    )
+    op.drop_index(
         op.f("ix_durable_payments_tasks_due"),
         table_name="durable_payments_tasks",
         postgresql_where=sa.text("state = 'sleeping'"),
     )
+    op.drop_index(
+        op.f("ix_durable_payments_tasks_cancel"),
+        table_name="durable_payments_tasks",
+        postgresql_where=sa.text("cancel_at IS NOT NULL AND state IN ('pending', 'running', 'sleeping')"),
+    )
     op.drop_table("durable_payments_tasks")
-    op.drop_index(op.f("ix_durable_mail_waits_event"), table_name="durable_mail_waits")
+    op.drop_index(
+        op.f("ix_durable_mail_waits_settled"),
+        table_name="durable_mail_waits",
+        postgresql_where=sa.text("settled"),
+    )
+    op.drop_index(
+        op.f("ix_durable_mail_waits_event"),
+        table_name="durable_mail_waits",
+        postgresql_where=sa.text("NOT settled"),
+    )
     op.drop_table("durable_mail_waits")
     op.drop_index(op.f("uq_durable_mail_runs_attempt"), table_name="durable_mail_runs")
     op.drop_table("durable_mail_runs")
@@ -402,7 +518,16 @@ def downgrade() -> None:
         table_name="durable_payments_events",
         postgresql_where=sa.text("settled_at IS NULL"),
     )
-    op.drop_index(op.f("ix_durable_payments_events_name"), table_name="durable_payments_events")
+    op.drop_index(
+        op.f("ix_durable_payments_events_settled"),
+        table_name="durable_payments_events",
+        postgresql_where=sa.text("settled_at IS NOT NULL"),
+    )
+    op.drop_index(
+        op.f("ix_durable_payments_events_name"),
+        table_name="durable_payments_events",
+        postgresql_where=sa.text("NOT dropped"),
+    )
     op.drop_table("durable_payments_events")
     op.drop_index(
         op.f("ix_durable_mail_tasks_running"),
@@ -420,9 +545,19 @@ def downgrade() -> None:
         postgresql_where=sa.text("parent_id IS NOT NULL"),
     )
     op.drop_index(
+        op.f("ix_durable_mail_tasks_finished"),
+        table_name="durable_mail_tasks",
+        postgresql_where=sa.text("finished_at IS NOT NULL"),
+    )
+    op.drop_index(
         op.f("ix_durable_mail_tasks_due"),
         table_name="durable_mail_tasks",
         postgresql_where=sa.text("state = 'sleeping'"),
+    )
+    op.drop_index(
+        op.f("ix_durable_mail_tasks_cancel"),
+        table_name="durable_mail_tasks",
+        postgresql_where=sa.text("cancel_at IS NOT NULL AND state IN ('pending', 'running', 'sleeping')"),
     )
     op.drop_table("durable_mail_tasks")
     op.drop_index(
@@ -430,5 +565,14 @@ def downgrade() -> None:
         table_name="durable_mail_events",
         postgresql_where=sa.text("settled_at IS NULL"),
     )
-    op.drop_index(op.f("ix_durable_mail_events_name"), table_name="durable_mail_events")
+    op.drop_index(
+        op.f("ix_durable_mail_events_settled"),
+        table_name="durable_mail_events",
+        postgresql_where=sa.text("settled_at IS NOT NULL"),
+    )
+    op.drop_index(
+        op.f("ix_durable_mail_events_name"),
+        table_name="durable_mail_events",
+        postgresql_where=sa.text("NOT dropped"),
+    )
     op.drop_table("durable_mail_events")

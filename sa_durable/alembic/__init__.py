@@ -12,7 +12,11 @@
 docs/upgrading/keys.md says what each of them locks, and for how long.
 """
 
+from . import plugin, rendering  # noqa: F401 - they register themselves with Alembic
 from .backfill import BackfillReport
+from .changes import CheckOp, ColumnOp, IndexOp
+from .importing.operations import ImportOp
+from .importing.values import ImportReport
 from .online import migration_lock
 from .operations import AddKeyOp, AddKeysOp, DropKeyOp, DropKeysOp
 from .sources import ONCE, Source
@@ -22,8 +26,13 @@ __all__ = [
     "AddKeyOp",
     "AddKeysOp",
     "BackfillReport",
+    "CheckOp",
+    "ColumnOp",
     "DropKeyOp",
     "DropKeysOp",
+    "ImportOp",
+    "ImportReport",
+    "IndexOp",
     "Source",
     "migration_lock",
 ]

@@ -36,10 +36,10 @@ def add(context: MigrationContext, targets: Targets, patience: Patience, backfil
         _reset(context)
 
 
-def drop(context: MigrationContext, targets: Targets, patience: Patience) -> None:
-    """Render what `upgrade.drop` does."""
+def write(context: MigrationContext, steps: Iterable[Step], patience: Patience) -> None:
+    """Render steps."""
     with context.autocommit_block():
-        _steps(context, ddl.drop_steps(targets, concurrently=True), patience)
+        _steps(context, steps, patience)
         _reset(context)
 
 

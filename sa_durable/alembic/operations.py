@@ -7,18 +7,17 @@ from typing import Any
 from alembic.operations import MigrateOperation, Operations
 
 from ..values import Hold
-from . import offline, upgrade
+from . import ddl, offline, upgrade
 from .backfill import BackfillReport
 from .ddl import Targets
-from .sources import Backfill, Patience, Source
+from .sources import DEFAULT_PATIENCE, Backfill, Patience, Source
 
 BATCH_SIZE = 1000
-LOCK_TIMEOUT = 1.0
-ATTEMPTS = 30
+LOCK_TIMEOUT, ATTEMPTS = DEFAULT_PATIENCE.lock_timeout, DEFAULT_PATIENCE.attempts
 
 
 class _KeyOp(MigrateOperation):
-    def __init__(self, targets: Targets, patience: Patience) -> None:
+    def __init__(self, targets: Targets, patience: Patience = DEFAULT_PATIENCE) -> None:
         self.targets, self.patience = targets, patience
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
@@ -28,7 +27,9 @@ class _KeyOp(MigrateOperation):
 
 
 class _Add(_KeyOp):
-    def __init__(self, targets: Targets, patience: Patience, backfill: Backfill | None) -> None:
+    def __init__(
+        self, targets: Targets, patience: Patience = DEFAULT_PATIENCE, backfill: Backfill | None = None
+    ) -> None:
         super().__init__(targets, patience)
         self.backfill = backfill
 
@@ -117,7 +118,7 @@ class DropKeyOp(_KeyOp):
         operations.invoke(cls(Targets(table, schema), Patience(lock_timeout, attempts)))
 
     def reverse(self) -> AddKeyOp:
-        return AddKeyOp(self.targets, self.patience, None)
+        return AddKeyOp(self.targets, self.patience)
 
 
 @Operations.register_operation("durable_drop_keys")
@@ -139,7 +140,7 @@ class DropKeysOp(_KeyOp):
         operations.invoke(cls(Targets(None, schema), Patience(lock_timeout, attempts)))
 
     def reverse(self) -> AddKeysOp:
-        return AddKeysOp(self.targets, self.patience, None)
+        return AddKeysOp(self.targets, self.patience)
 
 
 @Operations.implementation_for(AddKeyOp)
@@ -155,11 +156,11 @@ def _add(operations: Operations, op: AddKeyOp | AddKeysOp) -> list[BackfillRepor
 @Operations.implementation_for(DropKeyOp)
 @Operations.implementation_for(DropKeysOp)
 def _drop(operations: Operations, op: DropKeyOp | DropKeysOp) -> None:
-    context = operations.migration_context
-    if context.as_sql:
-        offline.drop(context, op.targets, op.patience)
-    else:
-        upgrade.drop(context, op.targets, op.patience)
+    upgrade.change(
+        operations.migration_context,
+        lambda concurrently: ddl.drop_steps(op.targets, concurrently=concurrently),
+        op.patience,
+    )
 
 
 def _options(source: Source | None, hold: Hold | str, batch_size: int) -> Backfill | None:

@@ -81,15 +81,16 @@ def assign(table: str, hold: Hold, after: str, last: str) -> str:
     """Give the keys numbered `after + 1` to `last` to the rows that should have them. Gives two numbers: the keys that
     have such a row, and those written. They differ where a row changed during the statement: run it again.
 
-    Whoever holds the key already keeps it. Else, of the rows that would hold it, active ones come before terminal
+    Whoever holds the key already keeps it, and so does a row that an earlier run of this page gave it to, although it
+    may have ended since. Else, of the rows that would hold it, active ones come before terminal
     ones, and then the oldest first. If none would hold it, the oldest row carries it as history, unless one does.
     """
     active = ", ".join(sorted(literal(state.value) for state in ACTIVE))
     # OFFSET 0 is a fence: the page's keys, then their rows, then whether they are held, each through its index. Without
     # it, on columns as new as these, plans are made that read both tables once per row.
     return f"""\
-WITH winner AS MATERIALIZED (
-  SELECT DISTINCT ON (g.key) g.key, t.ctid AS place, t.state
+WITH chosen AS MATERIALIZED (
+  SELECT DISTINCT ON (g.key) g.key, t.ctid AS place, t.state, t.idempotency_key IS NULL AS wanting
   FROM pg_temp.sa_durable_groups g
   CROSS JOIN LATERAL (
     SELECT id, created_at FROM pg_temp.sa_durable_keys WHERE key = g.key AND kind = 'candidate' OFFSET 0
@@ -102,9 +103,11 @@ WITH winner AS MATERIALIZED (
       SELECT g.key AS idempotency_key, '{hold.value}' AS key_hold, t.state, t.first_started_at
     ) AS keyed
   ) AS would
-  WHERE g.n > {after} AND g.n <= {last} AND t.idempotency_key IS NULL AND (would.holds OR NOT g.carried)
-    AND NOT EXISTS (SELECT FROM {table} WHERE idempotency_key = g.key AND {HELD} OFFSET 0)
-  ORDER BY g.key, would.holds DESC, t.state IN ({active}) DESC, c.created_at, c.id
+  WHERE g.n > {after} AND g.n <= {last} AND (t.idempotency_key IS NOT NULL OR (would.holds OR NOT g.carried)
+    AND NOT EXISTS (SELECT FROM {table} WHERE idempotency_key = g.key AND {HELD} OFFSET 0))
+  ORDER BY g.key, t.idempotency_key IS NOT NULL DESC, would.holds DESC, t.state IN ({active}) DESC, c.created_at, c.id
+), winner AS (
+  SELECT key, place, state FROM chosen WHERE wanting
 ), keyed AS (
   UPDATE {table} AS t SET idempotency_key = winner.key, key_hold = '{hold.value}'
   FROM winner WHERE t.ctid = winner.place AND t.state = winner.state AND t.idempotency_key IS NULL

@@ -52,3 +52,6 @@ class Patience:
     def pause(self, attempt: int) -> float:
         """Seconds between attempt number `attempt`, from 1, and the next."""
         return min(0.5 * 2.0 ** (attempt - 1), 10.0)
+
+
+DEFAULT_PATIENCE = Patience(lock_timeout=1.0, attempts=30)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from . import ddl
+from . import ddl, offline
 from .backfill import BackfillReport, check_source, fill
-from .ddl import Targets
+from .ddl import Step, Targets
 from .online import alone, is_online, run, sql
 from .sources import Backfill, Patience
 
@@ -27,13 +28,17 @@ def add(
         return _add(connection, targets, patience, backfill)
 
 
-def drop(context: MigrationContext, targets: Targets, patience: Patience) -> None:
-    if not is_online(context):
+def change(context: MigrationContext, steps: Callable[[bool], Iterable[Step]], patience: Patience) -> None:
+    """Run steps online, in a transaction that somebody else began, or write them as a script. `steps` is told whether
+    they may be concurrent ones."""
+    if context.as_sql:
+        offline.write(context, steps(True), patience)
+    elif not is_online(context):
         assert context.connection is not None  # noqa: S101 - as above
-        run(context.connection, ddl.drop_steps(targets, concurrently=False), None)
-        return
-    with alone(context) as connection:
-        run(connection, ddl.drop_steps(targets, concurrently=True), patience)
+        run(context.connection, steps(False), None)
+    else:
+        with alone(context) as connection:
+            run(connection, steps(True), patience)
 
 
 def _add(

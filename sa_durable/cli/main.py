@@ -3,6 +3,7 @@
 import click
 
 from .. import __version__
+from .cleanup import cleanup
 from .worker import worker
 
 
@@ -13,3 +14,4 @@ def main() -> None:
 
 
 main.add_command(worker)
+main.add_command(cleanup)

@@ -42,6 +42,10 @@ Seconds = click.FloatRange(min=0, min_open=True)
     "--poll-interval", type=Seconds, default=0.25, show_default=True, help="Seconds between looks while idle."
 )
 @click.option(
+    "--no-notify", is_flag=True, help="Find tasks by polling only: nobody sends a NOTIFY, nobody listens."
+)
+@click.option("--listen-url", metavar="URL", help="The database itself, where --database-url is a pooler's.")
+@click.option(
     "--sweep-interval",
     type=Seconds,
     default=5.0,
@@ -68,6 +72,8 @@ def worker(
     prefetch: int | None,
     lease: float,
     poll_interval: float,
+    no_notify: bool,
+    listen_url: str | None,
     sweep_interval: float,
     shutdown_timeout: float,
     worker_id: str | None,
@@ -93,6 +99,8 @@ def worker(
             sweep_interval=timedelta(seconds=sweep_interval),
             shutdown_timeout=timedelta(seconds=shutdown_timeout),
             worker_id=worker_id,
+            notify=not no_notify,
+            listen_url=listen_url,
         )
     except (DurableError, ArgumentError) as error:
         raise click.UsageError(str(error)) from error

@@ -6,7 +6,7 @@ application puts on its Base stay out of the library's own tables.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -84,9 +84,14 @@ class DurableWait(_Record):
     if TYPE_CHECKING:
         task_id: Mapped[UUID]
         step: Mapped[str]
+        """The checkpoint that the event will be saved as. Waits of one step end together."""
         event_name: Mapped[str]
+        event_queue: Mapped[str]
+        """Where the event is emitted: the task's own queue, or that of a task it joins."""
         timeout_at: Mapped[datetime | None]
         created_at: Mapped[datetime]
+        settled: Mapped[bool]
+        """The event is there; the task is woken next."""
 
 
 class DurableQueue(_Record):
@@ -96,3 +101,7 @@ class DurableQueue(_Record):
         name: Mapped[str]
         paused_at: Mapped[datetime | None]
         """While set, workers claim nothing from the queue."""
+        retention: Mapped[timedelta | None]
+        """How long ended tasks and settled events are kept; NULL: until somebody cleans up."""
+        notify_until: Mapped[datetime | None]
+        """Until then a worker is idle and wants to be notified of new tasks."""

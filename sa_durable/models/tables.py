@@ -17,6 +17,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    Interval,
     MetaData,
     SmallInteger,
     Table,
@@ -31,7 +32,7 @@ from sqlalchemy.schema import SchemaItem
 from ..ids import uuid7
 from ..values import TaskState
 from .names import QUEUES_COMMENT, QUEUES_TABLE, Role, comment, named, table_name
-from .predicates import HELD, PENDING, RUNNING, SLEEPING
+from .predicates import HELD, LIMITED, PENDING, RUNNING, SLEEPING
 
 TIME = DateTime(timezone=True)
 KEY = Text(collation="C")  # compared byte by byte: equal means equal, whatever the database's locale
@@ -68,6 +69,9 @@ def task_columns() -> dict[str, MappedColumn[Any]]:
         "error": column(JSONB(none_as_null=True), nullable=True),
         "parent_queue": column(Text(), nullable=True),
         "parent_id": column(Uuid(), nullable=True),
+        "awaited": column(Boolean(), server_default=text("false")),
+        "max_duration": column(Interval(), nullable=True),
+        "cancel_at": column(TIME, nullable=True),
         "idempotency_key": column(KEY, nullable=True, sort_order=1000),
         "key_hold": column(Text(), nullable=True, sort_order=1000),
         "key_expires_at": column(TIME, nullable=True, sort_order=1000),
@@ -83,7 +87,7 @@ def task_args(queue: str) -> tuple[SchemaItem, ...]:
         CheckConstraint(KEY_CHECK, name=named("ck", table, "key")),
         # Spawn's ON CONFLICT, and finding a key's holder: statements.tasks.insert_task, statements.keys.holder
         Index(named("uq", table, "key"), "idempotency_key", unique=True, postgresql_where=text(HELD)),
-        # statements.leases.claim: one walk per known name, so that rows of unknown names cost nothing
+        # statements.leases.claim: one walk per known name, so that rows of unknown names cost nothing; statements.looking.due
         Index(
             named("ix", table, "ready"),
             "name",
@@ -92,12 +96,18 @@ def task_args(queue: str) -> tuple[SchemaItem, ...]:
             "id",
             postgresql_where=text(PENDING),
         ),
-        # statements.maintenance.promote
+        # statements.maintenance.promote; statements.looking.due
         Index(named("ix", table, "due"), "available_at", postgresql_where=text(SLEEPING)),
-        # statements.leases.expired
+        # statements.leases.expired, extend, release; statements.looking.ended: what is running, and whatever a worker writes for its claims
         Index(named("ix", table, "running"), "id", postgresql_where=text(RUNNING)),
-        # statements.cancellation.children, for cancelling descendants
+        # statements.cancellation.children, with_children: for cancelling descendants
         Index(named("ix", table, "parent"), "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+        # statements.cancellation.overdue, next_overdue; statements.looking.ended
+        Index(named("ix", table, "cancel"), "cancel_at", postgresql_where=text(LIMITED)),
+        # statements.cleanup.finished
+        Index(
+            named("ix", table, "finished"), "finished_at", postgresql_where=text("finished_at IS NOT NULL")
+        ),
     )
 
 
@@ -142,7 +152,7 @@ def _runs(table: str, tasks: Table) -> list[SchemaItem]:
         Column("ended_at", TIME, nullable=False, server_default=NOW),
         Column("error", JSONB(none_as_null=True)),
         CheckConstraint("state IN ('failed', 'cancelled')", name=named("ck", table, "state")),
-        # A task's history in order (DurableTask.runs), and no attempt ends twice
+        # A task's history in order (statements.history.attempts, DurableTask.runs), and no attempt ends twice
         Index(named("uq", table, "attempt"), "task_id", "attempt", unique=True),
     ]
 
@@ -166,10 +176,12 @@ def _events(table: str, _: Table) -> list[SchemaItem]:
         Column("emitted_at", TIME, nullable=False, server_default=NOW),
         Column("settled_at", TIME),
         Column("dropped", Boolean(), nullable=False, server_default=text("false")),
-        # The event of a name, and those that came too late
-        Index(named("ix", table, "name"), "name", "id"),
-        # What workers have to settle
+        # statements.events.find, settle, discard: not those that came too late, of which a name may have thousands
+        Index(named("ix", table, "name"), "name", "id", postgresql_where=text("NOT dropped")),
+        # statements.events.unsettled; statements.looking.due
         Index(named("ix", table, "unsettled"), "id", postgresql_where=text("settled_at IS NULL")),
+        # statements.cleanup.settled
+        Index(named("ix", table, "settled"), "settled_at", postgresql_where=text("settled_at IS NOT NULL")),
     ]
 
 
@@ -177,11 +189,15 @@ def _waits(table: str, tasks: Table) -> list[SchemaItem]:
     return [
         _task_id(tasks, primary_key=True),
         Column("step", Text(), primary_key=True),
-        Column("event_name", Text(), nullable=False),
+        Column("event_name", Text(), primary_key=True),
+        Column("event_queue", Text(), nullable=False),
         Column("timeout_at", TIME),
         Column("created_at", TIME, nullable=False, server_default=NOW),
-        # Who is woken when an event settles
-        Index(named("ix", table, "event"), "event_name"),
+        Column("settled", Boolean(), nullable=False, server_default=text("false")),
+        # statements.waking.settle, awaited; statements.looking.due: who waits for an event, and for which of another queue
+        Index(named("ix", table, "event"), "event_queue", "event_name", postgresql_where=text("NOT settled")),
+        # statements.waking.wake, forget_idle; statements.looking.due: whose event is there
+        Index(named("ix", table, "settled"), "task_id", "step", postgresql_where=text("settled")),
     ]
 
 
@@ -198,6 +214,8 @@ def queues_table(metadata: MetaData, schema: str | None) -> Table:
         metadata,
         Column("name", Text(), primary_key=True),
         Column("paused_at", TIME),
+        Column("retention", Interval()),
+        Column("notify_until", TIME),
         schema=schema,
         comment=QUEUES_COMMENT,
         info={"sa_durable": {"role": "queues"}},

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 from uuid import UUID
 
-from sqlalchemy import FromClause, MetaData, Table, event, func
+from sqlalchemy import FromClause, MetaData, func
 from sqlalchemy.orm import (
-    DeclarativeBase,
-    DeclarativeBaseNoMeta,
     Mapped,
-    class_mapper,
     declared_attr,
     registry,
-    relationship,
 )
 from typing_extensions import Unpack
 
 from .. import policy
+from ..declaration import DeclarationKeywords, RunKeywords, resolve_run
 from ..errors import DeclarationError, InvalidOptions, KeyedObject
-from ..handlers import Call, Decorator, Handler, encode_headers
+from ..handlers import Call, Decorator, Handler, encode_headers, spawn_headers
 from ..ids import uuid7
+from ..options import resolve
 from ..values import HandlerKeywords, Json, SpawnKeywords
-from .names import Role, check_queue, comment, table_name
+from .declare import base_of, finish, prepare
 from .siblings import DurableCheckpoint, DurableEvent, DurableQueue, DurableRun, DurableWait
-from .tables import info, queues_table, sibling_table, task_args, task_columns
 
 
 class DurableTask:
@@ -48,6 +43,9 @@ class DurableTask:
     """The queue's name: a-z, 0-9 and _, at most 32 characters."""
     __spawn_defaults__: ClassVar[HandlerKeywords] = {}
     """Spawn options for every task of the queue; a handler's own, a call's and a spawn's win over them."""
+
+    __run_defaults__: ClassVar[RunKeywords] = {}
+    """How its handlers' attempts are run (`timeout`, `non_retryable`); a handler's own options win over these."""
 
     __handlers__: ClassVar[dict[str, Handler[Any, ..., Any]]]
 
@@ -95,6 +93,12 @@ class DurableTask:
         error: Mapped[dict[str, Json] | None]
         parent_queue: Mapped[str | None]
         parent_id: Mapped[UUID | None]
+        awaited: Mapped[bool]
+        """Somebody who is not its parent waits for its end."""
+        max_duration: Mapped[timedelta | None]
+        """From its first start to its end, over all attempts; then it is cancelled."""
+        cancel_at: Mapped[datetime | None]
+        """When it is cancelled if it is not over: its start's deadline at first, then its end's."""
         idempotency_key: Mapped[str | None]
         """Read-only on objects: spawn sets it. Stays as history when the key is free again."""
         key_hold: Mapped[str | None]
@@ -114,20 +118,24 @@ class DurableTask:
     def __init_subclass__(cls, **kw: Any) -> None:
         declares = "__queue__" in cls.__dict__
         if declares:
-            _prepare(cls)
+            prepare(cls, DurableTask)
         elif (
-            not cls.__dict__.get("__abstract__") and _base(cls) is not None and not hasattr(cls, "__queue__")
+            not cls.__dict__.get("__abstract__")
+            and base_of(cls) is not None
+            and not hasattr(cls, "__queue__")
         ):
             raise DeclarationError(f'{cls.__name__} needs a queue: __queue__ = "..."')
         super().__init_subclass__(**kw)
         if declares:
-            _finish(cls)
+            finish(cls)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.id} {self.state}>"
 
     @classmethod
-    def handler(cls, name: str | None = None, **options: Unpack[HandlerKeywords]) -> Decorator[Self]:
+    def handler(
+        cls, name: str | None = None, *, transactional: bool = False, **options: Unpack[DeclarationKeywords]
+    ) -> Decorator[Self]:
         """Register a function as the handler of tasks called `name` (default: the function's own name).
 
         ::
@@ -136,14 +144,33 @@ class DurableTask:
             def charge(ctx: TaskContext, order_id: int) -> str: ...
 
         Its first parameter is the context; the others are the task's params, encoded and decoded by their
-        annotations. Raises DeclarationError for a signature that can't be stored or a name that is taken, and
-        InvalidOptions for options that can't work.
+        annotations. `transactional`: the whole handler is one transaction on `ctx.session`, which commits together with
+        the task's completion or not at all.
+
+        `non_retryable=(CardDeclined,)`: errors that end the task at once, as Fail does, whatever its attempts.
+        `timeout`: how long one execution may take. One that takes longer has failed, and is retried as any failure: an
+        async handler is cancelled; a plain one can't be interrupted, so it goes on, its writes are rejected, its next
+        context call raises, and it keeps its slot until it returns. A sleep or a wait ends an execution: that time
+        doesn't count.
+
+        Raises DeclarationError for a signature that can't be stored or a name that is taken, and InvalidOptions for
+        options that can't work.
         """
         if "__handlers__" not in cls.__dict__:
             raise DeclarationError(
                 f"{cls.__name__} is no queue: handlers are registered with a class that has __queue__"
             )
-        return Decorator(cls, cls.__register, name, cast(SpawnKeywords, options))
+        own = {name: value for name, value in options.items() if name in RunKeywords.__annotations__}
+        run = resolve_run(cast(RunKeywords, own), cls.__run_defaults__)
+        spawn = {name: value for name, value in options.items() if name not in own}
+        return Decorator(
+            cls,
+            cls.__register,
+            name,
+            cast(SpawnKeywords, spawn),
+            transactional=transactional,
+            run_options=run,
+        )
 
     @classmethod
     def __register(cls, handler: Handler[Any, ..., Any]) -> None:
@@ -158,7 +185,7 @@ class DurableTask:
 
     @classmethod
     def __new_task__(cls, call: Call[Self, Any]) -> Self:
-        options = policy.resolve(call.options, call.defaults, cast(SpawnKeywords, cls.__spawn_defaults__))
+        options = resolve(call.options, call.defaults, cast(SpawnKeywords, cls.__spawn_defaults__))
         if options.only_once:
             raise KeyedObject(
                 f"{call.name} is spawned only_once by default, which a flush can't do: use Durable(session).spawn"
@@ -173,123 +200,19 @@ class DurableTask:
         task.run_id = uuid7()
         task.name = call.name
         task.params = dict(call.params)
-        encode_headers(options.headers)  # raises
-        task.headers = dict(options.headers) if options.headers else None
+        headers = spawn_headers(cls.__queue__, call.name, options.headers)
+        encode_headers(headers)  # raises
+        task.headers = dict(headers) if headers else None
         task.priority = options.priority
         task.max_attempts = options.max_attempts
         task.retry = policy.retry_to_json(options.retry)
+        due: Any = func.statement_timestamp()  # an expression, at flush
         if options.delay:
+            due += options.delay
             task.state = "sleeping"
-            task.available_at = cast(
-                Any, func.statement_timestamp() + options.delay
-            )  # an expression, at flush
+            task.available_at = due
+        if options.cancellation is not None:
+            task.max_duration = options.cancellation.max_duration
+            if options.cancellation.start_within is not None:
+                task.cancel_at = due + options.cancellation.start_within
         return task
-
-
-def _prepare(cls: type[DurableTask]) -> None:
-    """Before Declarative looks at the class: table name, columns, constraints."""
-    base = _base(cls)
-    if base is None:
-        raise DeclarationError(
-            f"{cls.__name__} must also inherit your DeclarativeBase, after DurableTask: "
-            f"class {cls.__name__}(DurableTask, Base)"
-        )
-    if cls.__mro__.index(base) < cls.__mro__.index(DurableTask):
-        raise DeclarationError(
-            f"{cls.__name__}: DurableTask comes before the Base: class {cls.__name__}(DurableTask, Base)"
-        )
-    queue = check_queue(cls.__queue__, cls.__name__)
-    columns = task_columns()
-    taken = sorted(columns.keys() & (cls.__dict__.keys() | inspect.get_annotations(cls).keys()))
-    if taken:
-        raise DeclarationError(
-            f"{cls.__name__}: {', '.join(taken)} are columns of sa_durable; give yours another name"
-        )
-    own_args, own_options = _own_table_args(cls)
-    schema = own_options.get("schema", base.metadata.schema)
-    name = table_name(queue, Role.TASKS)
-    if (f"{schema}.{name}" if schema else name) in base.metadata.tables:
-        raise DeclarationError(
-            f"{cls.__name__}: queue {queue!r} has a class already on this metadata; a queue has one"
-        )
-    for attribute, column in columns.items():
-        setattr(cls, attribute, column)
-    if "comment" in own_options:
-        raise DeclarationError(
-            f"{cls.__name__}: a queue is found by its table's comment, which sa_durable sets"
-        )
-    options = {**own_options, "comment": comment(queue, Role.TASKS)}
-    options["info"] = {**own_options.get("info", {}), **info(queue, Role.TASKS)}
-    cls.__tablename__ = name  # type: ignore[attr-defined]  # Declarative's, set before it looks
-    cls.__table_args__ = (*task_args(queue), *own_args, options)  # type: ignore[attr-defined]  # as above
-    cls.__handlers__ = {}
-
-
-def _finish(cls: type[DurableTask]) -> None:
-    """After the class is mapped: its siblings, and the guard of its key."""
-    if not isinstance(cls.__dict__.get("__table__"), Table):
-        raise DeclarationError(
-            f"{cls.__name__} was not mapped: its Base must be a DeclarativeBase (or DeclarativeBaseNoMeta) subclass"
-        )
-    tasks = cast(Table, cls.__table__)
-    registry, metadata, queue = cls.registry, tasks.metadata, cls.__queue__
-    for attribute, role, mixin in _SIBLINGS:
-        sibling = _subclass(cls, attribute, mixin)
-        properties: dict[str, Any] = {}
-        if role is Role.RUNS:
-            properties["task"] = relationship(cls, viewonly=True)
-        registry.map_imperatively(sibling, sibling_table(metadata, queue, role, tasks), properties=properties)
-        setattr(cls, attribute, sibling)
-    runs = relationship(cls.Run, viewonly=True, order_by=cls.Run.attempt)
-    class_mapper(cls, configure=False).add_property("runs", runs)
-    table = queues_table(metadata, tasks.schema)
-    mapped = next((m.class_ for m in registry.mappers if m.local_table is table), None)
-    if mapped is None:
-        mapped = _subclass(cls, "Queue", DurableQueue)
-        registry.map_imperatively(mapped, table)
-    cls.Queue = mapped
-    event.listen(cls.idempotency_key, "set", _refuse_key)
-
-
-_SIBLINGS: tuple[tuple[str, Role, type[Any]], ...] = (
-    ("Run", Role.RUNS, DurableRun),
-    ("Checkpoint", Role.CHECKPOINTS, DurableCheckpoint),
-    ("Event", Role.EVENTS, DurableEvent),
-    ("Wait", Role.WAITS, DurableWait),
-)
-
-
-def _subclass(cls: type[DurableTask], attribute: str, mixin: type[Any]) -> type[Any]:
-    # The qualified name is where it is found, so that its rows pickle.
-    namespace = {
-        "__module__": cls.__module__,
-        "__qualname__": f"{cls.__qualname__}.{attribute}",
-        "__doc__": mixin.__doc__,
-    }
-    return type(f"{cls.__name__}{attribute}", (mixin,), namespace)
-
-
-def _refuse_key(target: DurableTask, value: object, old: object, _: object) -> None:
-    # A merge sets what is there already.
-    if value is not None and value != old and value != target.__dict__.get("idempotency_key"):
-        raise KeyedObject(
-            f"idempotency_key={value!r} was set on a {type(target).__name__} object. A flush would answer a duplicate "
-            "with a unique violation: use Durable(session).spawn(call, idempotency_key=...), and spawned.task"
-        )
-
-
-def _base(cls: type) -> Any:
-    roots = (DeclarativeBase, DeclarativeBaseNoMeta)
-    return next((c for c in cls.__mro__ if any(root in c.__bases__ for root in roots)), None)
-
-
-def _own_table_args(cls: type) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    match getattr(cls, "__table_args__", ()):
-        case Mapping() as options:
-            return (), options
-        case tuple() as args if args and isinstance(args[-1], Mapping):
-            return args[:-1], args[-1]
-        case tuple() as args:
-            return args, {}
-        case other:
-            raise DeclarationError(f"{cls.__name__}.__table_args__ = {other!r} is no tuple or mapping")

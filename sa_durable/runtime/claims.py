@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..services import checkpoints, leases
+from ..services.front import Front
 from .chores import Chore
 from .database import Database
+from .idling import ASKED, Idling, Wish
+from .listener import Listener
 from .live import Live, LiveRun
 from .registry import Registry
 from .slots import Slots
@@ -24,7 +29,8 @@ LARGEST = 500  # tasks in one statement
 class Claimer:
     """Claims from each queue in turn and hands the runs over, with the checkpoints of those that were claimed before.
 
-    Asleep while there is no room, and for `poll_interval` when the queues had nothing: woken by a hint in both.
+    Asleep while there is no room, and when the queues had nothing for `poll_interval` (shorter ones right after work, if
+    there is a listener): woken by a hint in both.
     """
 
     def __init__(
@@ -40,11 +46,17 @@ class Claimer:
         poll_interval: timedelta,
         hand_over: Callable[[list[LiveRun]], None],
         wakeup: Wakeup,
+        listener: Listener | None,
+        nothing_ready: Callable[[], float],
     ) -> None:
+        """`nothing_ready`: before when the last look was sent, of time.monotonic(), that found nothing to claim."""
         self._database, self._registry, self._live, self._slots = database, registry, live, slots
         self._worker, self._lease, self._lifetime = worker, lease, lifetime
-        self._poll = poll_interval.total_seconds()
-        self._hand_over = hand_over
+        self._listener, self._idling = listener, Idling(poll_interval.total_seconds())
+        self._hand_over, self._nothing_ready = hand_over, nothing_ready
+        # When the last claim was sent that left nothing to claim; inf: it left something
+        self._nothing_since = inf
+        self._fronts: defaultdict[tuple[type[DurableTask], tuple[str, ...]], Front] = defaultdict(Front)
         self._turn = 0
         self._incomplete: list[LiveRun] = []  # their checkpoints are not loaded yet
         self.drained = False  # the queues had less than there was room for
@@ -52,19 +64,45 @@ class Claimer:
 
     def _claim(self) -> float:
         self._complete()
+        if not self.chore.wakeup.hinted and (looked := self._nothing_ready()) > self._nothing_since:
+            # That is as good as a claim, and it was one statement for all queues.
+            self._nothing_since = looked
+            return self._pause(0)
+        sent = monotonic()
         queues = self._registry.queues
         self._turn += 1
         self.drained = False  # unless we see it: a hint that comes while there is no room is kept this way
+        claimed = 0
         while (room := self._slots.room) > 0:
             found = 0
             for i in range(len(queues)):
                 model = queues[(self._turn + i) % len(queues)]
                 if (left := min(room - found, LARGEST)) > 0:
                     found += self._claim_from(model, left)
+            claimed += found
             self.drained = found < min(room, LARGEST)
             if self.drained:
                 break
-        return self._poll
+        self._nothing_since = sent if self.drained and not claimed else inf
+        return self._pause(claimed)
+
+    def _pause(self, claimed: int) -> float:
+        """For how long there is nothing to claim, unless somebody notifies us."""
+        listener = self._listener
+        after = self._idling.after_claims(
+            monotonic(),
+            found=claimed,
+            room=self.drained,
+            connection=listener.connection if listener else 0,
+            heard=listener.heard if listener else 0,
+        )
+        if listener and after.wish is Wish.NOTIFY:
+            if not listener.ask(ASKED):
+                self._idling.not_asked(monotonic())
+            self._nothing_since = inf  # who spawned before that is found by a claim
+        if listener and after.wish is Wish.DONT:
+            listener.call_off()
+        return after.pause
 
     def _claim_from(self, model: type[DurableTask], limit: int) -> int:
         names = self._registry.names(model)
@@ -73,7 +111,13 @@ class Claimer:
         sent = monotonic()
         with self._database.once() as session:
             claims = leases.claim(
-                session, model, names=names, worker=self._worker, lease=self._lease, limit=limit
+                session,
+                model,
+                names=names,
+                worker=self._worker,
+                lease=self._lease,
+                limit=limit,
+                front=self._fronts[model, tuple(names)],
             )
         if claims:
             runs = [LiveRun(model, claim, sent + self._lifetime) for claim in claims]

@@ -78,9 +78,9 @@ class Closer:
             if self._ordered(POLL):
                 logger.info("stopping at once")
                 break
-        self._give_back()
+        self.give_back()
         self._claimer.join(STORE)
-        self._give_back()  # what a claim brought that was on its way
+        self.give_back()  # what a claim brought that was on its way
         deadline = monotonic() + STORE
         while (len(self._live) or self._flusher.backlog) and monotonic() < deadline:
             self._ordered(POLL)
@@ -93,7 +93,8 @@ class Closer:
         for chore in (*self._others, self._flusher.chore):
             chore.join(1.0)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """End what runs, and hand its claims to the flusher: their tasks are ready again, no attempt burnt."""
         # Runs that were ended otherwise are nobody's to store; their handlers are left behind.
         self._live.remove(run for run in self._live.all() if run.signal is not None and not run.settling)
         unfinished = [run for run in self._live.all() if not run.settling and run.signal is None]

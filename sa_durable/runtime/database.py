@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
+from time import monotonic
 from typing import Any, TypeAlias
 from weakref import WeakSet
 
@@ -14,10 +16,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from ..errors import RetryTransaction, SchemaOutdated
+from .plans import Plans
 
+KEPT = 60.0  # seconds: the pool has its own ideas of how old a connection may get
 DRIVER = "postgresql+psycopg"
 # A dead peer must not hold a heartbeat for hours; libpq ignores these on Unix sockets.
 _TCP = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+PREPARE = "prepare_threshold"
 _ASYNCPG_ONLY = ("prepared_statement_cache_size", "prepared_statement_name_func", "async_fallback")
 
 EngineOrUrl: TypeAlias = Any  # str, URL, Engine or AsyncEngine: the last is not importable without greenlet
@@ -34,41 +39,63 @@ def engine_for(source: EngineOrUrl) -> Engine:
 
 
 def _from_url(url: URL) -> Engine:
+    return create_engine(**settings_of(url))
+
+
+def settings_of(url: URL) -> dict[str, Any]:
+    """The arguments of create_engine, or create_async_engine, for psycopg and a URL.
+
+    `?prepare_threshold=none` is for poolers that keep no prepared statements: psycopg knows that setting, but no URL of
+    its own can say it.
+    """
     query: dict[str, Any] = {name: value for name, value in url.query.items() if name not in _ASYNCPG_ONLY}
     if "ssl" in query:  # asyncpg's word
         query["sslmode"] = query.pop("ssl")
-    return create_engine(
-        url.set(drivername=DRIVER, query=query),
-        connect_args={name: value for name, value in _TCP.items() if name not in query},
-        hide_parameters=True,
-    )
+    connect_args: dict[str, Any] = {name: value for name, value in _TCP.items() if name not in query}
+    if (threshold := query.pop(PREPARE, None)) is not None:
+        connect_args[PREPARE] = None if threshold.lower() == "none" else int(threshold)
+    return {
+        "url": url.set(drivername=DRIVER, query=query),
+        "connect_args": connect_args,
+        "hide_parameters": True,
+    }
 
 
 def _apart(engine: Engine) -> Engine:
     """`engine` with a pool of its own: whatever connects the one (connect_args, events, tokens that expire) connects
     the other too, and handlers that hold all of the application's connections don't keep the worker from writing.
     """
-    # hide_parameters: what tasks carry is nobody's business in a log.
+    # What tasks carry is nobody's business in a log: no parameters of statements, and no rows at level DEBUG.
     return Engine(
         engine.pool.recreate(),
         engine.dialect,
         engine.url,
         execution_options=engine.get_execution_options(),
+        logging_name=_LOG,
         hide_parameters=True,
     )
 
+
+_LOG = "sa_durable"  # of the logger sqlalchemy.engine.Engine.sa_durable
+logging.getLogger(f"sqlalchemy.engine.Engine.{_LOG}").addFilter(lambda record: record.levelno > logging.DEBUG)
 
 _introduced: WeakSet[Dialect] = WeakSet()
 _introducing = Lock()
 
 
 class Database:
-    """Sessions for one of the worker's roles, on a pool of that role's own."""
+    """Sessions for one of the worker's roles, on a pool of that role's own; or, not `apart`, on the engine's own. The
+    roles of a worker share `plans`."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = _apart(engine)
+    def __init__(self, engine: Engine, *, apart: bool = True, plans: Plans | None = None) -> None:
+        self._apart, self._plans = apart, plans or Plans()
+        self._engine = _apart(engine) if apart else engine
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._read_committed = self._engine.execution_options(isolation_level="READ COMMITTED")
+        self._lock = Lock()
+        self._kept: list[tuple[Session, float]] = []  # with a connection, and until when
+        self._wanting = 0  # threads on their way to the pool
+        self._keeps, self._closed = apart, False
 
     @contextmanager
     def once(self) -> Iterator[Session]:
@@ -79,9 +106,8 @@ class Database:
         """
         self._introduce()
         if self._engine.dialect.default_isolation_level == "READ COMMITTED":
-            with Session(self._autocommit) as session:
+            with self._autocommitting() as session, self._plans.watching(session):
                 yield session
-                session.commit()
         else:
             with self.transaction() as session:
                 yield session
@@ -90,8 +116,66 @@ class Database:
     def transaction(self) -> Iterator[Session]:
         """A session in a READ COMMITTED transaction."""
         self._introduce()
+        kept = self._take(for_its_connection=True)
         with Session(self._read_committed) as session, session.begin():
+            self._connect(session, kept)
+            with self._plans.watching(session):
+                yield session
+
+    @contextmanager
+    def _autocommitting(self) -> Iterator[Session]:
+        """A session that keeps its connection for the next time: to get one from the pool, to set it to AUTOCOMMIT and
+        back, and a session's own life cost three times what a statement does (docs/decisions/0009)."""
+        kept = self._take()
+        if kept is None:
+            session, until = Session(self._autocommit), monotonic() + KEPT
+            self._connect(session)
+        else:
+            session, until = kept
+        try:
             yield session
+        except BaseException:
+            self._give_back(session)
+            raise
+        with self._lock:
+            keep = self._keeps and not self._wanting and monotonic() < until
+            if keep:
+                self._kept.append((session, until))
+        if not keep:
+            self._give_back(session)
+
+    def _give_back(self, session: Session) -> None:
+        if self._closed:  # the pool is gone: nobody would ever close the connection
+            session.invalidate()
+        else:
+            session.close()
+
+    def _take(self, *, for_its_connection: bool = False) -> tuple[Session, float] | None:
+        """A session that was kept. Who then asks the pool has to call `_connect`: until then, nobody keeps any."""
+        with self._lock:
+            kept = self._kept.pop() if self._kept else None
+            if kept is None or for_its_connection:
+                self._wanting += 1
+        return kept
+
+    def _connect(self, session: Session, instead_of: tuple[Session, float] | None = None) -> None:
+        try:
+            if instead_of is not None:
+                instead_of[0].close()
+            session.connection()
+        finally:
+            with self._lock:
+                self._wanting -= 1
+
+    @contextmanager
+    def own_connection(self) -> Iterator[Any]:
+        """The driver's own connection, in autocommit, that nobody else gets afterwards: for LISTEN."""
+        self._introduce()
+        with self._autocommit.connect() as connection:
+            try:
+                yield connection.connection.driver_connection
+            finally:
+                connection.invalidate()
 
     def _introduce(self) -> None:
         """A dialect learns about its server when its engine first connects. Several pools that share a dialect must
@@ -104,23 +188,39 @@ class Database:
                     _introduced.add(dialect)
 
     def close(self) -> None:
-        self._engine.dispose()
+        with self._lock:
+            self._keeps, self._closed = False, self._apart
+            kept, self._kept = self._kept, []
+        for session, _ in kept:
+            session.close()
+        if self._apart:
+            self._engine.dispose()
+
+
+DATA = "22"  # the class of errors whose messages quote values
+LOST_RACE = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+# no connection, no room for one (or on the disk), locked for too long, starting, stopping or cancelled
+_AWAY = frozenset({"08", "53", "55", "57"})
 
 
 def passing(error: Exception) -> bool:
-    """Whether the same again may succeed: the database was away, or a transaction lost a race."""
+    """Whether the same transaction, run again, may succeed: the database was away, or it lost a race."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
-    return isinstance(error, RetryTransaction | PoolTimeoutError)
+        passes = error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    else:
+        # OSError: asyncpg passes on what the socket raises, and its own errors of a connection that isn't made yet.
+        passes = isinstance(error, OSError | RetryTransaction | PoolTimeoutError)
+    return passes or sqlstate(error) in LOST_RACE or sqlstate(error)[:2] in _AWAY
+
+
+def sqlstate(error: BaseException) -> str:
+    """PostgreSQL's code; empty if the error has none."""
+    return getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None) or ""
 
 
 def refused(error: Exception) -> bool:
     """Whether PostgreSQL refused the values themselves: data, integrity, or a limit."""
-    return isinstance(error, DBAPIError) and (getattr(error.orig, "sqlstate", None) or "")[:2] in {
-        "22",
-        "23",
-        "54",
-    }
+    return isinstance(error, DBAPIError) and sqlstate(error)[:2] in {DATA, "23", "54"}
 
 
 def explain(error: BaseException) -> str:
@@ -128,7 +228,11 @@ def explain(error: BaseException) -> str:
     if isinstance(error, DBAPIError):
         diagnosis = getattr(error.orig, "diag", None)
         said = getattr(diagnosis, "message_primary", None) or (str(error.orig).splitlines() or [""])[0]
-        return f"{type(error.orig).__name__} {getattr(error.orig, 'sqlstate', None) or ''} {said}"
+        if sqlstate(error).startswith(DATA):
+            said = ""  # 'invalid input syntax for type uuid: "..."'
+        if "prepared statement" in said:
+            said += f" (behind a pooler that keeps none, connect with {PREPARE}=None)"
+        return " ".join(filter(None, (type(error.orig).__name__, sqlstate(error), said)))
     if isinstance(error, SchemaOutdated | RetryTransaction):
         return f"{type(error).__name__}: {error}"
     return type(error).__qualname__

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from ..errors import Signal
 from ..services import leases
 from .chores import Chore
 from .database import Database
@@ -39,18 +41,20 @@ class Heartbeat:
         for model, runs in self._live.by_queue().items():
             due = [run for run in runs if run.signal is None and run.deadline < old]
             if due:
-                self._extend(model, due)
+                extend(self._database, model, due, self._lease)
         return max(0.001, self._interval - (monotonic() - began))
 
-    def _extend(self, model: type[DurableTask], runs: list[LiveRun]) -> None:
-        held = {run.claim.task_id: run.claim.token for run in runs}
-        sent = monotonic()
-        with self._database.once() as session:
-            kept = leases.extend(session, model, held, lease=self._lease)
-            lost = {i: token for i, token in held.items() if i not in kept}
-            standing = leases.standing(session, model, lost) if lost else {}
-        for run in runs:
-            if run.claim.task_id in kept:
-                run.deadline = sent + lifetime(self._lease)
-            elif (signal := standing[run.claim.task_id]) and not run.settling:
-                run.end(signal)  # one that is settling finds out by itself; or its end has just been stored
+
+def extend(database: Database, model: type[DurableTask], runs: Sequence[LiveRun], lease: timedelta) -> None:
+    """Extend the leases of runs of a queue, now, and end those whose claims no longer stand."""
+    held = {run.claim.task_id: run.claim.token for run in runs}
+    sent = monotonic()
+    with database.once() as session:
+        kept = leases.extend(session, model, held, lease=lease)
+        lost = {i: token for i, token in held.items() if i not in kept}
+        standing = leases.standing(session, model, lost) if lost else {}
+    for run in runs:
+        if run.claim.task_id in kept:
+            run.deadline = max(run.deadline, sent + lifetime(lease))
+        elif isinstance(signal := standing[run.claim.task_id], Signal) and not run.settling:
+            run.end(signal)  # one that is settling finds out by itself; or its end has just been stored

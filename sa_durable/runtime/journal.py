@@ -60,6 +60,15 @@ class Journal:
         return Recorded(key, self._saved[key]) if key in self._saved else Missing(key)
 
 
+def about(kind: str, name: str) -> str:
+    """The library's own step of a kind, about `name`: whose `#` are doubled, so that none looks like a repeated one.
+
+    >>> about("$await:", "paid#2")
+    '$await:paid##2'
+    """
+    return kind + name.replace("#", "##")
+
+
 def check_step_name(name: str) -> str:
     """`name` itself, if a step can be called so: 1 to 255 printable characters, no `#`, no reserved `~` or `$` at
     its start. Raises DeclarationError."""

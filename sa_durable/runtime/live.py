@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from math import inf
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
-from ..errors import Cancelled, LeaseLost, Signal
+from ..errors import Cancelled, LeaseLost, Signal, Suspend
 from ..values import Claim, Json
 
 if TYPE_CHECKING:
@@ -28,7 +30,19 @@ class LiveRun:
     Once a signal has ended it, that is final: whatever the handler does with the signal, nothing more is written.
     """
 
-    __slots__ = ("_task", "claim", "deadline", "model", "saved", "settling", "signal", "started")
+    __slots__ = (
+        "claim",
+        "deadline",
+        "ends_at",
+        "model",
+        "saved",
+        "settling",
+        "signal",
+        "started",
+        "task",
+        "thread",
+        "timeout",
+    )
 
     def __init__(self, model: Model, claim: Claim, deadline: float) -> None:
         self.model, self.claim = model, claim
@@ -36,8 +50,11 @@ class LiveRun:
         self.saved: Mapping[str, Json] = {}
         self.signal: Signal | None = None
         self.started = 0.0
+        self.ends_at = inf  # of time.monotonic(): when its `timeout` is over
+        self.timeout = timedelta.max
         self.settling = False  # the handler has ended; its outcome is on its way to the database
-        self._task: asyncio.Task[Any] | None = None
+        self.task: asyncio.Task[Any] | None = None  # of an async handler
+        self.thread: int | None = None  # that runs the handler, or its event loop: the ident
 
     def check(self) -> None:
         """Raise the signal that ended this run, if one has. The lease is judged by this process's own clock, from
@@ -46,6 +63,20 @@ class LiveRun:
             self.end(LeaseLost(f"task {self.claim.task_id}: the lease could not be extended in time"))
         if self.signal is not None:
             self._raise(self.signal)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the lease may be over."""
+        return max(0.0, self.deadline - monotonic())
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """While its row may already say that it sleeps or has ended: a heartbeat must not take it for lost."""
+        self.settling = True
+        try:
+            yield
+        finally:
+            self.settling = False
 
     def _raise(self, signal: Signal) -> NoReturn:
         raise type(signal)(*signal.args)  # a new one each time: no endless traceback
@@ -58,20 +89,24 @@ class LiveRun:
         level = logging.INFO if isinstance(signal, Cancelled) else logging.WARNING
         what = type(signal).__name__
         logger.log(level, "%s: attempt %d of %s: %s", what, self.claim.attempt, self.claim.name, signal)
-        if (task := self._task) is not None:
+        if (task := self.task) is not None:
             loop = task.get_loop()
             with suppress(RuntimeError):  # the loop is closed: nothing runs on it any more
                 loop.call_soon_threadsafe(task.cancel)
         return True
 
     def runs_as(self, task: asyncio.Task[Any]) -> None:
-        self._task = task
+        self.task = task
 
-    def suspend(self, signal: Signal) -> NoReturn:
-        """End it from within its own handler."""
+    def suspend(self) -> NoReturn:
+        """End a run that sleeps, from within its own handler."""
+        self._raise(self.sleeps())
+
+    def sleeps(self) -> Signal:
+        """Its row says that it sleeps: that ends the run, before anything else of it can take its claim for lost."""
         if self.signal is None:
-            self.signal = signal
-        raise signal
+            self.signal = Suspend(f"task {self.claim.task_id} sleeps")
+        return self.signal
 
 
 class Live:
@@ -96,6 +131,14 @@ class Live:
                 known = self._runs[run.model]
                 if known.get(run.claim.task_id) is run:  # this worker may have claimed the task again
                     del known[run.claim.task_id]
+
+    def end_overdue(self) -> None:
+        """End those whose lease may be over."""
+        now = monotonic()
+        for run in self.all():
+            if now > run.deadline and run.signal is None and not run.settling:
+                with suppress(LeaseLost):
+                    run.check()
 
     def by_queue(self) -> dict[Model, list[LiveRun]]:
         with self._lock:

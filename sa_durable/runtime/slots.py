@@ -13,7 +13,7 @@ class Slots:
     Without a fixed `prefetch` it follows the pace of the runs: as many tasks as the slots get through in 25 ms. Runs
     of a second fetch nothing ahead (others may be idle), runs of no time at all up to 300.
 
-    Lock-free: one thread takes, one gives back.
+    One thread takes; those who start and give back have the lock of the intake.
     """
 
     __slots__ = ("_ended", "_fixed", "_mean", "_taken", "concurrency", "running")
@@ -59,7 +59,6 @@ class Slots:
             self.running -= 1
             self._mean += (seconds - self._mean) * _WEIGHT
 
-    def give_back_stale(self, number: int, seconds: float) -> None:
+    def give_back_stale(self, seconds: float) -> None:
         """What was fetched ahead waited for `seconds`: the runs are slower than they seemed."""
-        self._ended += number
         self._mean = max(self._mean, seconds)

@@ -1,45 +1,35 @@
-"""What contexts write, and how a step's value is encoded."""
+"""Steps, sleeps and heartbeats, and how a step's value is encoded."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
-from time import monotonic, sleep
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
-
-from sqlalchemy.orm import Session
+from typing import Any, get_args, get_origin, get_type_hints
+from weakref import WeakKeyDictionary
 
 from ..codec import Coder, NotJson, dumps
-from ..errors import DeclarationError, InvalidResult, Signal
+from ..errors import DeclarationError, InvalidResult
 from ..services import checkpoints, runs
 from ..values import Json
-from .database import Database, passing
+from .database import Database
+from .heartbeat import extend
 from .live import LiveRun
-from .pool import DaemonThreads
+from .persist import persist
 from .wakeup import Wakeup
-
-T = TypeVar("T")
-
-THREADS = 4  # connections for contexts, however many handlers run
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 
 UNTYPED = Coder(Any)
 _coder_of = lru_cache(512)(Coder)
 
 
 class Steps:
-    """The contexts' door to the database: blocking functions, and threads for those who can't block.
+    """The contexts' way to save steps, to sleep and to keep their lease: blocking functions."""
 
-    While the database is away a write is tried again, for as long as the run's lease may last: what a step did is
-    not thrown away because a server restarted.
-    """
-
-    def __init__(self, database: Database, *, asleep: Wakeup) -> None:
+    def __init__(self, database: Database, *, lease: timedelta, asleep: Wakeup) -> None:
         """`asleep` is hinted when a run has gone to sleep."""
-        self._database, self._asleep = database, asleep
-        self.threads = DaemonThreads("sa_durable context", THREADS)
+        self._database, self._lease, self._asleep = database, lease, asleep
 
     def save(self, run: LiveRun, name: str, text: str) -> Json:
         """Save a checkpoint; returns what is stored under its name. Raises the signal that ends the run."""
@@ -48,49 +38,36 @@ class Steps:
             with self._database.once() as session:
                 return checkpoints.save(session, run.model, run.claim, name, text)
 
-        return _persist(run, write)
+        return persist(run, write)
+
+    def now(self, run: LiveRun, name: str) -> str:
+        """The database's time in ISO format, saved as a checkpoint. Raises as `save`."""
+
+        def write() -> str:
+            with self._database.once() as session:  # when a sleep of no time ends
+                return checkpoints.save_wake_time(session, run.model, run.claim, name, delay=timedelta(0))
+
+        return persist(run, write)
+
+    def extend(self, run: LiveRun) -> None:
+        """Extend the lease of a run now. Raises the signal that ends the run."""
+        persist(run, lambda: extend(self._database, run.model, [run], self._lease))
+        run.check()
 
     def sleep(self, run: LiveRun, name: str, delay: timedelta | None, until: datetime | None) -> bool:
         """Put the run to sleep. False: the time has passed. Raises the signal that ends the run."""
 
         def write() -> bool:
             with self._database.transaction() as session:
-                return _sleep(session, run, name, delay, until)
+                return runs.sleep(session, run.model, run.claim, name, delay=delay, until=until)
 
-        run.settling = True  # a heartbeat that finds it asleep must not take it for lost
-        try:
-            slept = _persist(run, write)
-        finally:
-            run.settling = False
+        with run.leaving():
+            slept = persist(run, write)
+            if slept:
+                run.sleeps()
         if slept:
             self._asleep.set()
         return slept
-
-    def close(self) -> None:
-        self.threads.stop()
-        self._database.close()
-
-
-def _sleep(
-    session: Session, run: LiveRun, name: str, delay: timedelta | None, until: datetime | None
-) -> bool:
-    return runs.sleep(session, run.model, run.claim, name, delay=delay, until=until)
-
-
-def _persist(run: LiveRun, write: Callable[[], T]) -> T:
-    pause = _FIRST_PAUSE
-    while True:
-        run.check()
-        try:
-            return write()
-        except Signal as signal:
-            run.end(signal)
-            raise
-        except Exception as error:
-            if not passing(error):
-                raise
-        sleep(min(pause, max(0.0, run.deadline - monotonic()) + 0.001))
-        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def coder_for(fn: Callable[..., Any], returns: Any) -> Coder:
@@ -98,14 +75,20 @@ def coder_for(fn: Callable[..., Any], returns: Any) -> Coder:
 
     Raises DeclarationError for an annotation that can't be resolved.
     """
-    if returns is None:
-        returns = _returns(fn)
-    if returns is Any:
+    return coder_of(_returns(fn) if returns is None else returns)
+
+
+def coder_of(annotation: Any) -> Coder:
+    """How values of this type are stored."""
+    if annotation is Any:
         return UNTYPED
     try:
-        return _coder_of(returns)
+        return _coder_of(annotation)
     except TypeError:  # an annotation that can't be hashed
-        return Coder(returns)
+        return Coder(annotation)
+
+
+_known: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # what functions return
 
 
 def _returns(fn: Callable[..., Any]) -> Any:
@@ -113,6 +96,17 @@ def _returns(fn: Callable[..., Any]) -> Any:
         fn = fn.func
     if not inspect.isroutine(fn):
         fn = getattr(fn, "__call__", fn)  # noqa: B004 - the method itself is wanted, for its annotations
+    fn = getattr(fn, "__func__", fn)
+    try:
+        return _known[fn]
+    except (KeyError, TypeError):  # new, or a builtin one, of which there are no weak references
+        returns = _read_returns(fn)
+        with suppress(TypeError):
+            _known[fn] = returns
+        return returns
+
+
+def _read_returns(fn: Callable[..., Any]) -> Any:
     if "return" not in getattr(fn, "__annotations__", ()):
         return Any
     try:

@@ -1,81 +1,86 @@
-"""What time does to queues: sleepers wake, and leases of lost workers end. On timers, a bounded number at a time."""
+"""Ending what nobody attends to: runs whose workers are gone, tasks whose time is over."""
 
 from __future__ import annotations
 
 import logging
 from datetime import timedelta
-from time import monotonic
+from typing import TYPE_CHECKING
 
-from ..services import maintenance
+from ..services import looking, maintenance
+from ..services.looking import Ended
 from .chores import Chore
 from .database import Database
 from .registry import Registry
 from .wakeup import Wakeup
 
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
 logger = logging.getLogger("sa_durable.worker")
 
-PROMOTE_LIMIT = 500
 SWEEP_LIMIT = 100
 
 
 class Sweeper:
-    """Wakes due sleepers when the earliest is due, at the latest after `poll_interval`, and sweeps expired leases
-    every `sweep_interval`; in full batches without a pause. `ready` is hinted when there
-    is something to claim; a hint on `asleep` says that there may be a new sleeper."""
+    """Looks in all queues, in one statement, every `sweep_interval` and when the next task is overdue; sweeps expired leases
+    and cancels what is overdue, in batches without a pause. `ready` is hinted when there is something to claim, `ended` when somebody may wait for an end."""
 
     def __init__(
         self,
         database: Database,
         registry: Registry,
         *,
-        poll_interval: timedelta,
         sweep_interval: timedelta,
         ready: Wakeup,
-        asleep: Wakeup,
+        ended: Wakeup,
     ) -> None:
-        self._database, self._registry, self._ready = database, registry, ready
-        self._poll, self._interval = poll_interval.total_seconds(), sweep_interval.total_seconds()
-        self._next_sweep = 0.0
-        self.chore = Chore("sweeper", self._work, wakeup=asleep)
+        self._database, self._registry, self._ready, self._ended = database, registry, ready, ended
+        self._interval = sweep_interval.total_seconds()
+        self.chore = Chore("sweeper", self._work)
 
     def _work(self) -> float:
-        pause = self._promote()
-        if monotonic() >= self._next_sweep:
-            if self._sweep():
-                return 0
-            self._next_sweep = monotonic() + self._interval
-        return min(pause, max(0.001, self._next_sweep - monotonic()))
+        with self._database.once() as session:
+            found = looking.ended(session, self._registry.queues)
+        return min([self._attend(model, ended) for model, ended in found.items()])
 
-    def _promote(self) -> float:
-        pause = self._poll
-        for model in self._registry.queues:
-            with self._database.once() as session:
-                promoted = maintenance.promote(session, model, limit=PROMOTE_LIMIT)
-            if promoted.woken:
-                self._ready.set()
-            if promoted.woken == PROMOTE_LIMIT:
-                pause = 0
-            elif promoted.next_due is not None:
-                # A millisecond more than nothing: rounding must not make this a busy loop.
-                pause = min(pause, max(0.001, promoted.next_due.total_seconds()))
+    def _attend(self, model: type[DurableTask], ended: Ended) -> float:
+        """Returns the seconds until there may be more to do in this queue."""
+        while ended.expired and self._sweep(model):
+            pass
+        pause = self._interval
+        if ended.next_overdue is not None:
+            left = ended.next_overdue.total_seconds()
+            pause = min(pause, max(0.001, left)) if left > 0 else self._cancel_overdue(model)
         return pause
 
-    def _sweep(self) -> bool:
+    def _sweep(self, model: type[DurableTask]) -> bool:
         """True: there may be more."""
-        more = False
-        for model in self._registry.queues:
+        with self._database.transaction() as session:
+            swept = maintenance.sweep_expired(session, model, limit=SWEEP_LIMIT)
+        for run in swept:
+            what = "next attempt" if run.retried else "the task is over"
+            logger.warning(
+                "task %s: the lease of worker %s ran out in attempt %d: %s",
+                run.task_id,
+                run.worker,
+                run.attempt,
+                what,
+            )
+        if swept:
+            self._ready.set()
+            self._ended.set()
+        return bool(swept)
+
+    def _cancel_overdue(self, model: type[DurableTask]) -> float:
+        """Returns the seconds until there may be more to do."""
+        while True:
             with self._database.transaction() as session:
-                swept = maintenance.sweep_expired(session, model, limit=SWEEP_LIMIT)
-            for run in swept:
-                what = "next attempt" if run.retried else "no attempts left, the task has failed"
-                logger.warning(
-                    "task %s: the lease of worker %s ran out in attempt %d: %s",
-                    run.task_id,
-                    run.worker,
-                    run.attempt,
-                    what,
-                )
-            if swept:
-                self._ready.set()
-            more = more or len(swept) == SWEEP_LIMIT
-        return more
+                overdue = maintenance.sweep_overdue(session, model, limit=SWEEP_LIMIT)
+            for task_id in overdue.cancelled:
+                logger.warning("task %s: its time is over, it is cancelled", task_id)
+            if not overdue.cancelled:
+                break
+            self._ended.set()
+        if overdue.next_due is None:
+            return self._interval
+        return min(self._interval, max(0.001, overdue.next_due.total_seconds()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from socket import socket, socketpair
 from threading import Event
 
 
@@ -9,17 +12,38 @@ class Wakeup:
     """A hint, kept until somebody waits for it. Sources: freed slots, promoted sleepers, later notifications; the
     truth is polled. Any thread may set it; one thread waits."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("_bell", "_event", "hinted")
 
     def __init__(self) -> None:
         self._event = Event()
+        self._bell: socket | None = None
+        self.hinted = True  # what the last wait returned; True before that
 
     def set(self) -> None:
         if not self._event.is_set():
             self._event.set()
+            self._ring()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the hint, at most `timeout` seconds, and take it. False: there was none."""
-        hinted = self._event.wait(timeout)
+        self.hinted = self._event.wait(timeout)
         self._event.clear()
-        return hinted
+        return self.hinted
+
+    @contextmanager
+    def audible(self) -> Iterator[socket]:
+        """A socket that can be read once there is a hint: for who waits for another socket, too."""
+        hears, rings = socketpair()
+        with hears, rings:
+            self._bell = rings
+            if self._event.is_set():
+                self._ring()
+            try:
+                yield hears
+            finally:
+                self._bell = None
+
+    def _ring(self) -> None:
+        if (bell := self._bell) is not None:
+            with suppress(OSError):  # closed meanwhile: nobody listens any more
+                bell.send(b"!")

@@ -6,30 +6,40 @@ import asyncio
 import logging
 import os
 import secrets
-import signal
 import socket
-from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
 from threading import Event
-from time import monotonic
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..errors import InvalidOptions, LeaseLost
+from sqlalchemy import URL, Engine
+
 from .claims import Claimer
+from .cleaner import Cleaner
 from .closing import Closer
 from .database import Database, EngineOrUrl, engine_for
 from .execute import Executor
 from .flush import Flusher, Released
 from .heartbeat import Heartbeat, lifetime
+from .intake import Intake
+from .listener import Listener
 from .live import Live, LiveRun
+from .options import check_durations, check_numbers, check_worker_id
+from .plans import Plans
+from .pool import DaemonThreads
+from .preflight import check_schema
+from .process import UNWIND, stop_signals, wind_up
 from .registry import Registry
 from .slots import Slots
 from .steps import Steps
 from .sweeper import Sweeper
+from .timeouts import Timeouts
+from .transactions import AsyncSessionFactory, SessionFactory, Transactions
+from .verbs import THREADS, Verbs
+from .waiting import Waits
+from .waker import Waker
 from .wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -37,20 +47,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sa_durable.worker")
 
-STALE = 1.0  # seconds that a fetched task may wait for a slot before others get it
-UNWIND = 2.0  # seconds that cancelled handlers have for their `finally` blocks
-
 
 class Worker:
     """Runs the tasks of queues: `Worker(engine, [BillingTask], concurrency=20).run()`.
 
     `engine` is a URL, an Engine or an AsyncEngine. The worker's own statements go through connections of its own (at
-    most nine), at READ COMMITTED, whatever the engine's settings; it starts without the database and outlives its
+    most eleven), at READ COMMITTED, whatever the engine's settings; it starts without the database and outlives its
     restarts. At most `concurrency` handlers run at once: async ones on the event loop, plain ones in threads. A task
     whose worker dies is run again after `lease` plus `sweep_interval` at the latest. `prefetch` is how many tasks are
     claimed ahead; by default it follows their pace. A worker runs once: make a new one to start again.
 
-    Raises InvalidOptions and UnknownQueue.
+    Idle, it looks for tasks every `poll_interval`, and at once when it is notified of one (LISTEN and NOTIFY). Where
+    `engine` goes through a pooler that keeps no sessions, give `listen_url`, a URL of the database itself, or
+    `notify=False`, and nobody notifies.
+
+    `ctx.transaction` and transactional handlers get their sessions from the factories (a sessionmaker, or an
+    async_sessionmaker for async functions), by default plain ones on `engine`, which then needs as many connections
+    as there are such handlers at once.
+
+    Raises InvalidOptions and UnknownQueue; started, SchemaOutdated where `alembic upgrade head` has to be run first.
     """
 
     def __init__(
@@ -65,19 +80,31 @@ class Worker:
         sweep_interval: timedelta = timedelta(seconds=5),
         shutdown_timeout: timedelta = timedelta(seconds=30),
         worker_id: str | None = None,
+        notify: bool = True,
+        listen_url: str | URL | None = None,
+        session_factory: SessionFactory | None = None,
+        async_session_factory: AsyncSessionFactory | None = None,
     ) -> None:
-        _check(concurrency=concurrency, prefetch=prefetch)
-        _check_durations(lease=lease, poll_interval=poll_interval, sweep_interval=sweep_interval)
-        self.worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        check_numbers(concurrency=concurrency, prefetch=prefetch)
+        check_durations(lease=lease, poll_interval=poll_interval, sweep_interval=sweep_interval)
+        here = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.worker_id = check_worker_id(here if worker_id is None else worker_id)
         self.queues = Registry(queues).queues
         self.concurrency, self.lease = concurrency, lease
         source = engine_for(engine)
         registry = Registry(self.queues)
-        self._databases = [Database(source) for _ in range(5)]
-        claims, flush, beats, sweeps, steps = self._databases
+        self._plans = Plans()
+        self._databases = [self._connect(source) for _ in range(6)]
+        claims, flush, beats, wakes, sweeps, steps = self._databases
         self._live, self._slots = Live(), Slots(concurrency, prefetch)
-        self._ready, self._asleep = Wakeup(), Wakeup()  # LISTEN will set them too
+        self._ready, self._asleep = Wakeup(), Wakeup()
+        self._listener: Listener | None = None
+        if notify:
+            listens = Database(source if listen_url is None else engine_for(listen_url))
+            self._databases.append(listens)
+            self._listener = Listener(listens, claims, self.queues, ready=self._ready, asleep=self._asleep)
         self._flusher = Flusher(flush, self._live, ready=self._ready, asleep=self._asleep)
+        self._timeouts = Timeouts(self._live, self._flusher)
         self._heartbeat = Heartbeat(beats, self._live, lease=lease)
         self._claimer = Claimer(
             claims,
@@ -90,30 +117,55 @@ class Worker:
             poll_interval=poll_interval,
             hand_over=self._hand_over,
             wakeup=self._ready,
+            listener=self._listener,
+            nothing_ready=lambda: self._waker.nothing_ready,
+        )
+        self._waker = Waker(
+            wakes, registry, self._slots, poll_interval=poll_interval, ready=self._ready, asleep=self._asleep
         )
         self._sweeper = Sweeper(
-            sweeps,
-            registry,
-            poll_interval=poll_interval,
-            sweep_interval=sweep_interval,
-            ready=self._ready,
-            asleep=self._asleep,
+            sweeps, registry, sweep_interval=sweep_interval, ready=self._ready, ended=self._asleep
         )
-        self._steps = Steps(steps, asleep=self._asleep)
+        self._cleaner = Cleaner(sweeps, registry)
+        self._verbs = Verbs(
+            Steps(steps, lease=lease, asleep=self._asleep),
+            Waits(steps, asleep=self._asleep, ready=self._ready),
+            Transactions(engine, session_factory, async_session_factory),
+            DaemonThreads("sa_durable context", THREADS),
+            DaemonThreads("sa_durable transaction", concurrency),
+        )
+        parts = (self._waker, self._sweeper, self._cleaner, self._timeouts, self._heartbeat, self._listener)
+        self._others = [part.chore for part in parts if part]
         self._executor = Executor(
-            registry, self._steps, self._flusher, self._live, concurrency=concurrency, ended=self._ended
+            registry,
+            self._verbs,
+            self._flusher,
+            self._timeouts,
+            self._live,
+            concurrency=concurrency,
+            ended=self._ended,
+            next_plain=self._next_plain,
+            settled=self._asleep.set,
+            raised=self._raised,
+        )
+        self._intake = Intake(
+            self._slots,
+            start=self._executor.start,
+            plain=self._executor.plain,
+            release=self._release,
+            fill_soon=lambda: self._on_loop(self._intake.fill),
+            room=self._room,
         )
         self._closer = Closer(
             self._live,
             self._flusher,
             self._claimer.chore,
-            (self._sweeper.chore, self._heartbeat.chore),
+            self._others,
             patience=shutdown_timeout.total_seconds(),
             loop_gone=lambda: self._loop is None or self._loop.is_closed(),
-            stopping=partial(self._on_loop, self._stop_filling),
+            stopping=self._stop_taking,
             stopped=self._let_go,
         )
-        self._waiting: deque[LiveRun] = deque()  # claimed, no slot yet; the loop's own
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed_here: asyncio.Event | None = None
         self._stopping = False
@@ -132,13 +184,11 @@ class Worker:
         and not waited for.
         """
         loop = asyncio.new_event_loop()
-        previous = self._catch_signals()
         try:
-            loop.run_until_complete(self.run_async())
+            with stop_signals(self.request_stop):
+                loop.run_until_complete(self.run_async())
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            _wind_up(loop)
+            wind_up(loop)
 
     async def run_async(self) -> None:
         """Run in the current event loop until `request_stop`. Cancelled, it stops as `stop` does."""
@@ -156,12 +206,17 @@ class Worker:
         await self.stop()
 
     async def start(self) -> None:
-        """Start claiming and running, in the current event loop."""
+        """Start claiming and running, in the current event loop. Raises SchemaOutdated, and then nothing was started."""
         if self._loop is not None:
             raise RuntimeError("this worker was started before: make a new one")
+        try:
+            await self._verbs.threads.call(check_schema, self._databases[0], self.queues)
+        except BaseException:
+            self._let_go()
+            raise
         self._loop = asyncio.get_running_loop()
         self._closed_here = asyncio.Event()
-        for chore in (self._flusher.chore, self._heartbeat.chore, self._claimer.chore, self._sweeper.chore):
+        for chore in (self._flusher.chore, *self._others, self._claimer.chore):
             chore.start()
         self._closer.start()
         self._tick()
@@ -177,6 +232,7 @@ class Worker:
         await self._closed_here.wait()
         if self._executor.tasks:
             await asyncio.wait(self._executor.tasks, timeout=UNWIND)
+        await self._verbs.transactions.aclose()
 
     def request_stop(self) -> None:
         """Have it stop, from any thread or signal handler; a second call gives back at once what still runs."""
@@ -185,58 +241,51 @@ class Worker:
     # From here on: the loop's thread, unless a docstring says otherwise.
 
     def _accept(self, runs: list[LiveRun]) -> None:
-        now = monotonic()
-        for run in runs:
-            run.started = now
-        self._waiting.extend(runs)
-        self._fill()
-
-    def _stop_filling(self) -> None:
-        self._stopping = True
-        self._release_waiting()
-
-    def _fill(self) -> None:
-        if self._stopping:
-            self._release_waiting()
-        while self._waiting and self._slots.running < self.concurrency:
-            self._slots.start()
-            self._executor.start(self._waiting.popleft())
+        self._intake.accept(runs)
 
     def _ended(self, run: LiveRun) -> None:
-        self._slots.give_back(monotonic() - run.started)
-        self._fill()
-        if not self._claimer.drained and self._slots.room > 0:
-            self._ready.set()
+        self._intake.ended(run)
 
     def _tick(self) -> None:
-        """End async runs whose lease may be over (plain ones notice at their next step), and give back what has
-        waited too long for a slot."""
-        now = monotonic()
-        for run in self._live.all():
-            if now > run.deadline and run.signal is None and not run.settling:
-                with suppress(LeaseLost):
-                    run.check()
-        if self._waiting and self._slots.adaptive and (age := now - self._waiting[0].started) > STALE:
-            self._slots.give_back_stale(0, age)
-            self._release_waiting()
+        self._live.end_overdue()  # async ones; plain ones notice at their next step
+        self._intake.release_stale()
         if self._loop is not None and not self.closed.is_set():
             self._loop.call_later(self._tick_seconds, self._tick)
 
-    def _release_waiting(self) -> None:
-        while self._waiting:
-            run = self._waiting.popleft()
-            self._slots.give_back()
-            if run.signal is None and not run.settling:
-                self._flusher.put(run, Released(run.claim.task_id, run.claim.token))
+    # From here on: in any thread.
+
+    def _next_plain(self, ended: LiveRun) -> LiveRun | None:
+        return self._intake.next_plain(ended)
+
+    def _release(self, run: LiveRun) -> None:
+        if run.signal is None and not run.settling:
+            self._flusher.put(run, Released(run.claim.task_id, run.claim.token))
+
+    def _room(self) -> None:
+        if not self._claimer.drained and self._slots.room > 0:
+            self._ready.set()
+
+    def _connect(self, engine: Engine) -> Database:
+        """One role's way to the database."""
+        return Database(engine, plans=self._plans)
+
+    def _raised(self, run: LiveRun, error: BaseException) -> None:
+        """In any thread."""
 
     def _hand_over(self, runs: list[LiveRun]) -> None:
         """In the claimer's thread."""
         self._on_loop(self._accept, runs)
 
+    def _stop_taking(self) -> None:
+        """In the closer's thread."""
+        if self._listener:
+            self._listener.chore.stop()
+        self._intake.stop()
+
     def _let_go(self) -> None:
         """In the closer's thread."""
         self._executor.close()
-        self._steps.close()
+        self._verbs.close()
         for database in self._databases:
             database.close()
         if self._closed_here is not None:
@@ -247,41 +296,3 @@ class Worker:
         if self._loop is not None:
             with suppress(RuntimeError):  # it is closed; the closer gives back what this worker held
                 self._loop.call_soon_threadsafe(call, *args)
-
-    def _catch_signals(self) -> dict[int, Any]:
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            self.request_stop()
-
-        previous: dict[int, Any] = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with suppress(ValueError):  # not the main thread
-                previous[number] = signal.signal(number, stop)
-        return previous
-
-
-def _wind_up(loop: asyncio.AbstractEventLoop) -> None:
-    """Close a loop without waiting for threads: asyncio.run would, for as long as a handler's thread hangs."""
-    try:
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left, timeout=UNWIND))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
-        loop.close()
-
-
-def _check(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        least = 1 if name == "concurrency" else 0
-        if value is None and name == "prefetch":
-            continue
-        if type(value) is not int or value < least:
-            raise InvalidOptions(f"{name}={value!r} must be an integer from {least}")
-
-
-def _check_durations(**durations: timedelta) -> None:
-    for name, value in durations.items():
-        if not isinstance(value, timedelta) or value <= timedelta(0):
-            raise InvalidOptions(f"{name}={value!r} must be a timedelta longer than zero")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from typing_extensions import Unpack
 from ..errors import InvalidOptions
 from ..handlers import Call
 from ..models import DurableTask
-from ..values import SpawnKeywords, SpawnResult, TaskResult
+from ..values import CleanedUp, SpawnKeywords, SpawnResult, TaskResult, TaskRun
 from .durable import Durable
 
 if TYPE_CHECKING:  # importing it needs greenlet, which whoever has an AsyncSession has
@@ -52,7 +53,7 @@ class AsyncDurable:
 
     async def spawn_many(
         self, calls: Iterable[Call[Any, R]], **options: Unpack[SpawnKeywords]
-    ) -> list[SpawnResult[R]]:
+    ) -> Sequence[SpawnResult[R]]:
         """As Durable.spawn_many."""
         return await self.session.run_sync(lambda session: Durable(session).spawn_many(calls, **options))
 
@@ -63,6 +64,10 @@ class AsyncDurable:
     async def release_key(self, queue: type[DurableTask], key: str) -> bool:
         """As Durable.release_key."""
         return await self.session.run_sync(lambda session: Durable(session).release_key(queue, key))
+
+    async def emit(self, queue: type[DurableTask], name: str, payload: Any = None) -> None:
+        """As Durable.emit."""
+        await self.session.run_sync(lambda session: Durable(session).emit(queue, name, payload))
 
     @overload
     async def result(self, task: SpawnResult[R], /) -> TaskResult[R]: ...
@@ -81,3 +86,45 @@ class AsyncDurable:
     async def cancel(self, *what: Any) -> bool:
         """As Durable.cancel."""
         return await self.session.run_sync(lambda session: Durable(session).cancel(*what))
+
+    @overload
+    async def retry(
+        self, task: SpawnResult[R], /, *, as_new: bool = False, detach: bool = False
+    ) -> SpawnResult[R]: ...
+    @overload
+    async def retry(
+        self, task: DurableTask, /, *, as_new: bool = False, detach: bool = False
+    ) -> SpawnResult[Any]: ...
+    @overload
+    async def retry(
+        self, queue: type[DurableTask], task_id: UUID, /, *, as_new: bool = False, detach: bool = False
+    ) -> SpawnResult[Any]: ...
+    async def retry(self, *what: Any, as_new: bool = False, detach: bool = False) -> SpawnResult[Any]:
+        """As Durable.retry."""
+        return await self.session.run_sync(
+            lambda session: Durable(session).retry(*what, as_new=as_new, detach=detach)
+        )
+
+    @overload
+    async def runs(self, task: SpawnResult[Any] | DurableTask, /) -> list[TaskRun]: ...
+    @overload
+    async def runs(self, queue: type[DurableTask], task_id: UUID, /) -> list[TaskRun]: ...
+    async def runs(self, *what: Any) -> list[TaskRun]:
+        """As Durable.runs."""
+        return await self.session.run_sync(lambda session: Durable(session).runs(*what))
+
+    async def count_ready(
+        self, queue: type[DurableTask], names: Sequence[str] | None = None, *, limit: int = 10_000
+    ) -> int:
+        """As Durable.count_ready."""
+        return await self.session.run_sync(
+            lambda session: Durable(session).count_ready(queue, names, limit=limit)
+        )
+
+    async def clean_up(
+        self, queue: type[DurableTask], *, older_than: timedelta, limit: int = 1000
+    ) -> CleanedUp:
+        """As Durable.clean_up."""
+        return await self.session.run_sync(
+            lambda session: Durable(session).clean_up(queue, older_than=older_than, limit=limit)
+        )

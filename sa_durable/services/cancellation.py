@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from ..codec import dumps
 from ..errors import TaskNotFound
 from ..models import queues_beside
 from ..statements import cancellation as stmt
 from ..statements import tasks as task_stmt
+from ..statements.arrays import uuids
+from ..values import TaskError
 from .database import execute
+from .notifications import can_notify
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -21,32 +26,74 @@ def cancel(session: Session, model: type[DurableTask], task_id: UUID) -> bool:
     """Cancel a task and its descendants in every queue of its Base. False: it was terminal already.
 
     Root to leaf, and each generation's rows in the order of their ids: whoever locks several tasks does it in this
-    order, so none of them deadlock. Raises TaskNotFound.
+    order, so none of them deadlock. What a completed descendant left running goes on. Raises TaskNotFound.
     """
     if execute(session, task_stmt.outcome(model), {"task_id": task_id}, model=model).first() is None:
         raise TaskNotFound(model.__queue__, task_id)
-    generation = {model: [task_id]}
+    return _cancel(session, model, {model: [task_id]}) > 0
+
+
+def cancel_descendants(session: Session, model: type[DurableTask], task_id: UUID) -> int:
+    """Cancel what descends from a task that has just ended without a result, and whose row this transaction has
+    locked. Returns how many."""
+    return _cancel(session, model, _children(session, model, [task_id]))
+
+
+def with_children(session: Session, model: type[DurableTask], task_ids: Iterable[UUID]) -> set[UUID]:
+    """Those tasks that have active children, in any queue of the Base."""
+    task_ids = list(task_ids)
+    if not task_ids:
+        return set()
+    parameters = {"ids": uuids(task_ids)}
+    return {
+        parent
+        for queue in queues_beside(model)
+        for parent in execute(
+            session, stmt.with_children(queue, model.__queue__), parameters, model=queue
+        ).scalars()
+    }
+
+
+def cancel_locked(
+    session: Session, model: type[DurableTask], task_ids: list[UUID], error: TaskError | None = None
+) -> None:
+    """Cancel active tasks that this transaction has locked, and nothing that descends from them."""
+    if task_ids:
+        ids = {"ids": uuids(task_ids)}
+        execute(session, stmt.insert_cancelled_runs(model), ids, model=model)
+        text = None if error is None else dumps(error.to_json(), what="error")
+        notify = can_notify(session.connection(bind_arguments={"mapper": model}))
+        execute(session, stmt.cancel(model, notify=notify), {**ids, "error": text}, model=model)
+        execute(session, stmt.announce(model, notify=notify), ids, model=model)
+
+
+def _cancel(
+    session: Session, model: type[DurableTask], generation: Mapping[type[DurableTask], list[UUID]]
+) -> int:
     cancelled = 0
     while generation:
-        ended = {}
+        ended: list[UUID] = []
         for queue, ids in generation.items():
-            locked = list(execute(session, stmt.lock_active(queue, ids), model=queue).scalars())
-            if locked:
-                execute(session, stmt.insert_cancelled_runs(queue, locked), model=queue)
-                execute(session, stmt.cancel(queue, locked), model=queue)
-                ended[queue] = locked
-        cancelled += sum(map(len, ended.values()))
-        generation = {
-            queue: ids for queue in queues_beside(model) if (ids := _children(session, queue, ended))
-        }
-    return cancelled > 0
+            locked = list(
+                execute(session, stmt.lock_active(queue), {"ids": uuids(ids)}, model=queue).scalars()
+            )
+            cancel_locked(session, queue, locked)
+            ended += locked
+        cancelled += len(ended)
+        generation = _children(session, model, ended)
+    return cancelled
 
 
 def _children(
-    session: Session, queue: type[DurableTask], parents: dict[type[DurableTask], list[UUID]]
-) -> list[UUID]:
-    return sorted(
-        child
-        for parent, ids in parents.items()
-        for child in execute(session, stmt.children(queue, parent.__queue__, ids), model=queue).scalars()
-    )
+    session: Session, model: type[DurableTask], parents: list[UUID]
+) -> dict[type[DurableTask], list[UUID]]:
+    """The active children of `parents`, in every queue of the Base that has any."""
+    if not parents:
+        return {}
+    parameters = {"ids": uuids(parents)}
+    generation = {}
+    for queue in queues_beside(model):
+        ids = list(execute(session, stmt.children(queue), parameters, model=queue).scalars())
+        if ids:
+            generation[queue] = ids
+    return generation

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar, overload
 from uuid import UUID
 
@@ -12,8 +13,8 @@ from typing_extensions import Unpack
 from ..errors import InvalidOptions, UnknownQueue
 from ..handlers import Call, call_by_name
 from ..models import DurableTask, queue_of
-from ..values import SpawnKeywords, SpawnResult, TaskResult
-from . import batches, cancellation, keys, tasks
+from ..values import CleanedUp, SpawnKeywords, SpawnResult, TaskResult, TaskRun
+from . import batches, cancellation, cleanup, events, history, keys, leases, retries, tasks
 
 R = TypeVar("R")
 M = TypeVar("M", bound=DurableTask)
@@ -72,12 +73,15 @@ class Durable:
 
     def spawn_many(
         self, calls: Iterable[Call[Any, R]], **options: Unpack[SpawnKeywords]
-    ) -> list[SpawnResult[R]]:
+    ) -> Sequence[SpawnResult[R]]:
         """Spawn a batch in a few statements: each call as `spawn` would, results in the order of the calls.
 
         Options of single calls (their keys, above all) are given by `call.using(idempotency_key=...)`. Equal keys
         within the batch are one task. An error undoes the whole batch, and nothing else of the transaction. Raises as
         `spawn`.
+
+        `calls` may be a generator, of millions: those without a key are sent by the thousand as they come and aren't
+        kept. The results take 32 bytes a task, and are made when they are looked at.
         """
         return batches.spawn_many(self.session, calls, options)
 
@@ -94,6 +98,15 @@ class Durable:
         False if nobody holds it.
         """
         return keys.release(self.session, queue_of(queue), key)
+
+    def emit(self, queue: type[DurableTask], name: str, payload: Any = None) -> None:
+        """Emit event `name` in `queue`: tasks that await it, now or later, get `payload` once the caller commits.
+
+        The first of a name that workers see is the event, for good: later ones of that name change nothing, so put
+        what makes it unique into the name ("paid:order-7"). `payload` is JSON, or what pydantic makes JSON of. Takes no
+        lock: a transaction that stays open holds up nobody. Raises InvalidEvent.
+        """
+        events.emit(self.session, queue_of(queue), name, payload)
 
     @overload
     def result(self, task: SpawnResult[R], /) -> TaskResult[R]: ...
@@ -118,6 +131,65 @@ class Durable:
         False if it is terminal already. Raises TaskNotFound.
         """
         return cancellation.cancel(self.session, *task_ref(*what))
+
+    @overload
+    def retry(
+        self, task: SpawnResult[R], /, *, as_new: bool = False, detach: bool = False
+    ) -> SpawnResult[R]: ...
+    @overload
+    def retry(
+        self, task: DurableTask, /, *, as_new: bool = False, detach: bool = False
+    ) -> SpawnResult[Any]: ...
+    @overload
+    def retry(
+        self, queue: type[DurableTask], task_id: UUID, /, *, as_new: bool = False, detach: bool = False
+    ) -> SpawnResult[Any]: ...
+    def retry(self, *what: Any, as_new: bool = False, detach: bool = False) -> SpawnResult[Any]:
+        """Give a task that has failed, or was cancelled, another attempt.
+
+        It goes on where it was, with its checkpoints; `max_attempts` is raised if need be, and a `max_duration` starts
+        anew. Tasks that were cancelled along with it stay so: retry those that it joins, too. With `as_new`, a new task
+        instead, without checkpoints, that does the same: of the same name, params, headers, priority, limits
+        and columns of your own; nobody's child, and without a time to start.
+
+        It takes its key back, with its `hold` and `key_ttl` as before; a new task is handed it. Raises KeyTaken where
+        another task has it by now, or, with `detach`, goes on without. Raises InvalidState for a task that has
+        completed or goes on anyway, TaskNotFound, and RetryTransaction as spawn.
+        """
+        return retries.retry(self.session, *task_ref(*what), as_new=as_new, detach=detach)
+
+    @overload
+    def runs(self, task: SpawnResult[Any] | DurableTask, /) -> list[TaskRun]: ...
+    @overload
+    def runs(self, queue: type[DurableTask], task_id: UUID, /) -> list[TaskRun]: ...
+    def runs(self, *what: Any) -> list[TaskRun]:
+        """Every attempt at a task, in order; the last one is the current one, or how it ended. Raises TaskNotFound."""
+        return history.runs(self.session, *task_ref(*what))
+
+    def count_ready(
+        self, queue: type[DurableTask], names: Sequence[str] | None = None, *, limit: int = 10_000
+    ) -> int:
+        """How many tasks of `queue` (called one of `names`) workers could claim now: ready ones, and sleepers that are
+        due. None while the queue is paused.
+
+        For autoscalers: one statement, which stops counting at `limit`. Raises InvalidOptions.
+        """
+        return leases.count_ready(self.session, queue_of(queue), names=names, limit=limit)
+
+    def clean_up(self, queue: type[DurableTask], *, older_than: timedelta, limit: int = 1000) -> CleanedUp:
+        """Delete up to `limit` tasks of `queue` that ended more than `older_than` ago, the longest ago first, with their
+        history; and as many events that were decided that long ago. Returns how many: call it, in transactions of
+        their own, until both are fewer than `limit`.
+
+        Keys of what is deleted are free. It leaves what somebody still waits for; children until their parent has
+        ended that long ago, too; tasks that rows of yours refer to by a foreign key, unless that says ON DELETE CASCADE or
+        SET NULL; and what somebody has locked. A task that awaits a deleted event waits for the next one, and one that
+        joins a deleted task gets TaskNotFound: keep both for longer than your workflows take.
+
+        Workers do this for queues that have a `retention`: `session.merge(BillingTask.Queue(name="billing",
+        retention=timedelta(days=30)))`. Raises InvalidOptions.
+        """
+        return cleanup.clean_up(self.session, queue_of(queue), older_than=older_than, limit=limit)
 
 
 def as_call(*what: Any) -> Call[Any, Any]:

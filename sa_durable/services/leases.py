@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from enum import StrEnum
 from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,11 +13,12 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from ..errors import Cancelled, LeaseLost, Signal
+from ..errors import Cancelled, InvalidOptions, LeaseLost, Signal
 from ..statements import leases as stmt
 from ..statements.arrays import numbers, texts, uuids
 from ..values import Claim, Json, TaskState
 from .database import execute
+from .front import Front
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -25,22 +27,33 @@ Model = type["DurableTask"]
 Held: TypeAlias = Mapping[UUID, int]  # the tokens of claims, by task
 
 _decode = json.JSONDecoder().raw_decode
-_LAST = datetime.max.replace(tzinfo=UTC)
+_NEVER = timedelta(days=-1_000_000)  # became ready: a row without a time, which comes last
 
 
 def claim(
-    session: Session, model: Model, *, names: Sequence[str], worker: str, lease: timedelta, limit: int
+    session: Session,
+    model: Model,
+    *,
+    names: Sequence[str],
+    worker: str,
+    lease: timedelta,
+    limit: int,
+    front: Front | None = None,
 ) -> list[Claim]:
     """Take up to `limit` ready tasks called one of `names`, in their order: priority, due time, id.
 
     Tasks that others have locked are passed over, those of other names are unharmed, and a paused queue gives none.
     Params that are no readable JSON arrive as text, which no handler takes: that run fails, and only that one.
+    With the `front` of earlier claims of these names, it begins behind what they have seen; but it returns nothing only
+    after a look at everything.
     """
     if not names or limit < 1:
         return []
     parameters = {"names": texts(names), "worker": worker, "lease": lease, "limit": limit}
-    rows = [tuple(row) for row in execute(session, stmt.claim(model), parameters).all()]
-    rows.sort(key=_order)  # RETURNING has no order of its own
+    front = front or Front()
+    rows = _claim(session, model, parameters, front, within := front.within())
+    if not rows and within is not None:
+        rows = _claim(session, model, parameters, front, None)
     queue = model.__queue__
     return [
         Claim(
@@ -61,8 +74,36 @@ def claim(
     ]
 
 
-def _order(row: tuple[Any, ...]) -> tuple[int, datetime, bytes]:
-    return row[-2], row[-1] or _LAST, row[0].bytes
+def _claim(
+    session: Session, model: Model, parameters: dict[str, Any], front: Front, within: timedelta | None
+) -> list[tuple[Any, ...]]:
+    sent, recent = front.now(), {} if within is None else {"within": within}
+    claimed = execute(session, stmt.claim(model, recent=bool(recent)), {**parameters, **recent})
+    rows = [tuple(row) for row in claimed.all()]
+    rows.sort(key=_order)  # RETURNING has no order of its own
+    found = [(row[-2], _waited(row)) for row in rows]
+    front.claimed(sent, within, limit=parameters["limit"], found=found)
+    return rows
+
+
+def count_ready(session: Session, model: Model, *, names: Sequence[str] | None, limit: int) -> int:
+    """How many tasks a worker could claim now, at most `limit`: see Durable.count_ready."""
+    if type(limit) is not int or not 1 <= limit < 2**31:
+        raise InvalidOptions(f"limit={limit!r} must be an integer from 1")
+    if isinstance(names, str):
+        raise InvalidOptions(f"names={names!r} must be a list of names")
+    parameters = {"limit": limit} if names is None else {"limit": limit, "names": texts(names)}
+    counted = execute(session, stmt.ready(model, named=names is not None), parameters, model=model)
+    return int(counted.scalar_one())
+
+
+def _order(row: tuple[Any, ...]) -> tuple[int, timedelta, bytes]:
+    return row[-2], -_waited(row), row[0].bytes
+
+
+def _waited(row: tuple[Any, ...]) -> timedelta:
+    waited: timedelta | None = row[-1]
+    return _NEVER if waited is None else waited
 
 
 def read_json(text: str | None, otherwise: Json) -> Json:
@@ -96,27 +137,51 @@ def by_id(held: Held) -> dict[str, str]:
     return {"ids": uuids(ids), "tokens": numbers(held[task_id] for task_id in ids)}
 
 
-def standing(session: Session, model: Model, held: Held) -> dict[UUID, Signal | None]:
-    """What became of claims whose writes found nothing: Cancelled, LeaseLost, or None for one that stands, or that
-    had stored its result already (a reply that was lost on the way)."""
-    rows = {row.id: row for row in execute(session, stmt.standing(model), {"ids": uuids(held)})}
-    return {task_id: _signal(rows.get(task_id), task_id, token) for task_id, token in held.items()}
+class Stands(StrEnum):
+    """Why a write found nothing, although nobody took the task away."""
+
+    HELD = "held"  # the claim is valid: its row was locked
+    STORED = "stored"  # it had ended its task before: a reply was lost on the way
 
 
-def _signal(row: Any, task_id: UUID, token: int) -> Signal | None:
+def standing(session: Session, model: Model, held: Held) -> dict[UUID, Signal | Stands]:
+    """What became of claims whose writes found nothing: Cancelled, LeaseLost, or how they stand."""
+    rows = {row.id: row for row in execute(session, stmt.standing(model), {"ids": uuids(held)}, model=model)}
+    return {task_id: _standing(rows.get(task_id), task_id, token) for task_id, token in held.items()}
+
+
+def _standing(row: Any, task_id: UUID, token: int) -> Signal | Stands:
     if row is None:
         return LeaseLost(f"task {task_id} is gone: its row was deleted")
     if row.state == TaskState.CANCELLED:
         return Cancelled(f"task {task_id} was cancelled")
-    if row.token == token and row.state in (TaskState.RUNNING, TaskState.COMPLETED):
-        return None
+    if row.token == token and row.state == TaskState.RUNNING:
+        return Stands.HELD
+    if row.token == token and row.state == TaskState.COMPLETED:
+        return Stands.STORED
     return LeaseLost(f"task {task_id} was taken away: its lease ran out, or another worker has it")
 
 
 def check(session: Session, model: Model, task_id: UUID, token: int) -> None:
     """Raise the signal, Cancelled or LeaseLost, that ends a run whose claim no longer stands."""
-    if signal := standing(session, model, {task_id: token})[task_id]:
-        raise signal
+    stands = standing(session, model, {task_id: token})[task_id]
+    if isinstance(stands, Signal):
+        raise stands
+
+
+LONGEST_WAIT = timedelta(seconds=1)
+
+
+def lock(session: Session, model: Model, claim: Claim) -> Stands:
+    """How a claim stands, once no other transaction is writing for it; none can until this one ends. Raises the signal
+    that ends its run, and PostgreSQL's error 55P03 if another one takes longer than LONGEST_WAIT."""
+    parameters = {"ids": uuids([claim.task_id])}
+    execute(session, stmt.wait_at_most(LONGEST_WAIT), model=model)
+    row = execute(session, stmt.standing(model, lock=True), parameters, model=model).first()
+    stands = _standing(row, claim.task_id, claim.token)
+    if isinstance(stands, Signal):
+        raise stands
+    return stands
 
 
 def unaccounted(held: Held, done: Iterable[UUID]) -> dict[UUID, int]:

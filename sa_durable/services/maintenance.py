@@ -10,10 +10,11 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from .. import policy
+from ..statements import cancellation as cancel_stmt
 from ..statements import leases as lease_stmt
 from ..statements import maintenance as stmt
 from ..values import TaskError
-from . import runs
+from . import cancellation, runs
 from .database import execute
 from .leases import read_json
 
@@ -49,20 +50,79 @@ class Expired:
 
 def sweep_expired(session: Session, model: Model, *, limit: int) -> list[Expired]:
     """Take up to `limit` tasks away from workers that let their leases expire, the oldest first: the next attempt
-    is ready at once, or the task has failed. Tasks that somebody has locked are passed over.
+    is ready at once, or the task has failed, and what descends from it is cancelled. Tasks that somebody has locked
+    are passed over.
 
-    In a transaction of its own: what is locked is judged and written before anybody else may.
+    In a transaction of its own: what is locked is judged and written before anybody else may. Call it until it
+    returns nothing: of those that fail and have children it takes one at a time.
     """
-    overdue = list(execute(session, lease_stmt.expired(model), {"limit": limit}))
-    if not overdue:
+    with session.begin_nested() as locks:
+        overdue = list(execute(session, lease_stmt.expired(model), {"limit": limit}))
+        batch = _without_families(session, model, overdue, [row.id for row in overdue if _may_be_final(row)])
+        if not batch:
+            locks.rollback()
+    if overdue and not batch:  # only families: one of them, root to leaf, holding no other's lock
+        return _expire_one(session, model)
+    ended = [runs.Failed(row.id, row.token, _error(row), _verdict(row)) for row in batch]
+    stored = runs.fail_many(session, model, ended) if ended else None
+    return [_expired(row, stored) for row in batch if stored and row.id in stored.reached]
+
+
+def _expire_one(session: Session, model: Model) -> list[Expired]:
+    row = execute(session, lease_stmt.expired(model), {"limit": 1}).first()
+    if row is None:
         return []
-    ended = [runs.Failed(row.id, row.token, _error(row), _verdict(row)) for row in overdue]
-    written = runs.fail_many(session, model, ended)
-    return [
-        Expired(row.id, row.attempt, row.claimed_by, isinstance(run.verdict, policy.RetryAfter))
-        for row, run in zip(overdue, ended, strict=True)
-        if row.id in written
-    ]
+    stored = runs.fail_root(session, model, runs.Failed(row.id, row.token, _error(row), _verdict(row)))
+    return [_expired(row, stored)]
+
+
+def _expired(row: Any, stored: runs.Stored) -> Expired:
+    return Expired(row.id, row.attempt, row.claimed_by, row.id not in stored.final)
+
+
+def _may_be_final(row: Any) -> bool:
+    return row.cancel_at is not None or isinstance(_verdict(row), policy.GiveUp)
+
+
+def _without_families(session: Session, model: Model, rows: list[Any], final: list[UUID]) -> list[Any]:
+    """Those of `rows` whose end is theirs alone: all but the `final` ones that have active children."""
+    families = cancellation.with_children(session, model, final)
+    return [row for row in rows if row.id not in families]
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """`cancelled` tasks whose time was over; the next one is due in `next_due` (None: there is none)."""
+
+    cancelled: list[UUID]
+    next_due: timedelta | None
+
+
+def sweep_overdue(session: Session, model: Model, *, limit: int) -> Overdue:
+    """Cancel up to `limit` tasks whose time to start, or to end, is over, with what descends from them. Locked ones
+    are passed over.
+
+    In a transaction of its own. Call it until it cancels nothing: of those that have children it takes one at a time.
+    """
+    with session.begin_nested() as locks:
+        rows = list(execute(session, cancel_stmt.overdue(model), {"limit": limit}))
+        batch = _without_families(session, model, rows, [row.id for row in rows])
+        if not batch:
+            locks.rollback()
+    if rows and not batch:
+        batch = list(execute(session, cancel_stmt.overdue(model), {"limit": 1}))
+    if batch:
+        late = [row.id for row in batch if row.started]
+        for ids, error in ((late, TOO_LONG), ([row.id for row in batch if not row.started], TOO_LATE)):
+            cancellation.cancel_locked(session, model, ids, error)
+        for row in batch if len(batch) == 1 else ():
+            cancellation.cancel_descendants(session, model, row.id)
+    next_due = execute(session, cancel_stmt.next_overdue(model)).scalar_one()
+    return Overdue([row.id for row in batch], next_due)
+
+
+TOO_LATE = TaskError("DeadlineExceeded", "it had not started within its `start_within`")
+TOO_LONG = TaskError("DeadlineExceeded", "it had not ended within its `max_duration`")
 
 
 def _verdict(row: Any) -> policy.Verdict:

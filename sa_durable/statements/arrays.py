@@ -29,6 +29,15 @@ def uuids(values: Iterable[UUID | None]) -> str:
     return "{" + ",".join(["NULL" if value is None else value.hex for value in values]) + "}"
 
 
+def digits(values: Iterable[str]) -> str:
+    """An array of UUIDs that are given as their digits.
+
+    >>> digits(["00000000000000000000000000000001"])
+    '{00000000000000000000000000000001}'
+    """
+    return "{" + ",".join(values) + "}"
+
+
 def numbers(values: Iterable[float | None]) -> str:
     """An array of numbers.
 

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Select, Table, Update, literal_column, select, text, update
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    Text,
+    Update,
+    Uuid,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    text,
+    update,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 
-from ..models.predicates import ACTIVE
-from . import clock
+from ..models.predicates import ACTIVE, LIMITED
+from . import clock, events, notifications
+from .memo import memo
+from .planning import among, at_most
 from .tasks import table_of
 
 if TYPE_CHECKING:
@@ -17,38 +33,67 @@ if TYPE_CHECKING:
 Model = type["DurableTask"]
 
 
-def lock_active(model: Model, ids: list[Any]) -> Select[Any]:
-    """Lock those of `ids` that aren't terminal, in the order of ids, as every statement that locks several does."""
-    return select(model.id).where(model.id.in_(ids), text(ACTIVE)).order_by(model.id).with_for_update()
+@memo
+def lock_active(model: Model) -> Select[Any]:
+    """Lock those of the tasks `ids` that aren't terminal, in the order of ids, as every statement that locks several
+    does."""
+    return select(model.id).where(_among(model.id), text(ACTIVE)).order_by(model.id).with_for_update()
 
 
-def children(model: Model, queue: str, ids: list[Any]) -> Select[Any]:
-    """The children of `queue`'s tasks `ids` that aren't terminal."""
-    return (
-        select(model.id)
-        .where(model.parent_id.in_(ids), model.parent_queue == queue, text(ACTIVE))
-        .order_by(model.id)
+@memo
+def children(model: Model) -> Select[Any]:
+    """The children here, of the tasks `ids` of any queue, that aren't terminal."""
+    return select(model.id).where(model.parent_id == among("ids", Uuid()), text(ACTIVE)).order_by(model.id)
+
+
+@memo
+def with_children(model: Model, queue: str) -> Select[Any]:
+    """Those tasks among `ids` of `queue` that have `children` here."""
+    table = table_of(model)
+    found: Select[Any] = (
+        select(table.c.parent_id)
+        .distinct()
+        .where(table.c.parent_id == among("ids", Uuid()), table.c.parent_queue == queue, text(ACTIVE))
     )
+    return found
 
 
-def cancel(model: Model, ids: list[Any]) -> Update:
-    """Cancel locked tasks. The token is raised: whatever a worker still writes for them is rejected."""
+@memo
+def cancel(model: Model, *, notify: bool) -> Update:
+    """Cancel the locked tasks `ids`, with `error` (JSON text or NULL). The token is raised: whatever a worker still
+    writes for them is rejected. With `notify`, whoever waits for them is told."""
+    told = [notifications.ended(table_of(model))] if notify else []
+    error: ColumnElement[Any] = sql_cast(bindparam("error", type_=Text()), JSONB)
     return (
         update(model)
-        .where(model.id.in_(ids), text(ACTIVE))
+        .where(_among(model.id), text(ACTIVE))
         .values(
             state="cancelled",
             token=model.token + 1,
             finished_at=clock.now(),
             available_at=None,
             lease_expires_at=None,
+            error=func.coalesce(error, model.error),
         )
-        .returning(model.id)
+        .returning(model.id, *told)
     )
 
 
-def insert_cancelled_runs(model: Model, ids: list[Any]) -> Insert:
-    """History of the current attempts of tasks `ids`, which are about to be cancelled."""
+@memo
+def announce(model: Model, *, notify: bool) -> events.Appending:
+    """Append the internal events of the cancelled tasks `ids`, which we have locked."""
+    tasks = table_of(model)
+    ended = (
+        select(tasks.c.id, events.announces(model, tasks).label("announced"))
+        .where(_among(tasks.c.id))
+        .subquery()
+    )
+    return events.announce(model, ended, notify=notify)
+
+
+@memo
+def insert_cancelled_runs(model: Model) -> Insert:
+    """History of the current attempts of the tasks `ids`, which are about to be cancelled."""
     tasks, runs = table_of(model), cast(Table, model.Run.__table__)  # type: ignore[attr-defined]  # mapped imperatively
     current = select(
         tasks.c.run_id,
@@ -58,6 +103,37 @@ def insert_cancelled_runs(model: Model, ids: list[Any]) -> Insert:
         tasks.c.claimed_by,
         tasks.c.started_at,
         tasks.c.lease_expires_at,
-    ).where(tasks.c.id.in_(ids), text(ACTIVE), tasks.c.started_at.is_not(None))
+    ).where(_among(tasks.c.id), text(ACTIVE), tasks.c.started_at.is_not(None))
     names = ["id", "task_id", "attempt", "state", "worker", "started_at", "lease_expires_at"]
     return insert(runs).from_select(names, current)
+
+
+def _among(column: Any) -> ColumnElement[bool]:
+    return cast("ColumnElement[bool]", column == among("ids", Uuid()))
+
+
+@memo
+def overdue(model: Model) -> Select[Any]:
+    """Lock up to `limit` tasks whose time is over, the longest overdue first, passing over locked ones; and say which
+    of them had started."""
+    table = table_of(model)
+    return (
+        select(table.c.id, table.c.first_started_at.is_not(None).label("started"))
+        .where(text(LIMITED), table.c.cancel_at <= clock.now())
+        .order_by(table.c.cancel_at)
+        .limit(at_most())
+        .with_for_update(skip_locked=True, key_share=True)
+    )
+
+
+@memo
+def next_overdue(model: Model) -> Select[Any]:
+    """In how long the next task's time is over, as an interval; NULL: there is none."""
+    table = table_of(model)
+    first = (
+        select(table.c.cancel_at)
+        .where(text(LIMITED), table.c.cancel_at > clock.now())
+        .order_by(table.c.cancel_at)
+        .limit(1)  # not min(): as in maintenance.promote
+    )
+    return select(first.scalar_subquery() - clock.now())

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, Uuid, any_, bindparam, select, text
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, Uuid, bindparam, select, text
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from ..models.predicates import RUNNING
 from . import clock
-from .arrays import array
 from .memo import memo
+from .planning import among
 from .runs import wake_time
 from .tasks import table_of
 
@@ -30,9 +30,7 @@ def _table(model: Model) -> Table:
 def load(model: Model) -> Select[Any]:
     """Every checkpoint of the tasks `ids`."""
     table = _table(model)
-    return select(table.c.task_id, table.c.name, table.c.value).where(
-        table.c.task_id == any_(array("ids", Uuid()))
-    )
+    return select(table.c.task_id, table.c.name, table.c.value).where(table.c.task_id == among("ids", Uuid()))
 
 
 @memo

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, Select, func, select
 
 
 def now() -> ColumnElement[datetime]:
@@ -12,3 +12,8 @@ def now() -> ColumnElement[datetime]:
     `clock_timestamp()` can't; and, unlike `now()`, it moves on within a caller's long transaction.
     """
     return func.statement_timestamp()
+
+
+def read() -> Select[datetime]:
+    """The time, for who asks for nothing else."""
+    return select(now())

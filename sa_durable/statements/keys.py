@@ -33,7 +33,8 @@ from ..models.predicates import ACTIVE, HELD, TERMINAL
 from ..models.tables import KEY, TIME
 from . import arrays, clock
 from .memo import memo
-from .tasks import DELAY, RUN_AT, start, state_at, table_of
+from .notifications import hint_by_row
+from .tasks import DELAY, MAX_DURATION, RUN_AT, START_WITHIN, start, state_at, table_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -125,8 +126,11 @@ def release_held(model: Model, task_id: UUID) -> Update:
     return update(model).where(model.id == task_id, text(HELD)).values(key_hold=None)
 
 
-def update_waiting(model: Model, values: dict[str, Any], own: dict[str, Any]) -> ReturningUpdate[Any]:
-    """Give task `id` of `values` other params, headers, priority and schedule, if it has never started.
+def update_waiting(
+    model: Model, values: dict[str, Any], own: dict[str, Any], *, notify: bool
+) -> ReturningUpdate[Any]:
+    """Give task `id` of `values` other params, headers, priority, schedule and limits, if it has never started. With
+    `notify`, idle workers are told.
 
     Through the ORM, so that loaded objects see it.
     """
@@ -140,7 +144,10 @@ def update_waiting(model: Model, values: dict[str, Any], own: dict[str, Any]) ->
         "priority": values["priority"],
         "available_at": begins,
         "state": state_at(begins),
+        "max_duration": sql_cast(bindparam(None, values[MAX_DURATION], type_=Interval()), Interval()),
+        "cancel_at": begins + sql_cast(bindparam(None, values[START_WITHIN], type_=Interval()), Interval()),
         **own,
     }
+    told = [hint_by_row(model, table_of(model))] if notify else []
     waiting = (model.first_started_at.is_(None), text(ACTIVE), text(HELD))
-    return update(model).where(model.id == values["id"], *waiting).values(new).returning(model.state)
+    return update(model).where(model.id == values["id"], *waiting).values(new).returning(model.state, *told)

@@ -6,22 +6,23 @@ the order of ids, so that two workers who write several rows take their locks in
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     FromClause,
-    Integer,
     Interval,
+    ScalarSelect,
     Select,
     Table,
     TableValuedAlias,
     Text,
-    TextClause,
     Uuid,
     any_,
     bindparam,
+    case,
     column,
     func,
     literal,
@@ -32,12 +33,15 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy.sql.selectable import LateralFromClause
 
-from ..models.predicates import PENDING, RUNNING
+from ..models.predicates import PENDING, RUNNING, SLEEPING
 from . import clock
 from .arrays import array
 from .memo import memo
-from .tasks import table_of
+from .notifications import Kind, hint
+from .planning import among, at_most
+from .tasks import parameter, table_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -46,9 +50,9 @@ Model = type["DurableTask"]
 
 
 @memo
-def claim(model: Model) -> ReturningUpdate[Any]:
+def claim(model: Model, *, recent: bool = False) -> ReturningUpdate[Any]:
     """Give up to `limit` ready tasks called one of `names` to `worker` for the time of `lease`. Nothing while the
-    queue is paused.
+    queue is paused. With `recent`, of those that have been ready for at most `within`.
 
     The ready index is walked once per name, so rows of other names cost nothing, wherever they stand. Locked rows
     are passed over. `= ANY (ARRAY(...))` and no join: the planner always answers it by primary key, also right
@@ -60,13 +64,15 @@ def claim(model: Model) -> ReturningUpdate[Any]:
     known = (
         func.unnest(array("names", Text())).table_valued(column("name", Text())).render_derived(name="known")
     )
-    limit = bindparam("limit", type_=Integer())
     order = ("priority", "available_at", "id")
+    within = parameter("within", Interval())
+    since = [ready.c.available_at >= clock.now() - within] if recent else []
     candidate = (
         select(*(ready.c[c] for c in order))
-        .where(text(f"ready.{PENDING}"), ready.c.name == known.c.name)
+        .where(text(f"ready.{PENDING}"), ready.c.name == known.c.name, in_time(ready))
+        .where(*since)
         .order_by(*(ready.c[c] for c in order))
-        .limit(limit)
+        .limit(at_most())
         .with_for_update(skip_locked=True, of=ready)
         .lateral("candidate")
     )
@@ -74,9 +80,9 @@ def claim(model: Model) -> ReturningUpdate[Any]:
         select(candidate.c.id)
         .select_from(known)
         .join(candidate, true())
-        .where(~_paused(model))
+        .where(~paused(model))
         .order_by(*(candidate.c[c] for c in order))
-        .limit(limit)
+        .limit(at_most())
     )
     return (
         update(table)
@@ -88,6 +94,11 @@ def claim(model: Model) -> ReturningUpdate[Any]:
             lease_expires_at=clock.now() + bindparam("lease", type_=Interval()),
             started_at=clock.now(),
             first_started_at=func.coalesce(table.c.first_started_at, clock.now()),
+            # From its deadline to start to its deadline to end
+            cancel_at=case(
+                (table.c.first_started_at.is_(None), clock.now() + table.c.max_duration),
+                else_=table.c.cancel_at,
+            ),
         )
         .returning(
             table.c.id,
@@ -100,17 +111,47 @@ def claim(model: Model) -> ReturningUpdate[Any]:
             sql_cast(table.c.retry, Text()).label("retry"),
             table.c.token,
             table.c.priority,
-            table.c.available_at,
+            (clock.now() - table.c.available_at).label("waited"),
         )
     )
 
 
-def _paused(model: Model) -> ColumnElement[bool]:
+@memo
+def ready(model: Model, *, named: bool) -> Select[Any]:
+    """How many tasks, called one of `names` if `named`, a claim could take now, once the sleepers that are due are woken;
+    counted up to `limit`. None while the queue is paused.
+
+    Reads at most twice that many rows, of two partial indexes.
+    """
+
+    def counted(alias: str, state: str, order: tuple[str, ...]) -> ScalarSelect[Any]:
+        task = table_of(model).alias(alias)
+        found = select(task.c.id).where(text(f"{alias}.{state}"), in_time(task))
+        if state == SLEEPING:
+            found = found.where(task.c.available_at <= clock.now())
+        if named:
+            found = found.where(task.c.name == among("names", Text()))
+        # In the order of its index, which makes the planner read that, and not the table.
+        found = found.order_by(*(task.c[name] for name in order)).limit(at_most())
+        return select(func.count()).select_from(found.subquery()).scalar_subquery()
+
+    pending = counted("pending", PENDING, ("name", "priority", "available_at", "id"))
+    both = pending + counted("sleeper", SLEEPING, ("available_at",))
+    return select(case((paused(model), 0), else_=func.least(both, at_most())))
+
+
+def in_time(task: FromClause) -> ColumnElement[bool]:
+    """Not overdue: else the sweep has it. As `<>`, of which the planner expects nearly all: see planning.at_most."""
+    return case((task.c.cancel_at <= clock.now(), 1), else_=0) != 1
+
+
+def paused(model: Model) -> ColumnElement[bool]:
+    """Whether somebody has paused the queue."""
     queues = model.Queue.__table__  # type: ignore[attr-defined]  # mapped imperatively
-    paused = select(queues.c.name).where(
+    row = select(queues.c.name).where(
         queues.c.name == literal(model.__queue__), queues.c.paused_at.is_not(None)
     )
-    return paused.exists()
+    return row.exists()
 
 
 def held() -> TableValuedAlias:
@@ -122,21 +163,40 @@ def held() -> TableValuedAlias:
     )
 
 
-def still_held(table: Table, claims: FromClause) -> tuple[ColumnElement[bool] | TextClause, ...]:
-    """The rows of `table` that still belong to `claims`."""
-    return table.c.id == claims.c.id, table.c.token == claims.c.token, text(RUNNING)
+def still_held(table: Table, claims: FromClause, *columns: str, wait: bool = False) -> LateralFromClause:
+    """For each of `claims`, in their order: the id and `columns` of its row, if it is still the claim's; locked now, and
+    passed over where somebody else has it locked (or else waited for).
+
+    LateralFromClause, so that it is looked up by its id. In a join, a planner who believes that nothing is running reads all that
+    is: 7 ms for a completion with 10,000 running tasks instead of 0.1 (measured).
+    """
+    row = table.alias("row")
+    return (
+        select(row.c.id, *(row.c[name] for name in columns))
+        .where(row.c.id == claims.c.id, row.c.token == claims.c.token, text(f"row.{RUNNING}"))
+        .with_for_update(key_share=True, skip_locked=not wait)
+        .lateral("held_row")
+    )
+
+
+def _free(table: Table) -> ScalarSelect[Any]:
+    """The ids of `held` claims whose rows we have locked now: without waiting, as for every write to several tasks."""
+    claims = held()
+    row = still_held(table, claims)
+    return select(row.c.id).select_from(claims.join(row, true())).scalar_subquery()
 
 
 @memo
 def extend(model: Model) -> ReturningUpdate[Any]:
-    """Move the leases of `ids` with `tokens` to `lease` from now. Returns the ids that are still held.
+    """Move the leases of `ids` with `tokens` to `lease` from now. Returns the ids that are still held and that nobody
+    has locked.
 
     No index holds lease_expires_at, so this is a HOT update.
     """
-    table, claims = table_of(model), held()
+    table = table_of(model)
     return (
         update(table)
-        .where(*still_held(table, claims))
+        .where(table.c.id == any_(func.array(_free(table))))
         .values(lease_expires_at=clock.now() + bindparam("lease", type_=Interval()))
         .returning(table.c.id)
     )
@@ -144,18 +204,19 @@ def extend(model: Model) -> ReturningUpdate[Any]:
 
 @memo
 def release(model: Model) -> ReturningUpdate[Any]:
-    """Give `ids` with `tokens` back: pending again, the same run and attempt. Returns the ids.
+    """Give `ids` with `tokens` back: pending again, the same run and attempt. Returns the ids that were still held and
+    that nobody had locked. Idle workers are told.
 
     first_started_at stays: a key that was released by the start must not come back (models.predicates.HELD).
     """
-    table, claims = table_of(model), held()
+    table = table_of(model)
     return (
         update(table)
-        .where(*still_held(table, claims))
+        .where(table.c.id == any_(func.array(_free(table))))
         .values(
             state="pending", token=table.c.token + 1, claimed_by=None, started_at=None, lease_expires_at=None
         )
-        .returning(table.c.id)
+        .returning(table.c.id, hint(model, Kind.READY))
     )
 
 
@@ -175,16 +236,26 @@ def expired(model: Model) -> Select[Any]:
             sql_cast(table.c.retry, Text()).label("retry"),
             table.c.claimed_by,
             table.c.lease_expires_at,
+            table.c.cancel_at,
         )
         .where(text(RUNNING), table.c.lease_expires_at < clock.now())
         .order_by(table.c.lease_expires_at, table.c.id)
-        .limit(bindparam("limit", type_=Integer()))
+        .limit(at_most())
         .with_for_update(skip_locked=True)
     )
 
 
 @memo
-def standing(model: Model) -> Select[Any]:
-    """State and token of the tasks `ids`: why a write of a worker found nothing."""
+def wait_at_most(longest: timedelta) -> Select[Any]:
+    """Locks are waited for so long, and then an error, until the transaction ends."""
+    milliseconds = str(round(longest / timedelta(milliseconds=1)))
+    return select(func.set_config("lock_timeout", milliseconds, True))
+
+
+@memo
+def standing(model: Model, *, lock: bool = False) -> Select[Any]:
+    """State and token of the tasks `ids`: why a write of a worker found nothing. With `lock`, for one task, it waits for
+    whoever writes it."""
     table = table_of(model)
-    return select(table.c.id, table.c.state, table.c.token).where(table.c.id == any_(array("ids", Uuid())))
+    found = select(table.c.id, table.c.state, table.c.token).where(table.c.id == among("ids", Uuid()))
+    return found.with_for_update(key_share=True) if lock else found

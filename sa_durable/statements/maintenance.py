@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Integer, Select, any_, bindparam, func, select, text, update
+from sqlalchemy import Select, any_, func, select, text, update
 
 from ..models.predicates import SLEEPING
 from . import clock
 from .memo import memo
+from .planning import at_most
 from .tasks import table_of
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ Model = type["DurableTask"]
 
 @memo
 def promote(model: Model) -> Select[Any]:
-    """Make up to `limit` sleepers that are due pending, the longest due first. Returns one row: how many (`woken`),
-    and in how long the next sleeper is due (`next_due`, an interval; NULL: none).
+    """Make up to `limit` sleepers that are due pending, the longest due first. Returns one row: how many (`woken`), and
+    in how long the next sleeper is due (`next_due`, an interval; NULL: none).
 
     available_at stays: among equals, whoever was due first is claimed first.
     """
@@ -29,23 +30,24 @@ def promote(model: Model) -> Select[Any]:
         select(table.c.id)
         .where(text(SLEEPING), table.c.available_at <= clock.now())
         .order_by(table.c.available_at)
-        .limit(bindparam("limit", type_=Integer()))
+        .limit(at_most())
         .with_for_update(skip_locked=True)
     )
     woken = (
         update(table)
         .where(table.c.id == any_(func.array(due.scalar_subquery())))
-        .where(text(SLEEPING))
         .values(state="pending")
         .returning(table.c.id)
         .cte("woken")
     )
     later = table.alias("later")
     next_due = (
-        select(func.min(later.c.available_at) - clock.now())
+        select(later.c.available_at)
         .where(text(f"later.{SLEEPING}"), later.c.available_at > clock.now())
+        .order_by(later.c.available_at)
+        .limit(1)  # and not min(): where the planner expects a single row, it reads all for that
         .scalar_subquery()
-    )
+    ) - clock.now()
     return select(
         select(func.count()).select_from(woken).scalar_subquery().label("woken"), next_due.label("next_due")
     )

@@ -9,6 +9,7 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     Interval,
+    Select,
     Table,
     Text,
     Uuid,
@@ -20,18 +21,21 @@ from sqlalchemy import (
     literal,
     literal_column,
     null,
+    or_,
     select,
     text,
+    true,
     update,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from ..models.predicates import RUNNING
+from ..models.predicates import RUNNING, TERMINAL
 from ..models.tables import TIME
-from . import clock
+from . import clock, notifications
 from .arrays import array
+from .events import announce, announces
 from .leases import still_held
 from .memo import memo
 from .tasks import table_of
@@ -43,8 +47,13 @@ Model = type["DurableTask"]
 
 
 @memo
-def complete_many(model: Model) -> ReturningUpdate[Any]:
-    """Store `results` (JSON texts) of the claims `ids` with `tokens`. Returns the ids that were still held."""
+def complete_many(model: Model, *, wait: bool = False) -> Select[Any]:
+    """Store `results` (JSON texts) of the claims `ids` with `tokens`. Returns the ids that were still held, and whether
+    their end was announced.
+
+    Locked rows are passed over: whoever writes several tasks never waits for one while it holds another. With `wait`,
+    for one claim, it waits.
+    """
     table = table_of(model)
     ended = (
         func.unnest(array("ids", Uuid()), array("tokens", BigInteger()), array("results", Text()))
@@ -55,27 +64,33 @@ def complete_many(model: Model) -> ReturningUpdate[Any]:
         )
         .render_derived(name="ended")
     )
-    return (
+    row = still_held(table, ended, wait=wait)
+    locked = select(row.c.id, ended.c.result).select_from(ended.join(row, true())).cte("locked")
+    done = (
         update(table)
-        .where(*still_held(table, ended))
+        .where(table.c.id == locked.c.id)
         .values(
             state="completed",
-            result=sql_cast(ended.c.result, JSONB),
+            result=sql_cast(locked.c.result, JSONB),
             finished_at=clock.now(),
             lease_expires_at=None,
         )
-        .returning(table.c.id)
+        .returning(table.c.id, announces(model, table).label("announced"), notifications.ended(table))
+        .cte("done")
     )
+    told = announce(model, done).cte("told")
+    return select(done.c.id, done.c.announced).add_cte(told)
 
 
 @memo
-def fail_many(model: Model) -> ReturningUpdate[Any]:
+def fail_many(model: Model, *, wait: bool = False) -> Select[Any]:
     """End the runs of `ids` with `tokens`, each with its `errors` (JSON text), and write their history. Returns the
-    ids that were still held.
+    ids that were still held, the states that follow, and whether an end was announced. Passes over locked rows as
+    complete_many does.
 
     `delays` says what follows: seconds until the next attempt, which gets the id of `next_runs`, or NULL: the task
-    has failed. One statement: history and task change together, in one round trip. Only one of its two parts
-    writes the task table; the other locks the rows first.
+    has failed. What would go on after its time was over is cancelled. One statement: history and task change
+    together, in one round trip.
     """
     table, runs = table_of(model), cast(Table, model.Run.__table__)  # type: ignore[attr-defined]  # mapped imperatively
     ended = (
@@ -95,63 +110,80 @@ def fail_many(model: Model) -> ReturningUpdate[Any]:
         )
         .render_derived(name="ended")
     )
-    current = (
-        select(
-            table.c.run_id,
-            table.c.id,
-            table.c.attempt,
-            literal("failed"),
-            table.c.claimed_by,
-            table.c.started_at,
-            table.c.lease_expires_at,
-            clock.now(),
-            sql_cast(ended.c.error, JSONB),
-        )
-        .select_from(table.join(ended, and_(*still_held(table, ended))))
-        .with_for_update(of=table, key_share=True)
+    names = ("run_id", "attempt", "claimed_by", "started_at", "lease_expires_at")
+    row = still_held(table, ended, *names, wait=wait)
+    given = (ended.c.error, ended.c.delay, ended.c.next_run)
+    locked = select(*row.c, *given).select_from(ended.join(row, true())).cte("locked")
+    current = select(
+        locked.c.run_id,
+        locked.c.id,
+        locked.c.attempt,
+        literal("failed"),
+        locked.c.claimed_by,
+        locked.c.started_at,
+        locked.c.lease_expires_at,
+        clock.now(),
+        sql_cast(locked.c.error, JSONB),
     )
-    names = [
-        "id",
-        "task_id",
-        "attempt",
-        "state",
-        "worker",
-        "started_at",
-        "lease_expires_at",
-        "ended_at",
-        "error",
-    ]
-    history = insert(runs).from_select(names, current).returning(runs.c.task_id).cte("history")
-    final = ended.c.delay.is_(None)
+    history = (
+        insert(runs)
+        .from_select(
+            [
+                "id",
+                "task_id",
+                "attempt",
+                "state",
+                "worker",
+                "started_at",
+                "lease_expires_at",
+                "ended_at",
+                "error",
+            ],
+            current,
+        )
+        .returning(runs.c.task_id)
+        .cte("history")
+    )
+    overdue = func.coalesce(table.c.cancel_at <= clock.now(), literal_column("false"))
+    final = or_(locked.c.delay.is_(None), overdue)
 
     def unless_final(value: Any, last: Any) -> ColumnElement[Any]:
         return case((final, last), else_=value)
 
-    return (
+    done = (
         update(table)
-        .where(table.c.id == history.c.task_id, *still_held(table, ended))
+        .where(table.c.id == locked.c.id)
         .values(
             state=case(
-                (final, literal("failed")),
-                (ended.c.delay <= 0, literal("pending")),
+                (locked.c.delay.is_(None), literal("failed")),
+                (overdue, literal("cancelled")),
+                (locked.c.delay <= 0, literal("pending")),
                 else_=literal("sleeping"),
             ),
             available_at=unless_final(
                 clock.now()
-                + func.coalesce(ended.c.delay, 0.0) * literal_column("interval '1 second'", Interval()),
+                + func.coalesce(locked.c.delay, 0.0) * literal_column("interval '1 second'", Interval()),
                 table.c.available_at,
             ),
             attempt=unless_final(table.c.attempt + 1, table.c.attempt),
-            run_id=unless_final(ended.c.next_run, table.c.run_id),
+            run_id=unless_final(locked.c.next_run, table.c.run_id),
             token=table.c.token + 1,
             claimed_by=unless_final(null(), table.c.claimed_by),
             started_at=unless_final(null(), table.c.started_at),
             lease_expires_at=None,
             finished_at=unless_final(null(), clock.now()),
-            error=unless_final(null(), sql_cast(ended.c.error, JSONB)),
+            error=unless_final(null(), sql_cast(locked.c.error, JSONB)),
         )
-        .returning(table.c.id)
+        .returning(
+            table.c.id,
+            table.c.state,
+            and_(text(f"{table.name}.{TERMINAL}"), announces(model, table)).label("announced"),
+            notifications.ended(table),
+        )
+        .cte("done")
     )
+    told = announce(model, done).cte("told")
+    return select(done.c.id, done.c.state, done.c.announced).add_cte(history, told)
 
 
 @memo

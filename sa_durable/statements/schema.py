@@ -1,4 +1,4 @@
-"""What a queue's task table lacks in the database."""
+"""What the tables that a spawn writes and reads lack in the database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import ARRAY, Text, TextualSelect, bindparam, column, text
 from sqlalchemy.sql.compiler import IdentifierPreparer
 
-from ..models.names import Role, named, table_name
+from ..models.names import QUEUES_TABLE, Role, named, table_name
 from .tasks import table_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ _MISSING = text("""
         WHERE attrelid = to_regclass(CAST(:relation AS text)) AND attname = wanted.name AND NOT attisdropped
     )
     UNION ALL
+    SELECT 'column notify_until of ' || CAST(:queues AS text)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM pg_attribute
+        WHERE attrelid = to_regclass(CAST(:queues AS text)) AND attname = 'notify_until' AND NOT attisdropped
+    )
+    UNION ALL
     SELECT 'valid index ' || CAST(:index AS text)
     WHERE (SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(CAST(:index AS text))) IS NOT TRUE
 """).columns(column("missing", Text()))
@@ -32,6 +38,7 @@ def missing(model: type[DurableTask], preparer: IdentifierPreparer, schema: str 
     prefix = f"{preparer.quote_schema(schema)}." if schema else ""
     return _MISSING.bindparams(
         bindparam("columns", [c.name for c in table.c], type_=ARRAY(Text())),
+        queues=prefix + QUEUES_TABLE,
         relation=prefix + preparer.quote(table.name),
         index=prefix + preparer.quote(named("uq", table_name(model.__queue__, Role.TASKS), "key")),
     )

@@ -32,8 +32,9 @@ from sqlalchemy.sql.dml import ReturningInsert
 
 from ..models.predicates import HELD
 from ..models.tables import KEY, TIME
-from . import arrays, clock
+from . import arrays, clock, notifications
 from .memo import memo
+from .notifications import Kind
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -55,8 +56,11 @@ _PLAIN = (
 )
 # Parameters that are no columns; named so that they are none of the application's either.
 RUN_AT, DELAY, KEY_TTL = "durable_run_at", "durable_delay", "durable_key_ttl"
+START_WITHIN, MAX_DURATION = "durable_start_within", "max_duration"
+DUE_RUN_AT, DUE_DELAY = "durable_due_run_at", "durable_due_delay"
 STATE_RUN_AT, STATE_DELAY = "durable_state_run_at", "durable_state_delay"
 _AS_TEXT = frozenset({"params", "headers", "retry"})
+_IDS = frozenset({"id", "run_id"})
 
 
 def table_of(model: Model) -> Table:
@@ -91,17 +95,38 @@ def _start(run_at: str, delay: str) -> ColumnElement[Any]:
 
 def starts(run_at: datetime | None, delay: timedelta) -> dict[str, Any]:
     """The parameters of when a task starts."""
-    return {RUN_AT: run_at, DELAY: delay, STATE_RUN_AT: run_at, STATE_DELAY: delay}
+    again = {STATE_RUN_AT: run_at, STATE_DELAY: delay, DUE_RUN_AT: run_at, DUE_DELAY: delay}
+    return {RUN_AT: run_at, DELAY: delay, **again}
+
+
+def limits(start_within: timedelta | None, max_duration: timedelta | None) -> dict[str, Any]:
+    """The parameters of when a task is given up."""
+    return {START_WITHIN: start_within, MAX_DURATION: max_duration}
+
+
+# The parameters of a spawn without options, where a statement has them all
+NO_OPTION: Mapping[str, Any] = {
+    **starts(None, timedelta(0)),
+    **limits(None, None),
+    **dict.fromkeys(("idempotency_key", "key_hold", KEY_TTL)),
+}
 
 
 @memo
 def insert_task(
-    model: Model, *, keyed: bool, scheduled: bool, own: tuple[str, ...] = ()
+    model: Model,
+    *,
+    keyed: bool,
+    scheduled: bool,
+    limited: bool = False,
+    own: tuple[str, ...] = (),
+    notify: bool = True,
 ) -> ReturningInsert[Any]:
-    """Insert one task; with a key, unless the key is held. Returns its state, or no row.
+    """Insert one task; with a key, unless the key is held. Returns its state, or no row. With `notify`, idle workers
+    are told.
 
-    `own` are columns of the application's. Parameters go by the columns' names, but for the constants above. Two of
-    those stand for one value each, twice: executemany on asyncpg miscounts a parameter that is used twice.
+    `own` are columns of the application's. Parameters go by the columns' names, but for the constants above. Some of
+    those stand for one value again: executemany on asyncpg miscounts a parameter that is used twice.
     """
     table = table_of(model)
     values: dict[str, Any] = {name: _bind(name, table.c[name]) for name in (*_PLAIN, *own)}
@@ -112,6 +137,12 @@ def insert_task(
         }
     else:
         values |= {"available_at": clock.now(), "state": text("'pending'")}
+    if limited:
+        due = _start(DUE_RUN_AT, DUE_DELAY) if scheduled else clock.now()
+        values |= {
+            "max_duration": parameter(MAX_DURATION, Interval()),
+            "cancel_at": due + parameter(START_WITHIN, Interval()),
+        }
     values["created_at"] = clock.now()
     statement = insert(table)
     if keyed:
@@ -121,7 +152,17 @@ def insert_task(
             "key_expires_at": clock.now() + parameter(KEY_TTL, Interval()),
         }
         statement = unless_held(statement, table)
-    return statement.values(values).returning(table.c.id, table.c.state)
+    return _returning(statement.values(values), model, scheduled=scheduled, notify=notify)
+
+
+def _returning(statement: Insert, model: Model, *, scheduled: bool, notify: bool) -> ReturningInsert[Any]:
+    table = table_of(model)
+    returning: list[Any] = [table.c.id, table.c.state]
+    if notify and scheduled:
+        returning.append(notifications.hint_by_row(model, table))
+    elif notify:
+        returning.append(notifications.hint(model, Kind.READY))
+    return statement.returning(*returning)
 
 
 def unless_held(statement: Insert, table: Table) -> Insert:
@@ -131,31 +172,34 @@ def unless_held(statement: Insert, table: Table) -> Insert:
 
 # Each parameter of a batch: its type, and how an array of it travels.
 _BATCH: dict[str, tuple[Any, Callable[[Iterable[Any]], str]]] = {
-    "id": (Uuid(), arrays.uuids),
+    "id": (Uuid(), arrays.digits),
     "name": (Text(), arrays.texts),
     "params": (Text(), arrays.texts),
     "headers": (Text(), arrays.texts),
     "priority": (Integer(), arrays.numbers),
-    "run_id": (Uuid(), arrays.uuids),
+    "run_id": (Uuid(), arrays.digits),
     "max_attempts": (Integer(), arrays.numbers),
     "retry": (Text(), arrays.texts),
     "parent_queue": (Text(), arrays.texts),
     "parent_id": (Uuid(), arrays.uuids),
     RUN_AT: (TIME, arrays.moments),
     DELAY: (Interval(), arrays.durations),
+    START_WITHIN: (Interval(), arrays.durations),
+    MAX_DURATION: (Interval(), arrays.durations),
     "idempotency_key": (KEY, arrays.texts),
     "key_hold": (Text(), arrays.texts),
     KEY_TTL: (Interval(), arrays.durations),
 }
 
 
-def batch(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The arrays and the parameters of `insert_tasks` for rows: what is the same for all of them travels once."""
+def batch(columns: Mapping[str, Sequence[Any]]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The arrays and the parameters of `insert_tasks`, for values of tasks in one order: what is the same for all of them
+    travels once, and may have been given once. Ids are digits."""
     varying: list[str] = []
     parameters: dict[str, Any] = {}
     for name, (_, encode) in _BATCH.items():
-        values = [row[name] for row in rows]
-        if name == "id" or any(value != values[0] for value in values):
+        values = columns[name]
+        if name in _IDS or values.count(values[0]) < len(values):
             varying.append(name)
             parameters[name] = encode(values)
         else:
@@ -164,11 +208,14 @@ def batch(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], dict[str,
 
 
 @memo
-def insert_tasks(model: Model, varying: tuple[str, ...]) -> ReturningInsert[Any]:
+def insert_tasks(
+    model: Model, varying: tuple[str, ...], *, scheduled: bool, notify: bool = True
+) -> ReturningInsert[Any]:
     """Insert many tasks at once, passing over those whose key is held. Returns the ids and states of the new ones.
 
     `varying` names the parameters that are arrays, one element a task; the others are one value for all (`batch`
-    makes both). In the order of the arrays, so that callers who sort by key take the index's locks in one order.
+    makes both). In the order of the arrays, so that callers who sort by key take the index's locks in one order. With
+    `notify`, idle workers are told: once, or, where tasks may start later (`scheduled`), for each of them.
     """
     table = table_of(model)
     elements = {name: column(name, _BATCH[name][0]) for name in varying}
@@ -183,9 +230,11 @@ def insert_tasks(model: Model, varying: tuple[str, ...]) -> ReturningInsert[Any]
     values["key_expires_at"] = clock.now() + value(KEY_TTL)
     values["available_at"] = start(value(RUN_AT), value(DELAY))
     values["state"] = state_at(values["available_at"])
+    values["max_duration"] = value(MAX_DURATION)
+    values["cancel_at"] = values["available_at"] + value(START_WITHIN)
     values["created_at"] = clock.now()
     statement = insert(table).from_select(list(values), select(*values.values()), include_defaults=True)
-    return unless_held(statement, table).returning(table.c.id, table.c.state)
+    return _returning(unless_held(statement, table), model, scheduled=scheduled, notify=notify)
 
 
 @memo

@@ -1,17 +1,73 @@
-"""Factories for tests: rows of a queue's tables, in any state, as if sa_durable had written them.
+"""For tests of applications: run due tasks in process, move the database's time, say what was spawned, make rows.
 
-Needs factory-boy: `pip install "sa-durable[testing]"`. Given a session, each function returns the factory that is bound
-to it; without one, a factory to subclass, with columns of your own and factory-boy's `Meta.sqlalchemy_session` or
-`sqlalchemy_session_factory`.
+Needs factory-boy: `pip install "sa-durable[testing]"`; no pytest plugin, import what you use.
 
+    >>> from datetime import timedelta
     >>> from sqlalchemy import create_engine
     >>> from sqlalchemy.orm import DeclarativeBase, Session
-    >>> from sa_durable import DurableTask
+    >>> from sa_durable import AsyncTaskContext, Durable, DurableTask
     >>> from sa_durable.embedded import postgres
-    >>> from sa_durable.testing import checkpoint_factory, task_factory
+    >>> from sa_durable.testing import assert_spawned, clock, run_until_idle
     >>> class Base(DeclarativeBase): ...
     >>> class ShippingTask(DurableTask, Base):
     ...     __queue__ = "shipping"
+    >>> @ShippingTask.handler()
+    ... async def ship(ctx: AsyncTaskContext, order_id: int) -> str:
+    ...     await ctx.step("pack", print, f"packing {order_id}")
+    ...     await ctx.sleep_for(timedelta(days=7))
+    ...     return f"shipped {order_id}"
+    >>> with postgres() as server:
+    ...     engine = create_engine(server.url)
+    ...     Base.metadata.create_all(engine)
+    ...     with clock(engine) as time:
+    ...         with Session(engine) as session, session.begin():
+    ...             spawned = Durable(session).spawn(ship.call(order_id=7), only_once=True)
+    ...             print(assert_spawned(session, ship, order_id=7).state)
+    ...         idle = run_until_idle(engine, ShippingTask)
+    ...         print([(run.name, str(run.state)) for run in idle.ran], idle.next_due - time.now() > timedelta(days=6))
+    ...         moved = time.move_to(idle.next_due)
+    ...         idle = run_until_idle(engine, ShippingTask)
+    ...         print([(run.name, str(run.state)) for run in idle.ran], idle.left)
+    ...         with Session(engine) as session:
+    ...             print(Durable(session).result(spawned).value)
+    ...     engine.dispose()
+    pending
+    packing 7
+    [('ship', 'sleeping')] True
+    [('ship', 'completed')] ()
+    shipped 7
+
+`run_until_idle` leaves asleep what sleeps. To skip all sleeps: `while due := run_until_idle(engine, ShippingTask).next_due:
+time.move_to(due)`. In a running event loop: `await run_until_idle_async(async_engine, ShippingTask)`, and
+`await assert_spawned_async(async_session, ship)`; `clock` is the same there. As fixtures of pytest::
+
+    @pytest.fixture(scope="session")
+    def database():
+        with postgres() as server:  # or a database of yours, whose tables tests may empty
+            engine = create_engine(server.url)
+            Base.metadata.create_all(engine)
+            yield engine
+            engine.dispose()
+
+
+    @pytest.fixture
+    def engine(database):
+        with database.begin() as connection:
+            for table in reversed(Base.metadata.sorted_tables):  # of small tables quicker than TRUNCATE
+                connection.execute(delete(table))
+        return database
+
+
+    @pytest.fixture
+    def time(engine):
+        with clock(engine) as time:
+            yield time
+
+Factories make rows of a queue's tables, in any state, as if sa_durable had written them. Given a session, each function
+returns the factory that is bound to it; without one, a factory to subclass, with columns of your own and factory-boy's
+`Meta.sqlalchemy_session` or `sqlalchemy_session_factory`.
+
+    >>> from sa_durable.testing import checkpoint_factory, task_factory
     >>> with postgres() as server:
     ...     engine = create_engine(server.url)
     ...     Base.metadata.create_all(engine)
@@ -52,6 +108,15 @@ from ..models import (
     queue_of,
 )
 from . import factories
+from .clock import Clock, clock
+from .driven import Left, Ran
+from .idle import Idle, NotIdle, run_until_idle, run_until_idle_async
+from .spawned import (
+    assert_not_spawned,
+    assert_not_spawned_async,
+    assert_spawned,
+    assert_spawned_async,
+)
 
 T = TypeVar("T", bound=DurableTask)
 M = TypeVar("M")
@@ -116,11 +181,23 @@ def queue_factory(model: type[DurableTask], session: AnySession | None = None) -
 
 
 __all__ = [
+    "Clock",
+    "Idle",
+    "Left",
+    "NotIdle",
+    "Ran",
     "RowFactory",
+    "assert_not_spawned",
+    "assert_not_spawned_async",
+    "assert_spawned",
+    "assert_spawned_async",
     "checkpoint_factory",
+    "clock",
     "event_factory",
     "queue_factory",
     "run_factory",
+    "run_until_idle",
+    "run_until_idle_async",
     "task_factory",
     "wait_factory",
 ]

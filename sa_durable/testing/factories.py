@@ -212,6 +212,7 @@ def wait(model: Model, session: Session | None) -> Rows:
         "timeout_at": None,
         "task_id": SelfAttribute("task.id"),
         "event_name": Sequence(lambda n: f"event-{n}"),
+        "event_queue": model.__queue__,
         "step": SelfAttribute("event_name"),
     }
     return _factory(model.Wait, session, parameters, declarations)

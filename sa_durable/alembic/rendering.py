@@ -1,0 +1,58 @@
+"""How the operations look in a revision that autogenerate writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembic.autogenerate.api import AutogenContext
+from alembic.autogenerate.render import render_op_text, renderers
+from alembic.operations import ops
+
+from .changes import ChangeOp, CheckOp, ColumnOp, IndexOp
+from .operations import AddKeyOp, AddKeysOp, DropKeyOp, DropKeysOp
+
+IMPORT = "import sa_durable.alembic  # noqa: F401 - registers op.durable_..."
+_COLUMN = "add_column("
+
+
+def _call(context: AutogenContext, name: str, *arguments: Any, **keywords: Any) -> str:
+    """`op.name(...)`; keywords that are None are left out."""
+    context.imports.add(IMPORT)
+    given = [*map(repr, arguments), *(f"{k}={v!r}" for k, v in keywords.items() if v is not None)]
+    return f"{context.opts['alembic_module_prefix']}{name}({', '.join(given)})"
+
+
+@renderers.dispatch_for(AddKeyOp)
+def _add_key(context: AutogenContext, op: AddKeyOp) -> list[str]:
+    return [
+        "# Existing rows get keys if `source` says which, e.g. source=\"headers->>'idempotency_key'\".",
+        _call(context, op.verb, op.targets.table, schema=op.targets.schema),
+    ]
+
+
+@renderers.dispatch_for(DropKeyOp)
+def _drop_key(context: AutogenContext, op: DropKeyOp) -> str:
+    return _call(context, op.verb, op.targets.table, schema=op.targets.schema)
+
+
+@renderers.dispatch_for(AddKeysOp)
+@renderers.dispatch_for(DropKeysOp)
+def _keys(context: AutogenContext, op: AddKeysOp | DropKeysOp) -> str:
+    return _call(context, op.verb, schema=op.targets.schema)
+
+
+@renderers.dispatch_for(IndexOp)
+@renderers.dispatch_for(CheckOp)
+def _part(context: AutogenContext, op: ChangeOp) -> str:
+    definition = () if op.definition is None else (op.definition,)
+    return _call(context, op.call, op.name, op.targets.table, *definition, schema=op.targets.schema)
+
+
+@renderers.dispatch_for(ColumnOp)
+def _column(context: AutogenContext, op: ColumnOp) -> str:
+    table, schema = str(op.targets.table), op.targets.schema
+    if op.definition is None:
+        return _call(context, op.call, table, op.name, schema=schema)
+    context.imports.add(IMPORT)
+    stock = render_op_text(context, ops.AddColumnOp(table, op.definition, schema=schema))
+    return stock.replace(_COLUMN, f"durable_{_COLUMN}", 1)

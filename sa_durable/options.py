@@ -1,0 +1,128 @@
+"""The options of a spawn: what its layers come to, and whether that can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from .errors import InvalidOptions
+from .policy import check_duration, check_header_names, check_key, check_retry
+from .values import Cancellation, Hold, Json, OnDuplicate, SpawnKeywords, SpawnOptions
+
+PER_TASK = ("idempotency_key", "headers", "columns")  # what differs from task to task, where anything does
+
+
+def resolve(*layers: SpawnKeywords | None) -> SpawnOptions:
+    """The options of a spawn: each field from the first layer that has it, else the default. Raises InvalidOptions.
+
+    `delay` and `run_at` are one choice: a layer that sets either hides both in the layers after it.
+    """
+    merged = merge(*layers)
+    own = {name: merged.pop(name, None) for name in PER_TASK}
+    options = replace(resolve_shared(merged), **own)
+    check_own(options, **own)
+    return options
+
+
+def merge(*layers: SpawnKeywords | None) -> dict[str, Any]:
+    """The fields that any layer has, as `resolve` takes them; unchecked."""
+    merged: dict[str, Any] = {}
+    for layer in reversed(layers):
+        if layer:
+            if layer.get("delay") is not None or layer.get("run_at") is not None:
+                merged.pop("delay", None)
+                merged.pop("run_at", None)
+            merged.update(layer)
+    return merged
+
+
+def resolve_shared(merged: Mapping[str, Any]) -> SpawnOptions:
+    """The options that `merge` has found, but those PER_TASK, which `check_own` is for. Raises InvalidOptions."""
+    try:
+        options = SpawnOptions(
+            **{
+                **merged,
+                "hold": Hold(merged.get("hold", Hold.ACTIVE)),
+                "on_duplicate": OnDuplicate(merged.get("on_duplicate", OnDuplicate.RETURN)),
+            }
+        )
+    except TypeError as error:
+        unknown = sorted(set(merged) - set(SpawnKeywords.__annotations__))
+        raise InvalidOptions(
+            f"unknown spawn options {unknown}: see SpawnOptions for what there is"
+        ) from error
+    except ValueError as error:
+        raise InvalidOptions(
+            f"{error}: hold is one of {[*Hold]}, on_duplicate one of {[*OnDuplicate]}"
+        ) from error
+    _check(options)
+    return options
+
+
+def check_own(
+    options: SpawnOptions,
+    *,
+    idempotency_key: str | None,
+    headers: Mapping[str, Json] | None,
+    columns: Mapping[str, Any] | None,
+) -> None:
+    """Raise InvalidOptions or InvalidKey unless these can be a task's, which has the rest of its options in `options`."""
+    if idempotency_key is not None:
+        check_key(idempotency_key)
+    elif options.on_duplicate is not OnDuplicate.RETURN and not options.only_once:
+        raise InvalidOptions(
+            f"on_duplicate={options.on_duplicate.value!r} needs a key: give idempotency_key or only_once=True"
+        )
+    if headers is not None:
+        if not isinstance(headers, Mapping):
+            raise InvalidOptions(
+                f"headers must be a mapping of names to JSON values, not a {type(headers).__qualname__}"
+            )
+        check_header_names(headers)
+    if columns is not None and not isinstance(columns, Mapping):
+        raise InvalidOptions(
+            f"columns must be a mapping of your own columns to values, not a {type(columns).__qualname__}"
+        )
+
+
+def _check(o: SpawnOptions) -> None:  # noqa: C901, PLR0912 - a flat list of rules reads best in one place
+    if o.key_ttl is not None:
+        if o.hold not in (Hold.SUCCEEDED, Hold.FOREVER):
+            raise InvalidOptions(
+                f'key_ttl goes with hold="succeeded" or "forever": with hold={o.hold.value!r} the key is free '
+                "as soon as the holder ends"
+            )
+        check_duration("key_ttl", o.key_ttl, zero=False)
+    if o.delay is not None and o.run_at is not None:
+        raise InvalidOptions("delay and run_at exclude each other: give one")
+    if o.delay is not None:
+        check_duration("delay", o.delay, zero=True)
+    if o.run_at is not None:
+        if not isinstance(o.run_at, datetime):
+            raise InvalidOptions(f"run_at={o.run_at!r} must be a datetime")
+        if o.run_at.utcoffset() is None:
+            raise InvalidOptions(
+                f"run_at={o.run_at!r} has no time zone: use an aware datetime, e.g. with tzinfo=UTC"
+            )
+    if o.max_attempts is not None and not (type(o.max_attempts) is int and 1 <= o.max_attempts < 2**31):
+        raise InvalidOptions(
+            f"max_attempts={o.max_attempts!r} must be an integer from 1, or None for no limit"
+        )
+    if not (type(o.priority) is int and -(2**15) <= o.priority < 2**15):
+        raise InvalidOptions(
+            f"priority={o.priority!r} must be an integer from -32768 to 32767 (lower runs first)"
+        )
+    if o.strict and o.on_duplicate is OnDuplicate.UPDATE:
+        raise InvalidOptions('strict refuses other params and on_duplicate="update" takes them: give one')
+    check_retry(o.retry)
+    if o.cancellation is not None:
+        if not isinstance(o.cancellation, Cancellation):
+            raise InvalidOptions(f"cancellation={o.cancellation!r} must be a Cancellation(...)")
+        for name in ("start_within", "max_duration"):
+            if (limit := getattr(o.cancellation, name)) is not None:
+                check_duration(f"cancellation.{name}", limit, zero=False)
+
+
+__all__ = ["check_own", "merge", "resolve", "resolve_shared"]

@@ -1,0 +1,156 @@
+"""Waiting for how a task ends, outside of any handler."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from math import inf
+from threading import Event
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+from uuid import UUID
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from ..errors import InvalidOptions, TimedOut
+from ..models import DurableTask
+from ..services import tasks, waits
+from ..services.durable import task_ref
+from ..values import SpawnResult, TaskResult
+from .again import PATIENCE, patiently, patiently_async
+from .ends import calling
+
+if TYPE_CHECKING:  # importing it needs greenlet, which whoever has an AsyncEngine has
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+R = TypeVar("R")
+
+FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.01, 1.0, 1.5
+
+
+@overload
+def wait_for(engine: Engine, task: SpawnResult[R], /, *, timeout: timedelta | None) -> TaskResult[R]: ...
+@overload
+def wait_for(engine: Engine, task: DurableTask, /, *, timeout: timedelta | None) -> TaskResult[Any]: ...
+@overload
+def wait_for(
+    engine: Engine, queue: type[DurableTask], task_id: UUID, /, *, timeout: timedelta | None
+) -> TaskResult[Any]: ...
+def wait_for(engine: Engine, *what: Any, timeout: timedelta | None) -> TaskResult[Any]:
+    """How a task ended, once it has: completed, failed or cancelled. For callers outside of handlers.
+
+    The task must be committed. Looks every second at the least, in short transactions of its own, and holds none of
+    the engine's connections meanwhile; one more connection listens, for all who wait through this engine.
+
+    A database that is away for up to a minute, and a lost race, are waited out, within `timeout`; then PostgreSQL's error
+    is raised.
+
+    Raises TimedOut after `timeout` (None: never), which carries the task's `state`: the task goes on. Raises
+    TaskNotFound, and InvalidResult for a result that the handler's return type no longer fits.
+    """
+    waiting = _Waiting(*task_ref(*what), timeout=timeout)
+    hint = Event()
+
+    def look() -> None:
+        with Session(engine) as session:
+            waiting.look(session)
+
+    patiently("wait_for", look, limit=waiting.patience)  # first: it initialises the dialect for other threads
+    if waiting.going_on:
+        with calling(engine, waiting.task_id, hint.set):
+            for pause in waiting.pauses():
+                hint.wait(pause)
+                hint.clear()
+                patiently("wait_for", look, limit=waiting.patience)
+    return waiting.result
+
+
+@overload
+async def wait_for_async(
+    engine: AsyncEngine, task: SpawnResult[R], /, *, timeout: timedelta | None
+) -> TaskResult[R]: ...
+@overload
+async def wait_for_async(
+    engine: AsyncEngine, task: DurableTask, /, *, timeout: timedelta | None
+) -> TaskResult[Any]: ...
+@overload
+async def wait_for_async(
+    engine: AsyncEngine, queue: type[DurableTask], task_id: UUID, /, *, timeout: timedelta | None
+) -> TaskResult[Any]: ...
+async def wait_for_async(engine: AsyncEngine, *what: Any, timeout: timedelta | None) -> TaskResult[Any]:
+    """As wait_for, awaited."""
+    from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - needs greenlet
+
+    waiting = _Waiting(*task_ref(*what), timeout=timeout)
+    loop, hint = asyncio.get_running_loop(), asyncio.Event()
+
+    def call() -> None:  # in the listening thread
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(hint.set)
+
+    async def look() -> None:
+        async with AsyncSession(engine) as session:
+            await session.run_sync(waiting.look)
+
+    await patiently_async("wait_for", look, limit=waiting.patience)
+    if waiting.going_on:
+        with calling(engine, waiting.task_id, call):
+            for pause in waiting.pauses():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(hint.wait(), pause)
+                hint.clear()
+                await patiently_async("wait_for", look, limit=waiting.patience)
+    return waiting.result
+
+
+class _Waiting:
+    """A task, and when to look at it. What waits and looks is the caller's."""
+
+    result: TaskResult[Any]
+    """What the last look saw."""
+
+    def __init__(self, model: type[DurableTask], task_id: UUID, *, timeout: timedelta | None) -> None:
+        if timeout is not None and (not isinstance(timeout, timedelta) or timeout < timedelta(0)):
+            raise InvalidOptions(f"timeout={timeout!r} must be None or a timedelta that is not negative")
+        self.model, self.task_id = model, task_id
+        self._timeout, self._began = timeout, monotonic()
+        self._announced = False
+
+    def pauses(self) -> Iterator[float]:
+        """Seconds to wait before each next look, until one has seen the end. Raises TimedOut."""
+        pause = FIRST_PAUSE
+        while self.going_on:
+            if self._left <= 0:
+                raise self._timed_out()
+            yield min(pause, self._left)
+            pause = min(GROWTH * pause, LONGEST_PAUSE)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a look may take altogether."""
+        return max(0.0, min(PATIENCE, self._left))
+
+    @property
+    def _left(self) -> float:
+        return inf if self._timeout is None else self._began + self._timeout.total_seconds() - monotonic()
+
+    def look(self, session: Session) -> None:
+        """In a new session. The first time the task is marked, so that its end is notified; if somebody has locked it, the
+        next time."""
+        if not self._announced:
+            self._announced = waits.await_end(session, self.model, self.task_id)
+        self.result = tasks.result(session, self.model, self.task_id)
+        session.commit()
+
+    @property
+    def going_on(self) -> bool:
+        return not self.result.state.terminal
+
+    def _timed_out(self) -> TimedOut:
+        state = self.result.state
+        return TimedOut(
+            f"task {self.task_id} is still {state} after {self._timeout}; it goes on", state=state
+        )

@@ -1,0 +1,29 @@
+"""What contexts can do, put together once for a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .pool import DaemonThreads
+from .steps import Steps
+from .transactions import Transactions
+from .waiting import Waits
+
+THREADS = 4  # connections for contexts, however many handlers run
+
+
+@dataclass(frozen=True, slots=True)
+class Verbs:
+    """Blocking functions, and threads for those who can't block: `threads` for the library's own statements,
+    `user_threads` for plain functions of the application that an async handler hands over."""
+
+    steps: Steps
+    waits: Waits
+    transactions: Transactions
+    threads: DaemonThreads
+    user_threads: DaemonThreads
+
+    def close(self) -> None:
+        self.threads.stop()
+        self.user_threads.stop()
+        self.transactions.close()

@@ -1,0 +1,105 @@
+"""Waiting and telling: events, children, joins. Blocking functions, as contexts call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from ..handlers import Call
+from ..services import checkpoints, children, events, waits
+from ..services.checkpoints import AlreadySaved
+from ..services.waits import Arrived, Awaited, Missing, Registered
+from ..values import Json, SpawnKeywords
+from .database import Database
+from .live import LiveRun
+from .persist import persist
+from .wakeup import Wakeup
+
+
+class Waits:
+    """What a run waits for, and what it spawns and emits. Each raises the signal that ends the run."""
+
+    def __init__(self, database: Database, *, asleep: Wakeup, ready: Wakeup) -> None:
+        """`asleep` is hinted when a run has gone to sleep or an event was emitted, `ready` when there is a new task."""
+        self._database, self._asleep, self._ready = database, asleep, ready
+
+    def wait(self, run: LiveRun, step: str, what: Awaited, timeout: timedelta | None) -> Json:
+        """What was waited for, as its checkpoint says; None: the run sleeps."""
+        while True:
+            found = self.register(run, step, what, timeout) or self._fall_asleep(run, step, what)
+            match found:
+                case Arrived(value):
+                    return value
+                case Missing():
+                    self._act_first(run, found)
+                case None:
+                    self._asleep.set()
+                    return None
+
+    def register(self, run: LiveRun, step: str, what: Awaited, timeout: timedelta | None) -> Arrived | None:
+        """What is waited for, if it is there. None: its end wakes the run, once that sleeps."""
+        while True:
+            match persist(run, lambda: self._look(run, step, what, timeout)):
+                case Missing() as missing:
+                    self._act_first(run, missing)
+                case Registered():
+                    return None
+                case Arrived() as arrived:
+                    return arrived
+
+    def _act_first(self, run: LiveRun, missing: Missing) -> None:
+        for act in missing.first:
+            persist(run, partial(self._act, act))
+
+    def _fall_asleep(self, run: LiveRun, step: str, what: Awaited) -> Arrived | Missing | None:
+        with run.leaving():
+            found = persist(run, lambda: self._sleep(run, step, what))
+            if found is None:
+                run.sleeps()
+        return found
+
+    def _look(
+        self, run: LiveRun, step: str, what: Awaited, timeout: timedelta | None
+    ) -> Arrived | Registered | Missing:
+        with self._database.transaction() as session:
+            return waits.look(session, run.model, run.claim, step, what, timeout=timeout)
+
+    def _sleep(self, run: LiveRun, step: str, what: Awaited) -> Arrived | Missing | None:
+        with self._database.transaction() as session:
+            return waits.sleep(session, run.model, run.claim, step, what)
+
+    def _act(self, act: Callable[[Session], object]) -> None:
+        with self._database.transaction() as session:
+            act(session)
+
+    def emit(self, run: LiveRun, step: str, name: str, payload: str) -> None:
+        """Emit an event, once."""
+
+        def write() -> None:
+            with suppress(AlreadySaved), self._database.transaction() as session:
+                events.emit_text(session, run.model, name, payload)
+                checkpoints.save_first(session, run.model, run.claim, step, "null")
+
+        persist(run, write)
+        self._asleep.set()
+
+    def spawn(
+        self, run: LiveRun, step: str, calls: Sequence[Call[Any, Any]], keywords: SpawnKeywords
+    ) -> Json:
+        """Spawn children, once; returns what the step remembers of them."""
+
+        def write() -> Json:
+            try:
+                with self._database.transaction() as session:
+                    return children.spawn(session, run.model, run.claim, step, calls, keywords=keywords)
+            except AlreadySaved as earlier:
+                return earlier.value
+
+        spawned = persist(run, write)
+        self._ready.set()
+        return spawned

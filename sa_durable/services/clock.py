@@ -1,0 +1,16 @@
+"""Reading the one clock."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy.orm import Session
+
+from ..statements import clock as stmt
+from .database import execute
+
+
+def now(session: Session) -> datetime:
+    """The database's time, in UTC."""
+    moment: datetime = execute(session, stmt.read()).scalar_one()
+    return moment.astimezone(UTC)

@@ -1,0 +1,79 @@
+"""Notifications: who wants them, and hints for tasks that a flush inserts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+from weakref import ref
+
+from sqlalchemy import Connection, Table, TwoPhaseTransaction, event
+from sqlalchemy.orm import Mapper, Session
+
+from ..models import DurableTask
+from ..statements import notifications as stmt
+from ..statements.arrays import texts
+from ..statements.notifications import Kind
+from ..values import TaskState
+from .database import execute, run
+
+Model = type[DurableTask]
+
+
+def ask(session: Session, models: Iterable[Model], *, time: timedelta, echo: str) -> set[tuple[str, str]]:
+    """Have whoever has something for these queues notify us, for `time`; and notify us of `echo`, now. Returns how their
+    notifications name the queues.
+
+    In a transaction of its own. Never waits for locks: raises OperationalError if somebody has such a queue's row.
+    """
+    execute(session, stmt.never_wait())
+    names: set[tuple[str, str]] = set()
+    for table, queues in _by_table(models).items():
+        rows = execute(session, stmt.ask(table), {"names": texts(queues), "time": time})
+        names.update((row.oid, row.name) for row in rows)
+    execute(session, stmt.echo(), {"payload": echo})
+    return names
+
+
+def stop_asking(session: Session, models: Iterable[Model]) -> None:
+    """Nobody need notify for these queues any more. As `ask`."""
+    execute(session, stmt.never_wait())
+    for table, queues in _by_table(models).items():
+        execute(session, stmt.stop_asking(table), {"names": texts(queues)})
+
+
+def tell(session: Session, model: Model) -> None:
+    """Tell idle workers that there is something to claim."""
+    execute(session, stmt.send(model, Kind.READY), model=model)
+
+
+def _by_table(models: Iterable[Model]) -> dict[Table, list[str]]:
+    tables: dict[Table, list[str]] = {}
+    for model in sorted(models, key=lambda model: model.__queue__):  # locks are taken in one order
+        tables.setdefault(stmt.table_of(model), []).append(model.__queue__)
+    return tables
+
+
+def can_notify(connection: Connection) -> bool:
+    """False in a two-phase transaction: PostgreSQL can't prepare one that has notified."""
+    return not isinstance(connection.get_transaction(), TwoPhaseTransaction)
+
+
+_SENT = f"{__name__}.sent"
+
+
+@event.listens_for(DurableTask, "after_insert", propagate=True)
+def _after_insert(_: Mapper[Any], connection: Connection, task: DurableTask) -> None:
+    """A task that was added to a session as an object: one hint for a queue and (nested) transaction."""
+    state = task.__dict__.get("state") or TaskState.PENDING
+    if state not in (TaskState.PENDING, TaskState.SLEEPING) or not can_notify(connection):
+        return
+    kind = Kind.READY if state == TaskState.PENDING else Kind.ASLEEP
+    transaction = connection.get_nested_transaction() or connection.get_transaction()
+    known, sent = connection.info.get(_SENT, (lambda: None, set()))
+    if known() is not transaction:
+        sent = set()
+        connection.info[_SENT] = (ref(transaction), sent)
+    if (type(task), kind) not in sent:
+        sent.add((type(task), kind))
+        run(connection, stmt.send(type(task), kind))

@@ -1,0 +1,128 @@
+"""Retrying tasks that ended without a result.
+
+A task that goes on takes its key back, which another task may hold by now: that is found out without a unique violation
+in the caller's transaction, as by spawn (services.tasks), but for a savepoint around an update that may lose a race.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from .. import telemetry
+from ..errors import InvalidState, KeyTaken, RetryTransaction, TaskNotFound
+from ..ids import uuid7
+from ..models.names import named
+from ..statements import keys as key_stmt
+from ..statements import retries as stmt
+from ..statements import tasks as task_stmt
+from ..statements import waking
+from ..statements.arrays import uuids
+from ..statements.memo import memo
+from ..telemetry import SpawnOutcome
+from ..values import SpawnResult, TaskState
+from .database import connection_for, execute, run
+from .notifications import can_notify
+from .preparing import own_attributes
+from .spawned import Attach
+from .tasks import ROUNDS
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+
+_RULE = "only what has failed or was cancelled can be retried"
+
+
+def retry(session: Session, model: Model, task_id: UUID, *, as_new: bool, detach: bool) -> SpawnResult[Any]:
+    """Another attempt for a task, or a new task like it: see Durable.retry."""
+    connection = connection_for(session, model)
+    row = run(connection, stmt.lock(model), {"task_id": task_id}).first()
+    if row is None:
+        raise TaskNotFound(model.__queue__, task_id)
+    if row.state not in (TaskState.FAILED, TaskState.CANCELLED):
+        raise InvalidState(model.__queue__, task_id, row.state, _RULE)
+    act, notify = _as_new if as_new else _in_place, can_notify(connection)
+    return act(session, model, task_id, row, detach=detach, notify=notify)
+
+
+def _in_place(
+    session: Session, model: Model, task_id: UUID, row: Any, *, detach: bool, notify: bool
+) -> SpawnResult[Any]:
+    run_id, takes_key = uuid7(), bool(row.takes_key)
+    attempt: int | None = None
+    # It waits anew for what it still needs.
+    execute(session, waking.forget_ended(model), {"ids": uuids([task_id])}, model=model)
+    for _ in range(ROUNDS):
+        if takes_key and _is_taken(session, model, row, detach=detach):
+            takes_key = False
+        detached = bool(row.takes_key) and not takes_key
+        statement = stmt.again(model, task_id, run_id, detached=detached, notify=notify)
+        if not takes_key:
+            attempt = execute(session, statement, model=model).one().attempt
+            break
+        try:
+            with session.begin_nested():
+                attempt = execute(session, statement, model=model).one().attempt
+            break
+        except IntegrityError as error:
+            if named("uq", task_stmt.table_of(model).name, "key") not in str(error.orig):
+                raise  # the application's own
+    if attempt is None:
+        raise _changing(model, row)
+    return SpawnResult(task_id, run_id, attempt, False, TaskState.PENDING, True, model, Attach(session))
+
+
+def _as_new(
+    session: Session, model: Model, task_id: UUID, row: Any, *, detach: bool, notify: bool
+) -> SpawnResult[Any]:
+    new = {"id": uuid7(), "run_id": uuid7(), "task_id": task_id}
+    keyed = row.idempotency_key is not None and row.key_hold is not None
+    if row.held:  # for ever: it is handed on
+        execute(session, key_stmt.release_held(model, task_id), model=model)
+    for _ in range(ROUNDS):
+        if keyed and _is_taken(session, model, row, detach=detach):
+            keyed = False
+        statement = stmt.copy(model, _copied(model), keyed=keyed, notify=notify)
+        parameters = {**new, "hold": row.key_hold} if keyed else new
+        if execute(session, statement, parameters, model=model).first() is not None:
+            telemetry.record(model.__queue__, row.name, SpawnOutcome.CREATED, new["id"])
+            state = TaskState.PENDING
+            return SpawnResult(new["id"], new["run_id"], 1, True, state, True, model, Attach(session))
+    raise _changing(model, row)
+
+
+def _is_taken(session: Session, model: Model, row: Any, *, detach: bool) -> bool:
+    """Whether the task goes on without its key, because another holds it. Raises KeyTaken."""
+    parameters = {"key": row.idempotency_key, "params": "null"}
+    holder = execute(session, key_stmt.holder(model), parameters, model=model).first()
+    if holder is None:
+        return False
+    if holder.expired:
+        execute(session, key_stmt.release_expired(model, holder.id), model=model)
+        return False
+    if not detach:
+        raise KeyTaken(model.__queue__, row.idempotency_key, holder.id, holder.state)
+    return True
+
+
+def _changing(model: Model, row: Any) -> RetryTransaction:
+    return RetryTransaction(
+        f"key {row.idempotency_key!r} of queue {model.__queue__!r} is being taken by another transaction: nothing was "
+        "written; roll back and run the transaction again"
+    )
+
+
+@memo
+def _copied(model: Model) -> tuple[str, ...]:
+    """The application's columns that a copy can be given."""
+    columns = task_stmt.table_of(model).c
+    return tuple(
+        key
+        for key in own_attributes(model).values()
+        if columns[key].computed is None and columns[key].identity is None
+    )

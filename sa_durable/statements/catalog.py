@@ -1,0 +1,50 @@
+"""What PostgreSQL's catalogue says about tables, in its own spelling, so that two of them can be compared."""
+
+# ruff: noqa: S608 - put together from constants of this module
+
+from __future__ import annotations
+
+from sqlalchemy import ARRAY, Text, TextClause, bindparam, text
+
+_RELATION = (
+    "FROM unnest(CAST(:relations AS text[])) AS asked(relation)"
+    " JOIN pg_class AS c ON c.oid = to_regclass(asked.relation)"
+)
+
+
+def _of(sql: str) -> TextClause:
+    return text(sql).bindparams(bindparam("relations", type_=ARRAY(Text())))
+
+
+TABLES = _of(f"SELECT asked.relation {_RELATION}")
+"""Those of `relations` (quoted names) that there are."""
+
+# In each of the following: `relation`, the part's `name`, and its `definition`.
+COLUMNS = _of(
+    "SELECT asked.relation, a.attname AS name, format_type(a.atttypid, a.atttypmod)"
+    " || CASE WHEN o.collname <> 'default' THEN format(' COLLATE %I', o.collname) ELSE '' END"
+    " || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END"
+    " || coalesce(' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid), '') AS definition"
+    f" {_RELATION} JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
+    " LEFT JOIN pg_collation AS o ON o.oid = a.attcollation"
+    " LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum"
+)
+INDEX_DEFINITION = "CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END || regexp_replace(pg_get_indexdef(i.indexrelid), '^.*? USING ', '')"
+"""The definition of index `i`, without its name and table."""
+
+INDEXES = _of(
+    f"SELECT asked.relation, x.relname AS name, {INDEX_DEFINITION}"
+    " || CASE WHEN i.indisvalid THEN '' ELSE ' INVALID' END AS definition"  # what an interrupted build leaves behind
+    f" {_RELATION} JOIN pg_index AS i ON i.indrelid = c.oid JOIN pg_class AS x ON x.oid = i.indexrelid"
+    " WHERE NOT EXISTS (SELECT FROM pg_constraint AS k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'))"
+)
+CHECKS = _of(
+    "SELECT asked.relation, k.conname AS name, pg_get_constraintdef(k.oid) AS definition"
+    f" {_RELATION} JOIN pg_constraint AS k ON k.conrelid = c.oid AND k.contype = 'c'"
+)
+# A host's naming convention calls these as it likes; and where a foreign key points to is spelt by the search path.
+KEYS = _of(
+    "SELECT asked.relation, regexp_replace(pg_get_constraintdef(k.oid), 'REFERENCES .*\\(', 'REFERENCES (') AS name,"
+    " '' AS definition"
+    f" {_RELATION} JOIN pg_constraint AS k ON k.conrelid = c.oid AND k.contype IN ('p', 'f')"
+)

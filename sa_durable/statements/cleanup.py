@@ -1,0 +1,179 @@
+"""Clean-up: which ended tasks and settled events nobody needs any more.
+
+What was joined or awaited is in checkpoints and needed no longer. What somebody sleeps for, or was woken for and has
+not read yet, is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Interval,
+    ScalarSelect,
+    Select,
+    Table,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    delete,
+    func,
+    literal,
+    literal_column,
+    not_,
+    or_,
+    select,
+    text,
+    true,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.sql.dml import ReturningDelete
+
+from ..models.predicates import PENDING, RUNNING, TERMINAL
+from . import clock
+from .events import TASK_EVENT
+from .events import table_of as event_table
+from .memo import memo
+from .planning import at_most, looked_up
+from .tasks import table_of
+from .waits import table_of as wait_table
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+Models = tuple[Model, ...]
+
+
+@memo
+def finished(model: Model, beside: Models) -> ReturningDelete[Any]:
+    """Delete up to `limit` tasks that ended more than `older_than` ago, the longest ago first, passing over locked ones.
+    Returns their ids. `beside` are all queues of the Base.
+
+    Not those that rows of the application refer to, that a waiting task joins, or whose parent is active or ended less
+    than `older_than` ago: it may be retried, and join them then. Judged again under the lock: a task that was just
+    retried stays. Through the ORM, so that loaded objects are gone too; history, checkpoints and waits go along.
+
+    Waits that it has left behind are locked first: the foreign key's cascade would wait for those that are just being
+    settled, in an order of its own, and deadlock (tests.races.test_lock_order_inside).
+    """
+    table = table_of(model)
+    ended = table.alias("ended")
+    news = literal(TASK_EVENT) + sql_cast(ended.c.id, Text())
+    joined = or_(
+        *(_waited_for(news, model, queue) for queue in beside),
+        *(_joined_with_others(ended.c.finished_at, queue) for queue in beside),
+        _unread(ended.c.finished_at, beside),
+    )
+    needed = or_(
+        *(_child(ended, queue) for queue in beside),
+        and_(ended.c.awaited, joined),
+        *_referred_to(table, ended),
+    )
+    old = (
+        select(ended.c.id)
+        .where(ended.c.finished_at <= _cutoff(), text(f"ended.{TERMINAL}"), not_(needed))
+        .order_by(ended.c.finished_at)
+        .limit(at_most())
+        .with_for_update(of=ended, skip_locked=True)
+        .cte("old")
+    )
+    waits = wait_table(model)
+    left = select(waits.c.task_id).where(waits.c.task_id == old.c.id)
+    free = left.with_for_update(skip_locked=True).lateral("free")
+    ours = select(free.c.task_id).select_from(old.join(free, true())).cte("ours")
+    gone = select(old.c.id).where(_count_of(waits, old) == _count_of(ours, old))
+    return delete(model).where(model.id == any_(func.array(gone.scalar_subquery()))).returning(model.id)
+
+
+@memo
+def settled(model: Model, beside: Models) -> ReturningDelete[Any]:
+    """Delete up to `limit` events that were settled, or dropped, more than `older_than` ago, the longest ago first.
+    Returns their ids. Not those that somebody waits for or may not have read yet."""
+    table = event_table(model)
+    event = table.alias("event")
+    needed = or_(
+        *(_waited_for(event.c.name, model, queue) for queue in beside), _unread(event.c.settled_at, (model,))
+    )
+    old = (
+        select(event.c.id)
+        .where(event.c.settled_at <= _cutoff(), or_(event.c.dropped, not_(needed)))
+        .order_by(event.c.settled_at)
+        .limit(at_most())
+        .with_for_update(of=event, skip_locked=True)
+    )
+    return delete(table).where(table.c.id == any_(func.array(old.scalar_subquery()))).returning(table.c.id)
+
+
+@memo
+def retentions(queues: Table) -> Select[Any]:
+    """The queues that have a `retention`, and which."""
+    return select(queues.c.name, queues.c.retention).where(queues.c.retention.is_not(None))
+
+
+def _count_of(waits: FromClause, tasks: FromClause) -> ScalarSelect[int]:
+    counted = select(func.count()).select_from(waits).where(waits.c.task_id == tasks.c.id)
+    return counted.correlate(tasks).scalar_subquery()
+
+
+def _cutoff() -> ColumnElement[Any]:
+    return clock.now() - sql_cast(bindparam("older_than", type_=Interval()), Interval())
+
+
+def _child(ended: FromClause, queue: Model) -> ColumnElement[bool]:
+    """Its parent is a task of `queue` that may still join it."""
+    parent = table_of(queue).alias("parent")
+    recent = or_(parent.c.finished_at.is_(None), parent.c.finished_at > _cutoff())
+    stands = looked_up(select(parent.c.id).where(parent.c.id == ended.c.parent_id, recent))
+    return and_(ended.c.parent_queue == queue.__queue__, stands)
+
+
+def _waited_for(name: ColumnElement[str], model: Model, queue: Model) -> ColumnElement[bool]:
+    """A task of `queue` waits for event `name` of `model`. Those that have the event wait on where they need others,
+    too; there are few of them, so they are read once, and the rest is looked up."""
+    open_, met = wait_table(queue).alias("open"), wait_table(queue).alias("met")
+    of_model = literal(model.__queue__)
+    waits = select(open_.c.task_id).where(
+        text("NOT open.settled"), open_.c.event_name == name, open_.c.event_queue == of_model
+    )
+    read = select(met.c.event_name).where(text("met.settled"), met.c.event_queue == of_model)
+    return or_(looked_up(waits), name.in_(read))
+
+
+def _joined_with_others(since: ColumnElement[Any], queue: Model) -> ColumnElement[bool]:
+    """A task of `queue` joins others, and began to before this one ended: perhaps both, and it is read when the last has
+    ended. (Its own wait is gone by then: statements.waking.forget_idle.)"""
+    join = wait_table(queue).alias("join")
+    joins = select(func.min(join.c.created_at)).where(
+        text('NOT "join".settled'), join.c.event_name.startswith(TASK_EVENT, autoescape=True)
+    )
+    return func.coalesce(since >= joins.scalar_subquery(), literal_column("false"))
+
+
+def _unread(since: ColumnElement[Any], queues: Models) -> ColumnElement[bool]:
+    """A task that was woken, and hasn't been able to run for `older_than`, may have been woken for it: its wait is gone,
+    and what it waited for not read. (A paused queue; workers that are away.) Then nothing is old that came after the
+    first start of such a task."""
+
+    def first_start(queue: Model, state: str) -> ColumnElement[Any]:
+        task = table_of(queue).alias("task")
+        resumed = (text(f"task.{state}"), task.c.token > 1, task.c.available_at <= _cutoff())
+        return select(func.min(task.c.first_started_at)).where(*resumed).scalar_subquery()
+
+    starts = [first_start(queue, state) for queue in queues for state in (PENDING, RUNNING)]
+    return func.coalesce(since >= func.least(*starts), False)
+
+
+def _referred_to(tasks: Table, ended: FromClause) -> Iterator[ColumnElement[bool]]:
+    """A row of the application refers to it and wants to keep it, as far as the metadata knows."""
+    for table in tasks.metadata.tables.values():
+        for key in table.foreign_key_constraints:
+            kept = (key.ondelete or "NO ACTION").upper() in ("NO ACTION", "RESTRICT")
+            if kept and key.referred_table is tasks:
+                row = table.alias("referring")
+                pairs = (row.c[e.parent.key] == ended.c[e.column.key] for e in key.elements)
+                yield looked_up(select(true()).select_from(row).where(*pairs))

@@ -1,0 +1,49 @@
+"""The attempts at a task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import CompoundSelect, Table, Text, Uuid, bindparam, case, null, select, text
+from sqlalchemy import cast as sql_cast
+
+from ..models.predicates import TERMINAL
+from .memo import memo
+from .tasks import table_of
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+
+
+@memo
+def attempts(model: Model) -> CompoundSelect[Any]:
+    """Every attempt at task `task_id`, in order: those that ended, and the current one unless it is among them. No row:
+    there is no such task. Errors as JSON text."""
+    tasks, runs = table_of(model), cast(Table, model.Run.__table__)  # type: ignore[attr-defined]  # mapped imperatively
+    task_id = bindparam("task_id", type_=Uuid())
+    ended = select(
+        runs.c.id.label("run_id"),
+        runs.c.attempt,
+        runs.c.state,
+        runs.c.worker,
+        runs.c.started_at,
+        runs.c.ended_at,
+        runs.c.lease_expires_at,
+        sql_cast(runs.c.error, Text()).label("error"),
+    ).where(runs.c.task_id == task_id)
+    current = select(
+        tasks.c.run_id,
+        tasks.c.attempt,
+        tasks.c.state,
+        tasks.c.claimed_by,
+        tasks.c.started_at,
+        case((text(TERMINAL), tasks.c.finished_at), else_=null()),
+        tasks.c.lease_expires_at,
+        sql_cast(tasks.c.error, Text()),
+    ).where(
+        tasks.c.id == task_id,
+        ~select(runs.c.id).where(runs.c.task_id == task_id, runs.c.attempt == tasks.c.attempt).exists(),
+    )
+    return ended.union_all(current).order_by("attempt")

@@ -1,0 +1,115 @@
+"""Retrying tasks that ended without a result: in place, or as new tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import (
+    Boolean,
+    Select,
+    Text,
+    Uuid,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    null,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
+
+from ..models.predicates import HELD, TAKES_KEY_BACK
+from . import clock
+from .memo import memo
+from .notifications import Kind, hint
+from .tasks import parameter, table_of, unless_held
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+
+
+@memo
+def lock(model: Model) -> Select[Any]:
+    """Lock task `task_id`, and say what becomes of its key if it goes on: whether it holds it now (`held`), or takes it
+    back (`takes_key`)."""
+    table = table_of(model)
+    return (
+        select(
+            table.c.state,
+            table.c.name,
+            table.c.idempotency_key,
+            table.c.key_hold,
+            literal_column(f"({HELD})", Boolean()).label("held"),
+            literal_column(f"({TAKES_KEY_BACK})", Boolean()).label("takes_key"),
+        )
+        .where(table.c.id == bindparam("task_id", type_=Uuid()))
+        .with_for_update(key_share=True)
+    )
+
+
+def again(model: Model, task_id: UUID, run_id: UUID, *, detached: bool, notify: bool) -> ReturningUpdate[Any]:
+    """Make a locked task pending, for another attempt as `run_id`; `detached`: without its key. Returns the attempt.
+    With `notify`, idle workers are told, here and below.
+
+    An attempt that never started isn't burnt. Through the ORM, so that loaded objects see it.
+    """
+    attempt = case((model.started_at.is_not(None), model.attempt + 1), else_=model.attempt)
+    new: dict[str, Any] = {
+        "state": "pending",
+        "available_at": clock.now(),
+        "run_id": run_id,
+        "attempt": attempt,
+        "max_attempts": case(
+            (model.max_attempts.is_not(None), func.greatest(model.max_attempts, attempt)), else_=null()
+        ),
+        "token": model.token + 1,
+        "claimed_by": None,
+        "started_at": None,
+        "lease_expires_at": None,
+        "finished_at": None,
+        "error": None,
+        # It starts anew. One that has never started gets it from its claim; its time to start was over once.
+        "cancel_at": case(
+            (model.first_started_at.is_not(None), clock.now() + model.max_duration), else_=null()
+        ),
+    }
+    if detached:
+        new["key_hold"] = None
+    return (
+        update(model)
+        .where(model.id == task_id, text("state IN ('failed', 'cancelled')"))
+        .values(new)
+        .returning(model.attempt, *_told(model, notify=notify))
+    )
+
+
+@memo
+def copy(model: Model, own: tuple[str, ...], *, keyed: bool, notify: bool) -> ReturningInsert[Any]:
+    """Insert task `id` with run `run_id`, to do what task `task_id` was to do: with its columns `own`, which are the
+    application's, and, if `keyed`, with its key, unless that is held, and its `hold`. Returns its id, or no row."""
+    table = table_of(model)
+    row = table.alias("original")
+    same = ("name", "params", "headers", "priority", "max_attempts", "retry", "max_duration", *own)
+    values: dict[str, Any] = {name: row.c[name] for name in same}
+    values |= {"id": bindparam("id", type_=Uuid()), "run_id": bindparam("run_id", type_=Uuid())}
+    values |= {"state": text("'pending'"), "available_at": clock.now(), "created_at": clock.now()}
+    statement = insert(table)
+    if keyed:
+        expires = clock.now() + (row.c.key_expires_at - row.c.created_at)
+        values |= {"idempotency_key": row.c.idempotency_key, "key_expires_at": expires}
+        values["key_hold"] = parameter("hold", Text())
+    source = select(*values.values()).where(row.c.id == bindparam("task_id", type_=Uuid()))
+    statement = statement.from_select(list(values), source, include_defaults=False)
+    if keyed:
+        statement = unless_held(statement, table)
+    return statement.returning(table.c.id, *_told(model, notify=notify))
+
+
+def _told(model: Model, *, notify: bool) -> list[Any]:
+    return [hint(model, Kind.READY)] if notify else []
