@@ -7,7 +7,7 @@ VENV20 := .venvs/sqlalchemy20
 DEBIAN_PG := $(firstword $(wildcard /usr/lib/postgresql/15/bin /usr/lib/postgresql/*/bin))
 WORKERS ?= 2
 
-.PHONY: help setup check format lint types layers test test-matrix bench demo docs clean
+.PHONY: help setup check format lint types layers faults-locks test test-matrix test-roles faults bench bench-docs bench-peers demo docs clean
 
 help:  ## What there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,22 +43,43 @@ types: setup
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-test: setup test-full test-matrix  ## The full suite on SQLAlchemy 2.1 and the wheel's PostgreSQL, the services on the rest
+test: setup test-full test-oldest  ## The full suite on SQLAlchemy 2.1 and the wheel's PostgreSQL, the services on the oldest pair
 
-.PHONY: test-full
+.PHONY: test-full test-oldest
 test-full: setup
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-# The service tests on the pairs that the full suite didn't run on.
-test-matrix: setup $(VENV20)/.ready
+# The other end of what is supported, where an older PostgreSQL is installed: SQLAlchemy 2.0 with that.
+test-oldest: setup $(VENV20)/.ready
+	$(if $(DEBIAN_PG),SA_DURABLE_PG_BIN=$(DEBIAN_PG)) $(VENV20)/bin/python -m pytest -n $(WORKERS) -m service
+
+test-matrix: setup $(VENV20)/.ready  ## The service tests on the pairs that `make test` leaves out
 	$(VENV20)/bin/python -m pytest -n $(WORKERS) -m service
 	@if [ -n "$(DEBIAN_PG)" ]; then set -x; \
-	  SA_DURABLE_PG_BIN=$(DEBIAN_PG) $(BIN)/python -m pytest -n $(WORKERS) -m service && \
-	  SA_DURABLE_PG_BIN=$(DEBIAN_PG) $(VENV20)/bin/python -m pytest -n $(WORKERS) -m service; \
+	  SA_DURABLE_PG_BIN=$(DEBIAN_PG) $(BIN)/python -m pytest -n $(WORKERS) -m service; \
 	else echo 'No installed PostgreSQL found: the service tests ran on the wheel only.'; fi
 
-bench: setup  ## Ratios to what bare SQLAlchemy and psycopg do in the same run
+# Variables given to make are in the environment: FAULTS_SEED=... repeats a run, SOAK=600 makes each load last so long.
+faults: setup  ## Kill, freeze, cut and fill up what there is: nothing is lost or done twice (FAULTS_SEED=1 SOAK=600)
+	$(BIN)/python -m pytest tests/faults -p no:randomly $(ARGS)
+
+faults-locks: setup  ## All that can happen to a task overlaps, lives at random against a model, and fuzzing (SOAK=1: hours of it)
+	SA_DURABLE_LOCK_ORDER=$(if $(SOAK),full,wide) $(BIN)/python -m pytest -n $(WORKERS) tests/races/test_lock_order.py tests/races/test_lock_order_of_keys.py
+	HYPOTHESIS_PROFILE=soak SA_DURABLE_LIVES=$(if $(SOAK),2000,60) $(BIN)/python -m pytest -n $(WORKERS) tests/machine $(if $(SOAK),tests/fuzzing)
+
+test-roles: setup  ## The services and the runtime as somebody with the roles of docs/operations/roles.sql and no other rights
+	SA_DURABLE_TEST_ROLES=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not owner' tests/services tests/runtime
+
+bench: setup  ## Each figure beside its limit, measured in the same rounds (ARGS="--list", "--only 7", "--quick", ...)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-docs: setup  ## The same, written to docs/benchmarks: tables, chart and JSON
+	$(BIN)/python -m tests.bench --json docs/benchmarks/results.json $(ARGS)
+	$(BIN)/python -m tests.bench.documents
+
+# Their environments are made in .venvs/peers, from the pinned versions in tests/bench/peers/requirements.
+bench-peers: setup  ## The same workloads for Procrastinate, PgQueuer, DBOS, absurd-sdk and us, side by side (ARGS="--only drain", ...)
+	$(BIN)/python -m tests.bench.peers $(ARGS)
 
 demo: setup  ## Webhook deliveries, four spawners, a worker, two kill -9: each event is handled once
 	$(BIN)/python -m sa_durable.demo $(ARGS)

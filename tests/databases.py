@@ -2,31 +2,95 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from uuid import uuid4
 
-from sqlalchemy import Engine, MetaData, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, MetaData, NullPool, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
+
+# Set: whoever is given a database with tables is no superuser there, but has the roles of docs/operations/roles.sql.
+AS_ROLES = "SA_DURABLE_TEST_ROLES"
+ROLES_SCRIPT = Path(__file__).parents[1] / "docs/operations/roles.sql"
 
 
 @contextmanager
-def throwaway(server_url: str, metadata: MetaData | None = None) -> Iterator[Engine]:
-    """An engine on a new database, with the tables of `metadata`; both gone afterwards."""
+def throwaway(
+    server_url: str, metadata: MetaData | None = None, *, template: str = "template1"
+) -> Iterator[Engine]:
+    """An engine on a new database, with the tables of `metadata`, or a copy of the database `template`, to which nobody
+    is connected; both gone afterwards."""
     name = f"test_{uuid4().hex[:12]}"
     admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     engine = create_engine(make_url(server_url).set(database=name))
     try:
         if metadata is not None:
             metadata.create_all(engine)
             engine.dispose()  # some tests count connections
-        yield engine
+        if metadata is not None and os.environ.get(AS_ROLES):
+            with limited(engine, metadata) as theirs:
+                yield theirs
+        else:
+            yield engine
     finally:
         engine.dispose()
         with admin.connect() as connection:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
         admin.dispose()
+
+
+@contextmanager
+def limited(admin: Engine, metadata: MetaData) -> Iterator[Engine]:
+    """An engine of somebody who may spawn and work, who owns the application's own tables, and who may empty every
+    table, since tests do."""
+    somebody = f"somebody_{admin.url.database}"
+    own = [table for table in metadata.sorted_tables if "sa_durable" not in table.info]
+    with alone(admin), admin.begin() as connection:
+        connection.connection.driver_connection.execute(ROLES_SCRIPT.read_text())
+        connection.execute(text(f"CREATE ROLE {somebody} LOGIN IN ROLE durable_spawn, durable_work"))
+        for table in own:
+            connection.execute(text(f"ALTER TABLE {table.fullname} OWNER TO {somebody}"))
+        for schema in {table.schema or "public" for table in metadata.sorted_tables}:
+            connection.execute(text(f"GRANT DELETE ON ALL TABLES IN SCHEMA {schema} TO {somebody}"))
+    engine = create_engine(admin.url.set(username=somebody))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+        with alone(admin), admin.begin() as connection:
+            forget_roles(connection, somebody)
+
+
+@contextmanager
+def alone(admin: Engine) -> Iterator[None]:
+    """Roles belong to the server, and other processes of these tests make the same."""
+    server = create_engine(
+        admin.url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool
+    )
+    with server.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(7)"))
+        yield
+
+
+def forget_roles(connection: Connection, *people: str) -> None:
+    """Drop `people`, and the script's roles unless other databases have them still. As superuser, within `alone`."""
+    for name in (*people, "durable_migrate", "durable_spawn", "durable_work", "durable_view"):
+        connection.execute(text(f"REASSIGN OWNED BY {name} TO CURRENT_USER"))
+        connection.execute(text(f"DROP OWNED BY {name}"))
+        with suppress(DBAPIError), connection.begin_nested():
+            connection.execute(text(f"DROP ROLE {name}"))
+
+
+def deadlocks(engine: Engine) -> int:
+    """How many PostgreSQL has resolved in this database, once all that is connected through `engine` has said so."""
+    engine.dispose()  # sessions report when they end
+    with engine.connect() as connection:
+        counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        return int(connection.scalar(text(counted)))
 
 
 def url_of(engine: Engine) -> str:

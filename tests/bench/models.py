@@ -1,11 +1,14 @@
-"""Two queues of the same shape: one stays nearly empty, the other holds a million tasks."""
+"""Queues of the same shape: one stays nearly empty, one holds a million tasks, and three have workers."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import DeclarativeBase
 
 from sa_durable import DurableTask
+from tests.bench.workload import Bench
 
 
 class Base(DeclarativeBase):
@@ -20,31 +23,72 @@ class BigTask(DurableTask, Base):
     __queue__ = "big"
 
 
+class QuietTask(DurableTask, Base):
+    """Its worker asks for no notifications."""
+
+    __queue__ = "quiet"
+
+
+class ToldTask(DurableTask, Base):
+    """Its worker asks for notifications while it is idle."""
+
+    __queue__ = "told"
+
+
+class ClamorousTask(DurableTask, Base):
+    """Everybody always notifies its worker, idle or not."""
+
+    __queue__ = "clamorous"
+
+
 def charge(ctx: object, order_id: int, note: str = "") -> None: ...
 
 
-HANDLERS = {model: model.handler()(charge) for model in (SmallTask, BigTask)}
+HANDLERS = {
+    model: model.handler()(charge) for model in (SmallTask, BigTask, QuietTask, ToldTask, ClamorousTask)
+}
 
 
-def fill(engine: Engine, rows: int) -> None:
-    """`rows` tasks with keys: nine of ten completed, the rest sleeping for a year."""
+def queues(bench: Bench) -> Engine:
+    """The run's database, with these queues, all empty but for what other workloads of the run left there."""
+    Base.metadata.create_all(bench.engine)
+    return bench.engine
+
+
+def big_queue(bench: Bench) -> Engine:
+    """The same with tasks in the big queue, all of them with keys: `bench.rows` completed ones, a tenth as many
+    sleeping for a year, and as many pending."""
+    engine = bench.once(queues)
+    fill(bench, engine, BigTask)
+    return engine
+
+
+def fill(bench: Bench, engine: Engine, model: type[DurableTask]) -> None:
+    """With tasks called charge, as `big_queue` says."""
+    table, rows = model.__table__.name, bench.rows
+    bench.say(f"    filling {rows:,} rows")
     with engine.begin() as connection:
-        connection.execute(
-            text("""
-                INSERT INTO durable_big_tasks (
-                    id, name, params, state, available_at, run_id, idempotency_key, key_hold, finished_at,
-                    first_started_at
-                )
-                SELECT gen_random_uuid(), 'charge', jsonb_build_object('order_id', n),
-                       CASE WHEN n % 10 = 0 THEN 'sleeping' ELSE 'completed' END,
-                       CASE WHEN n % 10 = 0 THEN statement_timestamp() + interval '1 year' END,
-                       gen_random_uuid(), 'filled:' || n, CASE WHEN n % 2 = 0 THEN 'forever' ELSE 'active' END,
-                       CASE WHEN n % 10 <> 0 THEN statement_timestamp() END,
-                       CASE WHEN n % 10 <> 0 THEN statement_timestamp() END
-                FROM generate_series(1, :rows) AS n
-            """),
-            {"rows": rows},
-        )
+        for state, number in (("completed", rows), ("sleeping", rows // 10), ("pending", rows // 10)):
+            connection.execute(text(_FILL.format(table=table)), {"state": state, "number": number})
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE durable_big_tasks"))
+        connection.execute(text(f"VACUUM ANALYZE {table}"))
         connection.execute(text("CHECKPOINT"))
+
+
+def filled(model: type[DurableTask]) -> Callable[[Bench], Engine]:
+    """What makes the database that has the queue of `model`, as full as it is meant to be."""
+    return big_queue if model is BigTask else queues
+
+
+_FILL = """
+    INSERT INTO {table} (
+        id, name, params, state, available_at, run_id, idempotency_key, key_hold, finished_at, first_started_at
+    )
+    SELECT gen_random_uuid(), 'charge', jsonb_build_object('order_id', n), :state,
+           CASE :state WHEN 'sleeping' THEN statement_timestamp() + interval '1 year'
+                       WHEN 'pending' THEN statement_timestamp() END,
+           gen_random_uuid(), 'filled:' || :state || n, CASE WHEN n % 2 = 0 THEN 'forever' ELSE 'active' END,
+           CASE :state WHEN 'completed' THEN statement_timestamp() END,
+           CASE :state WHEN 'completed' THEN statement_timestamp() END
+    FROM generate_series(1, :number) AS n
+"""

@@ -1,14 +1,11 @@
-"""Spawning: one by one, duplicates, and in bulk; each against the bare statements that it can't do without."""
+"""Spawning one by one, and duplicates: against the bare statements that they can't do without."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
 from itertools import count
 from uuid import uuid4
 
-import psycopg
 from sqlalchemy import Engine, bindparam, select, text
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
@@ -16,7 +13,9 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable, DurableTask
 from sa_durable.ids import uuid7
 from sa_durable.models.predicates import HELD
-from tests.bench.models import HANDLERS
+from tests.bench.figures import ratio_at_least
+from tests.bench.models import HANDLERS, BigTask, SmallTask, filled
+from tests.bench.workload import Bench, Side, Workload, pair
 
 RETRY = {"kind": "exponential", "base_seconds": 5.0, "factor": 2.0, "cap_seconds": 300.0, "jitter": 0.2}
 _numbers = count(1)
@@ -27,7 +26,7 @@ def fresh_key() -> str:
     return f"bench:{_run}:{next(_numbers)}"
 
 
-def _row(key: str, number: int) -> dict[str, object]:
+def row_of(key: str, number: int) -> dict[str, object]:
     """The row that a spawn writes, column by column."""
     return {
         "id": uuid7(),
@@ -47,7 +46,7 @@ def _row(key: str, number: int) -> dict[str, object]:
     }
 
 
-def _bare_insert(model: type[DurableTask]):
+def bare_insert(model: type[DurableTask]):
     table = model.__table__
     return (
         pg_insert(table)
@@ -58,24 +57,24 @@ def _bare_insert(model: type[DurableTask]):
 
 def core_spawn(engine: Engine, model: type[DurableTask], number: int) -> Callable[[], object]:
     """Limit: bare SQLAlchemy Core, a transaction for each row."""
-    statement = _bare_insert(model)
+    statement = bare_insert(model)
 
     def run() -> None:
         for i in range(number):
             with engine.begin() as connection:
-                assert connection.execute(statement, _row(fresh_key(), i)).first() is not None
+                assert connection.execute(statement, row_of(fresh_key(), i)).first() is not None
 
     return run
 
 
 def session_spawn(engine: Engine, model: type[DurableTask], number: int) -> Callable[[], object]:
     """The same bare statement, in a Session and a transaction for each."""
-    statement = _bare_insert(model)
+    statement = bare_insert(model)
 
     def run() -> None:
         for i in range(number):
             with Session(engine) as session, session.begin():
-                assert session.execute(statement, _row(fresh_key(), i)).first() is not None
+                assert session.execute(statement, row_of(fresh_key(), i)).first() is not None
 
     return run
 
@@ -95,12 +94,12 @@ def durable_spawn(engine: Engine, model: type[DurableTask], number: int) -> Call
 
 def core_duplicate(engine: Engine, model: type[DurableTask], number: int, key: str) -> Callable[[], object]:
     """Limit: a bare insert that conflicts, and a bare select by key."""
-    statement, found = _bare_insert(model), _bare_select(model)
+    statement, found = bare_insert(model), bare_select(model)
 
     def run() -> None:
         for i in range(number):
             with engine.begin() as connection:
-                assert connection.execute(statement, _row(key, i)).first() is None
+                assert connection.execute(statement, row_of(key, i)).first() is None
                 assert connection.execute(found, {"key": key}).first() is not None
 
     return run
@@ -110,18 +109,18 @@ def session_duplicate(
     engine: Engine, model: type[DurableTask], number: int, key: str
 ) -> Callable[[], object]:
     """The same bare statements, in a Session."""
-    statement, found = _bare_insert(model), _bare_select(model)
+    statement, found = bare_insert(model), bare_select(model)
 
     def run() -> None:
         for i in range(number):
             with Session(engine) as session, session.begin():
-                assert session.execute(statement, _row(key, i)).first() is None
+                assert session.execute(statement, row_of(key, i)).first() is None
                 assert session.execute(found, {"key": key}).first() is not None
 
     return run
 
 
-def _bare_select(model: type[DurableTask]):
+def bare_select(model: type[DurableTask]):
     table = model.__table__
     return select(table.c.id, table.c.run_id, table.c.attempt, table.c.state, table.c.name).where(
         table.c.idempotency_key == bindparam("key", type_=table.c.idempotency_key.type), text(HELD)
@@ -148,58 +147,66 @@ def hold_key(engine: Engine, model: type[DurableTask]) -> str:
     return key
 
 
-_UNNEST = """
-    INSERT INTO {table} (
-        id, name, params, headers, state, priority, available_at, created_at, run_id, max_attempts, retry,
-        parent_queue, parent_id, idempotency_key, key_hold, key_expires_at
-    )
-    SELECT id, 'charge', params, NULL, 'pending', 0, statement_timestamp(), statement_timestamp(), run_id, 5,
-           %(retry)s::jsonb, NULL, NULL, key, 'active', NULL
-    FROM unnest(%(ids)s::uuid[], %(params)s::jsonb[], %(runs)s::uuid[], %(keys)s::text[]) AS n(id, params, run_id, key)
-    ON CONFLICT (idempotency_key) WHERE {held} DO NOTHING
-    RETURNING id
-"""
+def clean(bench: Bench) -> None:
+    """The small queue is empty but for the held key, the big one is as it was filled; no vacuum is due."""
+    gone = "idempotency_key LIKE 'bench:%' AND params <> '{\"order_id\": 1}' OR idempotency_key IS NULL"
+    with bench.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for table in ("durable_small_tasks", "durable_big_tasks"):
+            connection.execute(text(f"DELETE FROM {table} WHERE {gone}"))
+            connection.execute(text(f"VACUUM {table}"))
 
 
-def raw_bulk(engine: Engine, model: type[DurableTask], number: int) -> Callable[[], object]:
-    """Limit: psycopg, INSERT ... SELECT FROM unnest of the same rows in chunks of 1000, one transaction."""
-    url = engine.url
-    dsn = f"host={url.query['host']} dbname={url.database} user={url.username}"
-    connection = psycopg.connect(dsn)
-    statement = _UNNEST.format(table=model.__table__.name, held=HELD)
-    retry = json.dumps(RETRY)
-
-    def run() -> None:
-        with connection.transaction():
-            for start in range(0, number, 1000):
-                chunk = range(start, min(start + 1000, number))
-                done = connection.execute(
-                    statement,
-                    {
-                        "ids": [uuid7() for _ in chunk],
-                        "params": [json.dumps({"order_id": i}) for i in chunk],
-                        "runs": [uuid7() for _ in chunk],
-                        "keys": [fresh_key() for _ in chunk],
-                        "retry": retry,
-                    },
-                ).fetchall()
-                assert len(done) == len(chunk)
-
-    return run
+def on(what: Callable[..., Callable[[], object]], model: type[DurableTask]) -> Side:
+    """What runs so many of `what` on the queue of `model`."""
+    return lambda bench, number: what(bench.once(filled(model)), model, number)
 
 
-def durable_bulk(engine: Engine, model: type[DurableTask], number: int) -> Callable[[], object]:
-    handler = HANDLERS[model]
-
-    def run() -> None:
-        with Session(engine) as session, session.begin():
-            calls = [handler.call(order_id=i).using(idempotency_key=fresh_key()) for i in range(number)]
-            assert all(spawned.created for spawned in Durable(session).spawn_many(calls))
-
-    return run
+def on_held(what: Callable[..., Callable[[], object]], model: type[DurableTask]) -> Side:
+    """The same with a key that a task of the queue holds."""
+    key = _held[model]
+    return lambda bench, number: what(bench.engine, model, number, bench.once(key))
 
 
-def seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+def _hold(model: type[DurableTask]) -> Callable[[Bench], str]:
+    return lambda bench: hold_key(bench.once(filled(model)), model)
+
+
+_held = {model: _hold(model) for model in (SmallTask, BigTask)}
+
+
+def alternating(
+    number: int,
+    name: str,
+    limit: str,
+    goal: float | None,
+    sides: tuple[Side, Side],
+    *,
+    operations: int = 1000,
+    block: int | None = 20,
+) -> Workload:
+    """Single operations by twenties. `goal` is a ratio; None: a report."""
+    return pair(
+        number, name, limit=limit, goal=ratio_at_least(goal) if goal else None, sides=sides, before=clean,
+        operations=operations, block=block,
+    )  # fmt: skip
+
+
+# spawn is given a Session, so the goals are of the bare statement in one; on a Connection it is a report.
+WORKLOADS = [
+    alternating(
+        1, "spawn, fresh key, one a commit", "bare Core in a Session", 0.90,
+        (on(session_spawn, SmallTask), on(durable_spawn, SmallTask)),
+    ),
+    alternating(
+        1, "spawn beside a Connection", "bare Core on a Connection", None,
+        (on(core_spawn, SmallTask), on(durable_spawn, SmallTask)),
+    ),
+    alternating(
+        3, "duplicate spawn", "bare conflict and select in a Session", 0.85,
+        (on_held(session_duplicate, SmallTask), on_held(durable_duplicate, SmallTask)),
+    ),
+    alternating(
+        3, "duplicate spawn beside a Connection", "bare conflict and select on a Connection", None,
+        (on_held(core_duplicate, SmallTask), on_held(durable_duplicate, SmallTask)),
+    ),
+]  # fmt: skip

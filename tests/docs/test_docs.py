@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 import sa_durable
+from sa_durable import testing
 from sa_durable.values import TRANSITIONS
 from tests.databases import throwaway, url_of
 from tests.waiting import wait_until
@@ -31,6 +32,12 @@ def empty_url(server_url: str) -> Iterator[str]:
 
 def blocks(page: Path, language: str) -> list[str]:
     return [code for lang, code in BLOCK.findall(page.read_text()) if lang == language]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_quickstart_does_what_it_says(empty_url, tmp_path):
@@ -81,8 +88,10 @@ def test_the_readme_does_what_it_says(empty_url):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_code_are_sound(page):
     content = page.read_text()
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", content):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", content):
+        linked = page.parent / target if target else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(linked), f"{page.name} links to {target}#{anchor}"
     for code in blocks(page, "python"):
         compile(code, str(page), "exec", dont_inherit=True)
     assert content.count("```") % 2 == 0
@@ -105,7 +114,24 @@ def test_the_state_diagram_is_the_table_of_transitions():
 
 def test_every_public_name_is_documented():
     reference = (ROOT / "docs/reference/api.md").read_text()
-    assert [name for name in sa_durable.__all__ if f"`{name}" not in reference] == []
+    methods = [
+        name
+        for cls in (sa_durable.Durable, sa_durable.AsyncDurable, sa_durable.TaskContext)
+        for name in dir(cls)
+        if not name.startswith("_")
+    ]
+    names = {*sa_durable.__all__, *testing.__all__, *methods} - {"session"}
+    assert sorted(name for name in names if f"`{name}`" not in reference) == []
+
+
+def test_both_doors_have_the_same_methods():
+    for plain, other in (
+        (sa_durable.Durable, sa_durable.AsyncDurable),
+        (sa_durable.TaskContext, sa_durable.AsyncTaskContext),
+    ):
+        assert {name for name in dir(plain) if not name.startswith("_")} == {
+            name for name in dir(other) if not name.startswith("_")
+        }
 
 
 def test_every_decision_is_numbered_once():

@@ -67,10 +67,14 @@ def psql(engine: Engine, program: str, sql: str) -> str:
     ).stdout
 
 
+def url_for(engine: Engine) -> str:
+    return engine.url.render_as_string(hide_password=False)
+
+
 @contextmanager
 def alembic_process(engine: Engine, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`alembic ...` in a process of its own, which doesn't outlive the block."""
-    url = engine.url.render_as_string(hide_password=False)
+    url = url_for(engine)
     process = subprocess.Popen(
         [sys.executable, "-m", "alembic", *arguments],
         cwd=ROOT,

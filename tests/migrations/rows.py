@@ -41,7 +41,7 @@ def add_many(engine: Engine, number: int, table: str = PAYMENTS) -> None:
             " CASE WHEN n %% 10 = 0 THEN n / 10 ELSE n END),"
             " (array['pending', 'running', 'sleeping', 'completed', 'failed', 'cancelled'])[1 + (n * 7919) %% 6],"
             " gen_random_uuid(), TIMESTAMPTZ '2026-01-01' + make_interval(secs => (n * 7907) %% 100003)"
-            f" FROM generate_series(1, {number}) AS n"
+            f" FROM generate_series(1, CAST({number} AS bigint)) AS n"
         )
 
 

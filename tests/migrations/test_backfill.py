@@ -10,7 +10,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, text
 
-from sa_durable.alembic import ONCE, BackfillReport
+from sa_durable import Hold
+from sa_durable.alembic import ONCE, BackfillReport, pages
 from sa_durable.codec import once_key
 from tests.migrations.host import execute, fetch, operate
 from tests.migrations.rows import PAYMENTS, SOURCE, add, keys
@@ -235,3 +236,20 @@ def test_once_gives_each_row_the_key_that_spawn_would_compute(before: Engine):
         i: once_key(f"n{n % 3}", p) for n, (i, p) in enumerate(zip(ids, PARAMS, strict=True))
     }
     assert (report.keyed, report.duplicates, report.refused) == (len(PARAMS), 1, 1)
+
+
+def test_a_page_that_runs_again_gives_no_key_twice_although_its_first_holder_has_ended(before: Engine):
+    older, younger = add(before, [{"key": "k"}, {"key": "k"}])
+    operate(before, lambda op: op.durable_add_keys())
+    page = pages.assign(PAYMENTS, Hold.ACTIVE, "0", "10")
+    with before.connect() as connection:
+        connection.execute(text(pages.CREATE))
+        connection.execute(text(pages.gather(PAYMENTS, SOURCE, f"'{pages.FIRST_ID}'", "ALL")))
+        for statement in pages.GROUP:
+            connection.execute(text(statement))
+        assert tuple(connection.execute(text(page)).one()) == (1, 1)
+        connection.execute(text(f"UPDATE {PAYMENTS} SET state = 'completed' WHERE id = :id"), {"id": older})
+        assert tuple(connection.execute(text(page)).one()) == (0, 0)
+        rows = connection.execute(text(f"SELECT id FROM {PAYMENTS} WHERE idempotency_key = 'k'")).scalars()
+        assert list(rows) == [older]
+        assert younger != older

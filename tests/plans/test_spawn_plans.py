@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from psycopg import sql
-from psycopg._queries import PostgresQuery
-from psycopg.adapt import Transformer
 from sqlalchemy import Connection, Engine, event, select, text, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
 from sa_durable.ids import uuid7
 from tests.databases import throwaway
+from tests.plans.explaining import Plan, explain
 from tests.shop import Base, BillingTask, charge
 
 KEY, PARENT = "uq_durable_billing_tasks_key", "ix_durable_billing_tasks_parent"
@@ -59,107 +56,60 @@ def sent(session: Session, act: Callable[[], object]) -> list[tuple[str, Any]]:
     return seen
 
 
-def plans(session: Session, statement: str, parameters: Any, mode: str) -> list[dict[str, Any]]:
-    """The nodes of the plan of a prepared statement, and what running it touched."""
-    query = PostgresQuery(Transformer())
-    query.convert(statement, parameters)
-    raw = session.connection().connection.cursor()
-    raw.execute(f"SET LOCAL plan_cache_mode = {mode}")
-    raw.execute(b"PREPARE plan AS " + query.query)
-    names = query._order or []
-    values = [parameters[name] for name in names]
-    execute = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE plan({})").format(
-        sql.SQL(", ").join(sql.Literal(value) for value in values)
-    )
-    raw.execute(execute)
-    [[plan]] = raw.fetchall()
-    raw.execute("DEALLOCATE plan")
-    return list(nodes((plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]))
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", ()):
-        yield from nodes(child)
-
-
-def indexes(plan: list[dict[str, Any]]) -> set[str]:
-    return {node["Index Name"] for node in plan if "Index Name" in node}
-
-
-def touched(plan: list[dict[str, Any]]) -> int:
-    return plan[0]["Shared Hit Blocks"] + plan[0]["Shared Read Blocks"]
-
-
-def sequential(plan: list[dict[str, Any]]) -> bool:
-    return any(node["Node Type"] == "Seq Scan" for node in plan)
-
-
-MODES = pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-
-
-def explain(
-    engine: Engine, act: Callable[[Durable], object], beginning: str, mode: str
-) -> list[dict[str, Any]]:
+def plan_of(engine: Engine, act: Callable[[Durable], object], beginning: str, mode: str) -> Plan:
     with Session(engine) as session:
         durable = Durable(session)
         durable.spawn(charge.call(1))  # the schema is looked at once
         statements = sent(session, lambda: act(durable))
         session.rollback()
         statement, parameters = next(s for s in statements if s[0].startswith(beginning))
-        plan = plans(session, statement, parameters, mode)
+        plan = explain(session, statement, parameters, mode)
         session.rollback()
         return plan
 
 
-@MODES
 @pytest.mark.parametrize("key", ["a new key", HELD])
 def test_inserting_a_key_asks_its_own_index_whether_it_is_free(crowded, mode, key):  # A15
-    plan = explain(crowded, lambda d: d.spawn(charge.call(1), idempotency_key=key), "INSERT", mode)
-    assert plan[0]["Conflict Arbiter Indexes"] == [KEY]
-    assert plan[0]["Conflicting Tuples"] == (key == HELD)
+    plan = plan_of(crowded, lambda d: d.spawn(charge.call(1), idempotency_key=key), "INSERT", mode)
+    assert plan.root["Conflict Arbiter Indexes"] == [KEY]
+    assert plan.root["Conflicting Tuples"] == (key == HELD)
     # A root to leaf walk of each of its indexes and the rows themselves: nothing that grows with the table.
-    assert touched(plan) < 40
-    assert not sequential(plan)
+    assert plan.touched < 40
+    assert not plan.sequential
 
 
-@MODES
 def test_inserting_a_batch_of_keys_asks_the_same_index(crowded, mode):
     calls = [charge.call(n).using(idempotency_key=f"batch {n}") for n in range(20)]
-    plan = explain(crowded, lambda d: d.spawn_many(calls), "INSERT", mode)
-    assert plan[0]["Conflict Arbiter Indexes"] == [KEY]
-    assert not sequential(plan)
+    plan = plan_of(crowded, lambda d: d.spawn_many(calls), "INSERT", mode)
+    assert plan.root["Conflict Arbiter Indexes"] == [KEY]
+    assert not plan.sequential
 
 
-@MODES
 def test_finding_the_holder_of_a_key_reads_one_leaf_of_its_index(crowded, mode):  # A15
-    plan = explain(crowded, lambda d: d.spawn(charge.call(1), idempotency_key=HELD), "SELECT", mode)
-    assert indexes(plan) == {KEY}
-    assert touched(plan) <= 5
+    plan = plan_of(crowded, lambda d: d.spawn(charge.call(1), idempotency_key=HELD), "SELECT", mode)
+    assert plan.indexes == {KEY}
+    assert plan.touched <= 5
 
 
-@MODES
 @pytest.mark.parametrize("size", [3, 100])
 def test_finding_the_holders_of_a_batch_reads_their_index_once_a_key(crowded, mode, size):
     keys = [f"key {10 * n + 3}" for n in range(size)]
     calls = [charge.call(1).using(idempotency_key=key) for key in keys]
-    plan = explain(crowded, lambda d: d.spawn_many(calls), "SELECT", mode)
-    assert indexes(plan) == {KEY}
-    assert not sequential(plan)
-    assert touched(plan) < 5 * size + 20
+    plan = plan_of(crowded, lambda d: d.spawn_many(calls), "SELECT", mode)
+    assert plan.indexes == {KEY}
+    assert not plan.sequential
+    assert plan.touched < 5 * size + 20
 
 
-@MODES
 @pytest.mark.parametrize("ask", ["find_by_key", "release_key"])
 def test_looking_up_and_releasing_a_key_read_its_index(crowded, mode, ask):
     beginning = {"find_by_key": "SELECT", "release_key": "UPDATE"}[ask]
-    plan = explain(crowded, lambda d: getattr(d, ask)(BillingTask, HELD), beginning, mode)
-    assert KEY in indexes(plan)
-    assert not sequential(plan)
-    assert touched(plan) < 40
+    plan = plan_of(crowded, lambda d: getattr(d, ask)(BillingTask, HELD), beginning, mode)
+    assert KEY in plan.indexes
+    assert not plan.sequential
+    assert plan.touched < 40
 
 
-@MODES
 @pytest.mark.parametrize("generation", [0, 1], ids=["of one task", "of fifty tasks"])
 def test_finding_children_reads_the_index_of_parents(crowded, mode, generation):
     with Session(crowded) as session:
@@ -177,27 +127,25 @@ def test_finding_children_reads_the_index_of_parents(crowded, mode, generation):
         [(statement, parameters)] = [s for s in looks if "FROM durable_billing_tasks" in s[0]][generation:][
             :1
         ]
-        plan = plans(session, statement, parameters, mode)
+        plan = explain(session, statement, parameters, mode)
         session.rollback()
-    assert indexes(plan) == {PARENT}
-    assert not sequential(plan)
-    assert touched(plan) < 250
+    assert plan.indexes == {PARENT}
+    assert not plan.sequential
+    assert plan.touched < 250
 
 
-@MODES
 @pytest.mark.parametrize("beginning", ["SELECT", "UPDATE"])
 def test_cancelling_finds_its_rows_by_id(crowded, mode, beginning):
     with Session(crowded) as session:
         [id_] = session.scalars(select(BillingTask.id).where(BillingTask.state == "pending").limit(1))
-    plan = explain(crowded, lambda d: d.cancel(BillingTask, id_), beginning, mode)
-    assert indexes(plan) == {"durable_billing_tasks_pkey"}
-    assert not sequential(plan)
+    plan = plan_of(crowded, lambda d: d.cancel(BillingTask, id_), beginning, mode)
+    assert plan.indexes == {"durable_billing_tasks_pkey"}
+    assert not plan.sequential
 
 
-@MODES
 def test_a_spawn_without_a_key_asks_no_index(crowded, mode):  # P3: no cost
-    plan = explain(crowded, lambda d: d.spawn(charge.call(1)), "INSERT", mode)
-    assert "Conflict Arbiter Indexes" not in plan[0]
+    plan = plan_of(crowded, lambda d: d.spawn(charge.call(1)), "INSERT", mode)
+    assert "Conflict Arbiter Indexes" not in plan.root
     with Session(crowded) as session:
         size = "SELECT pg_relation_size('uq_durable_billing_tasks_key')"
         before = session.scalar(text(size))
@@ -206,9 +154,8 @@ def test_a_spawn_without_a_key_asks_no_index(crowded, mode):  # P3: no cost
         session.rollback()
 
 
-@MODES
 def test_what_one_key_costs_is_no_more_in_the_crowd_than_alone(crowded, server_url, mode):  # A15
     act = lambda d: d.spawn(charge.call(1), idempotency_key=f"k {uuid7()}")  # noqa: E731 - used twice
     with throwaway(server_url, Base.metadata) as empty:
-        alone = touched(explain(empty, act, "INSERT", mode))
-    assert touched(explain(crowded, act, "INSERT", mode)) <= alone + 15  # a level or two of each index
+        alone = plan_of(empty, act, "INSERT", mode).touched
+    assert plan_of(crowded, act, "INSERT", mode).touched <= alone + 15  # a level or two of each index

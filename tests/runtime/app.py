@@ -322,3 +322,9 @@ def holds_gil(ctx: TaskContext, seconds: int) -> str:
         ctypes.PyDLL(None).sleep(seconds)
         ctx.step("late", lambda: True)
     return f"attempt {ctx.attempt}"
+
+
+@WorkTask.handler()
+def wall_clock(ctx: TaskContext) -> float:
+    """What time this process thinks it is."""
+    return time.time()

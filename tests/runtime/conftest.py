@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from sa_durable import Call, Durable
 from sa_durable.runtime import Worker
 from tests.databases import throwaway, url_of
-from tests.runtime import app
+from tests.runtime import app, family, ledger, verbs_app
 from tests.runtime.app import Base, WorkTask
 from tests.waiting import wait_until
 
@@ -54,38 +54,38 @@ def engine(runtime_engine: Engine) -> Engine:
 class Shop:
     """What tests do with tasks, each in a transaction of its own."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, model: Any = WorkTask) -> None:
+        self.engine, self.model = engine, model
 
     def spawn(self, call: Call[Any, Any], **options: Any) -> Any:
         with Session(self.engine) as session, session.begin():
             return Durable(session).spawn(call, **options).task_id
 
-    def task(self, task_id: Any, model: Any = WorkTask) -> Any:
+    def task(self, task_id: Any, model: Any = None) -> Any:
         with Session(self.engine) as session:
-            task = session.get(model, task_id)
+            task = session.get(model or self.model, task_id)
             session.expunge(task)
             return task
 
     def runs(self, task_id: Any) -> list[Any]:
         with Session(self.engine) as session:
-            runs = WorkTask.Run
+            runs = self.model.Run
             found = list(session.scalars(select(runs).where(runs.task_id == task_id).order_by(runs.attempt)))
             session.expunge_all()
             return found
 
     def steps(self, task_id: Any) -> dict[str, Any]:
         with Session(self.engine) as session:
-            saved = WorkTask.Checkpoint
+            saved = self.model.Checkpoint
             rows = session.execute(select(saved.name, saved.value).where(saved.task_id == task_id))
             return {name: value for name, value in rows}  # noqa: C416 - rows are pairs on every SQLAlchemy
 
     def set(self, task_id: Any, **values: Any) -> None:
         """Move a row's times, as if time had passed."""
         with Session(self.engine) as session, session.begin():
-            session.execute(update(WorkTask).where(WorkTask.id == task_id).values(**values))
+            session.execute(update(self.model).where(self.model.id == task_id).values(**values))
 
-    def ended(self, *task_ids: Any, model: Any = WorkTask, timeout: float = 20) -> Any:
+    def ended(self, *task_ids: Any, model: Any = None, timeout: float = 20) -> Any:
         """The tasks, once all are terminal."""
 
         def terminal() -> list[Any] | None:
@@ -105,6 +105,69 @@ def shop(engine: Engine) -> Shop:
     return Shop(engine)
 
 
+@pytest.fixture(scope="session")
+def verbs_engine(server_url: str) -> Iterator[Engine]:
+    with throwaway(server_url, verbs_app.Base.metadata) as engine:
+        yield engine
+
+
+@pytest.fixture
+def verbs(verbs_engine: Engine) -> Shop:
+    """As `shop`, for tests/runtime/verbs_app.py, in a database of its own."""
+    verbs_app.reset()
+    with verbs_engine.begin() as connection:
+        for table in reversed(verbs_app.Base.metadata.sorted_tables):
+            connection.execute(delete(table))
+    return Shop(verbs_engine, verbs_app.VerbTask)
+
+
+@pytest.fixture(scope="session")
+def family_engine(server_url: str) -> Iterator[Engine]:
+    with throwaway(server_url, family.Base.metadata) as engine:
+        yield engine
+
+
+@pytest.fixture
+def home(family_engine: Engine) -> Shop:
+    """As `shop`, for tests/runtime/family.py, in a database of its own."""
+    app.reset()
+    with family_engine.begin() as connection:
+        for table in reversed(family.Base.metadata.sorted_tables):
+            connection.execute(delete(table))
+    return Shop(family_engine, family.ParentTask)
+
+
+@pytest.fixture(scope="session")
+def ledger_url(server_url: str) -> Iterator[str]:
+    """The URL of a database with the tables of tests/runtime/ledger.py."""
+    with throwaway(server_url, ledger.Base.metadata) as engine:
+        yield url_of(engine)
+
+
+@pytest.fixture
+def books(ledger_url: str) -> Iterator[Shop]:
+    """The ledger, empty."""
+    ledger.tries.clear()
+    engine = create_engine(ledger_url)
+    with engine.begin() as connection:
+        for table in reversed(ledger.Base.metadata.sorted_tables):
+            connection.execute(delete(table))
+    yield Shop(engine, ledger.LedgerTask)
+    engine.dispose()
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Gives the ledger's handlers a function of the session: `script(fn)`."""
+    return lambda fn: monkeypatch.setattr(ledger, "script", fn)
+
+
+@pytest.fixture
+def play(monkeypatch):
+    """Gives the ledger's handlers a function of the context: `play(fn)`."""
+    return lambda fn: monkeypatch.setattr(ledger, "play", fn)
+
+
 @contextmanager
 def working(engine: Any, *queues: Any, **options: Any) -> Iterator[Worker]:
     """A worker that runs in a thread of its own until the block ends."""
@@ -120,6 +183,7 @@ def working(engine: Any, *queues: Any, **options: Any) -> Iterator[Worker]:
         yield worker
     finally:
         app.gate.set()
+        verbs_app.gate.set()
         worker.request_stop()
         thread.join(20)
         assert not thread.is_alive(), "the worker didn't stop"
@@ -130,9 +194,11 @@ def worker_process(runtime_url: str, engine: Engine) -> Iterator[Callable[..., s
     """Starts `sa-durable worker` on these tests' application; whatever still runs is killed at the end."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, environ: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        *arguments: str, environ: dict[str, str] | None = None, module: str = "tests.runtime.app"
+    ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sa_durable.cli", "worker", "tests.runtime.app", *arguments],
+            [sys.executable, "-m", "sa_durable.cli", "worker", module, *arguments],
             cwd=ROOT,
             env={**os.environ, "SA_DURABLE_DATABASE_URL": runtime_url, **(environ or {})},
             stderr=subprocess.PIPE,

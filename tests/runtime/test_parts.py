@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import threading
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from sa_durable import DeclarationError, InvalidParams, InvalidResult
 from sa_durable.runtime.failures import MESSAGE_LENGTH, TRACEBACK_LENGTH, describe, retryable
 from sa_durable.runtime.journal import Journal, Missing, Recorded, check_step_name
+from sa_durable.runtime.pool import DaemonThreads
 from sa_durable.runtime.slots import PREFETCH_LIMIT, Slots
 from sa_durable.runtime.steps import UNTYPED, coder_for, decode, encode
 
@@ -50,7 +54,9 @@ def test_slow_runs_fetch_nothing_ahead_and_quick_ones_a_bounded_number():
     assert (slots.prefetch, slots.room) == (PREFETCH_LIMIT, 10 + PREFETCH_LIMIT)
     slots.take(170)
     assert slots.room == 0  # enough is waiting: the next claim is a batch again
-    slots.give_back_stale(170, 2.0)
+    slots.give_back_stale(2.0)
+    for _ in range(170):
+        slots.give_back()
     assert (slots.prefetch, slots.room) == (0, 10)
 
 
@@ -111,3 +117,47 @@ def test_a_steps_values_are_typed_by_its_function():
 
     with pytest.raises(DeclarationError, match="returns="):
         coder_for(unresolved, None)
+
+
+def test_a_call_whose_caller_was_cancelled_costs_no_thread():
+    threads, inside, gate = DaemonThreads("test", 1), threading.Event(), threading.Event()
+
+    def blocks() -> None:
+        inside.set()
+        gate.wait(20)
+
+    async def main() -> list[str]:
+        loop = asyncio.get_running_loop()
+        begun = loop.create_task(threads.call(blocks))
+        await loop.run_in_executor(None, inside.wait, 20)
+        waiting = loop.create_task(threads.call(seen.append, "waiting"))
+        await asyncio.sleep(0)  # it is submitted
+        begun.cancel()
+        waiting.cancel()
+        await asyncio.gather(begun, waiting, return_exceptions=True)
+        gate.set()
+        await threads.call(seen.append, "after")
+        return seen
+
+    seen: list[str] = []
+    assert asyncio.run(main()) == ["after"]
+    threads.stop()
+
+
+def test_threads_see_the_variables_of_their_caller_and_leave_none_behind():
+    variable: ContextVar[str] = ContextVar("variable", default="unset")
+    threads = DaemonThreads("test", 1)
+
+    def look() -> str:
+        before = variable.get()
+        variable.set("left behind")
+        return before
+
+    async def main() -> list[str]:
+        token = variable.set("the caller's")
+        seen = [await threads.call(look)]
+        variable.reset(token)
+        return [*seen, await threads.call(look)]
+
+    assert asyncio.run(main()) == ["the caller's", "unset"]
+    threads.stop()

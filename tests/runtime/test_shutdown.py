@@ -78,9 +78,10 @@ def test_a_handler_that_blocks_the_loop_does_not_keep_the_worker_from_giving_bac
 
 
 # B29
+@pytest.mark.parametrize("handler", [app.naps, app.anaps])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_idle_worker_and_a_sleeping_task_end_at_once(worker_process, shop, number):
-    asleep = shop.spawn(app.anaps.call(seconds=600))
+def test_an_idle_worker_and_a_sleeping_task_end_at_once(worker_process, shop, number, handler):
+    asleep = shop.spawn(handler.call(seconds=600))
     process = worker_process()
     wait_until(lambda: shop.task(asleep).state == "sleeping")
     before = shop.task(asleep)
@@ -130,6 +131,7 @@ def test_what_waits_too_long_for_a_slot_is_given_back_to_others(engine, shop):
         assert {task.state for task in shop.ended(*tasks)} == {"completed"}
 
 
+@pytest.mark.owner
 def test_nothing_of_the_workers_stays_connected(engine, shop):
     with working(engine):
         shop.ended(shop.spawn(app.flaky.call(failures=1)))

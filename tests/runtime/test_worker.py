@@ -7,12 +7,13 @@ import logging
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import create_engine, func, select, text, update
+from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable, InvalidOptions, UnknownQueue
 from sa_durable.runtime import Worker
+from sa_durable.testing import clock
 from tests.runtime import app
 from tests.runtime.app import OtherTask, WorkTask
 from tests.runtime.conftest import working
@@ -104,15 +105,16 @@ def test_steps_of_one_handler_run_at_the_same_time(engine, shop):
 
 
 # B5, through a worker (the delays themselves: tests/services/test_runs.py)
+@pytest.mark.owner
 def test_retries_back_off_and_end_as_failed_with_every_run_in_the_history(engine, shop, caplog):
     caplog.set_level(logging.INFO, "sa_durable.worker")
-    task = shop.spawn(app.hopeless.call())
-    with working(engine):
+    with clock(engine) as time, working(engine):
+        task = shop.spawn(app.hopeless.call())
         for attempt, delay in ((1, 40), (2, 90)):
             wait_until(lambda: shop.task(task).state == "sleeping" and len(shop.runs(task)) == attempt)  # noqa: B023 - called before the loop goes on
-            waits = shop.task(task).available_at - shop.runs(task)[-1].ended_at
-            assert waits == timedelta(seconds=delay)
-            shop.set(task, available_at=func.now())
+            due = shop.task(task).available_at
+            assert due - shop.runs(task)[-1].ended_at == timedelta(seconds=delay)
+            time.move_to(due)
         failed = shop.ended(task)
     runs = shop.runs(task)
     assert (failed.state, failed.attempt, len(runs)) == ("failed", 3, 3)
@@ -135,23 +137,18 @@ def test_retry_none_is_one_attempt(engine, shop):
 
 
 # B13
+@pytest.mark.owner
 def test_a_sleep_resumes_the_same_run_and_attempt_and_is_not_slept_again(engine, shop):
-    task = shop.spawn(app.naps.call(seconds=300))
-    before = shop.task(task).run_id
-    with working(engine):
+    with clock(engine) as time, working(engine):
+        task = shop.spawn(app.naps.call(seconds=300))
+        before = shop.task(task).run_id
         for sleeps in (1, 2):
             wait_until(lambda: shop.task(task).state == "sleeping" and app.calls["naps"] == sleeps)  # noqa: B023 - as above
             asleep = shop.task(task)
             assert (asleep.attempt, asleep.claimed_by, asleep.lease_expires_at) == (1, None, None)
-            past = func.now() - timedelta(hours=1)
-            with Session(engine) as session, session.begin():
-                saved = WorkTask.Checkpoint
-                session.execute(
-                    update(saved).where(saved.name.like("$sleep%")).values(value=func.to_jsonb(past))
-                )
-            shop.set(task, available_at=past)
+            time.move_to(asleep.available_at)
         assert shop.ended(task).result == [1, str(before), 1]
-    assert list(shop.steps(task)) == ["first", "$sleep", "$sleep#2"] and shop.runs(task) == []
+    assert sorted(shop.steps(task)) == ["$sleep", "$sleep#2", "first"] and shop.runs(task) == []
     assert app.calls["first"] == 1
 
 
@@ -258,6 +255,7 @@ def test_a_thousand_tasks_are_each_run_once(engine, shop):
     assert tuple(most) == (1, 1)
 
 
+@pytest.mark.owner
 def test_a_worker_outlives_the_loss_of_its_connections(engine, shop):
     with working(engine):
         shop.ended(shop.spawn(app.double.call(number=1)))

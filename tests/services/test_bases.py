@@ -306,7 +306,7 @@ def test_the_librarys_names_are_the_same_under_every_naming_convention(server_ur
         names = {index["name"] for index in seen.get_indexes(tasks)}
         assert names == {
             f"uq_{tasks}_key",
-            *(f"ix_{tasks}_{use}" for use in ("ready", "due", "running", "parent")),
+            *(f"ix_{tasks}_{use}" for use in ("ready", "due", "running", "parent", "cancel", "finished")),
         }
         checks = {check["name"] for check in seen.get_check_constraints(tasks)}
         assert checks == {f"ck_{tasks}_state", f"ck_{tasks}_key"}

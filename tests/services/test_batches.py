@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from datetime import timedelta
 
 import pytest
@@ -188,30 +189,101 @@ def test_a_batch_of_any_size_is_a_few_statements(engine, session):
     assert [s.created for s in batch] == [True] * (size - 5) + [False] * 5
     assert [sql.split()[0] for sql in sent] == [
         "SAVEPOINT",
+        "SAVEPOINT",
         "INSERT",
         "INSERT",
         "INSERT",
         "SELECT",
+        "RELEASE",
         "RELEASE",
     ]
     with statements(engine) as sent:
         again = durable.spawn_many(calls)
     assert [s.task_id for s in again] == [s.task_id for s in batch]
     assert [sql.split()[0] for sql in sent] == [
-        "SAVEPOINT",
+        *["SAVEPOINT"] * 2,
         *["INSERT"] * 3,
         *["SELECT"] * 3,
-        "RELEASE",
+        *["RELEASE"] * 2,
     ]
 
 
 def test_an_empty_batch_is_no_task(scratch):
-    assert Durable(scratch).spawn_many([]) == []
+    assert not Durable(scratch).spawn_many([])
 
 
 def test_a_batch_takes_any_iterable_once(scratch):
     batch = Durable(scratch).spawn_many(charge.call(i) for i in range(3))
     assert [s.task.params["order_id"] for s in batch] == [0, 1, 2]
+
+
+def test_results_of_a_batch_are_a_sequence(scratch):
+    batch = Durable(scratch).spawn_many([keyed(1, "a"), charge.call(2), keyed(3, "a"), send_mail.call("ada")])
+    results = list(batch)
+    assert len(batch) == 4
+    assert [batch[i] for i in range(4)] == results == list(batch)
+    assert (batch[-1], batch[1:3]) == (results[3], results[1:3])
+    assert results[1] in batch
+    with pytest.raises(IndexError):
+        batch[4]
+
+
+def test_calls_without_a_key_are_sent_as_they_come(engine, session):  # issue 5, workload 18
+    size = 2 * batches.CHUNK + 1
+    Durable(session).spawn(charge.call(0))  # the transaction has begun
+    before = []
+
+    def calls():
+        for n in range(size):
+            before.append([sql.split()[0] for sql in sent].count("INSERT"))
+            yield charge.call(n)
+
+    with statements(engine) as sent:
+        batch = Durable(session).spawn_many(calls())
+    assert [before[n] for n in (0, batches.CHUNK, 2 * batches.CHUNK)] == [0, 1, 2]
+    by_id = select(BillingTask.params["order_id"].as_integer()).order_by(BillingTask.id).offset(1)
+    assert session.scalars(by_id).all() == list(range(size))
+    assert [s.task_id for s in batch] == sorted(s.task_id for s in batch)
+
+
+def test_a_generator_of_calls_is_not_kept_in_memory(scratch):  # issue 5, workload 18
+    durable = Durable(scratch)
+    durable.spawn_many(charge.call(n) for n in range(2 * batches.CHUNK))  # what is compiled and cached once
+    size = 20 * batches.CHUNK
+    tracemalloc.start()
+    try:
+        batch = durable.spawn_many(charge.call(n) for n in range(size))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(batch) == size
+    # The results, and two chunks that are on their way; a call and its row take 2 kB.
+    assert peak < 32 * size * 1.2 + 2 * batches.CHUNK * 3_000
+
+
+def test_calls_that_fail_while_they_are_made_undo_the_batch(scratch):
+    def calls():
+        yield from (charge.call(n) for n in range(batches.CHUNK + 1))
+        raise LookupError("no more orders")
+
+    with pytest.raises(LookupError):
+        Durable(scratch).spawn_many(calls())
+    assert not scratch.scalar(select(func.count()).select_from(BillingTask))
+
+
+def test_tasks_with_keys_have_ids_in_the_order_of_the_calls(scratch):
+    batch = Durable(scratch).spawn_many([keyed(n, key) for n, key in enumerate("cab")])
+    assert [s.task_id for s in batch] == sorted(s.task_id for s in batch)
+
+
+def test_an_option_of_another_type_is_no_option_because_its_equal_was_one(scratch):
+    durable = Durable(scratch)
+    durable.spawn_many([charge.call(1).using(priority=1)])
+    for call in (charge.call(1).using(priority=True), charge.call(1).using(priority=1.0)):
+        with pytest.raises(InvalidOptions):
+            durable.spawn_many([call])
+        with pytest.raises(InvalidOptions):
+            durable.spawn(call)
 
 
 def test_tasks_of_a_batch_go_into_relationships(scratch):
@@ -220,3 +292,25 @@ def test_tasks_of_a_batch_go_into_relationships(scratch):
     scratch.flush()
     ids = scratch.scalars(select(Invoice.task_id).order_by(Invoice.id)).all()
     assert ids == [s.task_id for s in batch]
+
+
+def test_what_repeats_a_key_of_the_batch_gets_what_the_calls_before_it_have_made_of_it(engine, session):
+    durable = Durable(session)
+    calls = [
+        keyed(1, "k"),
+        keyed(2, "k").using(on_duplicate="update", delay=timedelta(hours=1)),
+        keyed(1, "k"),
+        keyed(3, "k").using(on_duplicate="replace"),
+        keyed(3, "k"),
+    ]
+    first, updated, returned, replaced, last = durable.spawn_many(calls)
+    assert [s.created for s in (first, updated, returned, replaced, last)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert first.task_id == updated.task_id == returned.task_id
+    assert (returned.state, returned.params_match) == ("sleeping", False)
+    assert (last.task_id, last.params_match) == (replaced.task_id, True)

@@ -14,6 +14,7 @@ from sa_durable.services import checkpoints, leases, maintenance, runs
 from sa_durable.statements import leases as stmt
 from sa_durable.statements.arrays import texts
 from sa_durable.values import TaskError
+from tests.databases import deadlocks
 from tests.services.claiming import MINUTE, change, claim, do, expire, history, row, spawn
 from tests.shop import MailTask
 from tests.waiting import in_thread
@@ -65,7 +66,7 @@ def test_a_locked_overdue_task_blocks_neither_claims_nor_sweeps(engine):
 # B4
 def test_fifty_tasks_and_ten_workers_released_at_once_give_each_task_to_one(engine):
     spawn(engine, 50)
-    barrier = threading.Barrier(10)
+    barrier, before = threading.Barrier(10), deadlocks(engine)
 
     def work(number: int) -> list:
         barrier.wait()
@@ -85,6 +86,7 @@ def test_fifty_tasks_and_ten_workers_released_at_once_give_each_task_to_one(engi
             select(MailTask.state, MailTask.token, func.count()).group_by("state", "token")
         )
         assert [tuple(end) for end in ends] == [("completed", 1, 50)]
+    assert deadlocks(engine) == before
 
 
 # B24
@@ -122,6 +124,7 @@ def test_a_hundred_thousand_tasks_of_another_name_in_front_cost_a_claim_nothing(
                 connection.commit()
 
 
+@pytest.mark.owner
 def test_a_paused_queue_gives_nothing_until_it_goes_on(engine):
     spawn(engine)
     with engine.begin() as connection:
@@ -141,7 +144,7 @@ def test_only_held_claims_are_extended(engine):
     assert do(engine, leases.extend, held, lease=timedelta(hours=1)) == {kept.task_id}
     assert row(engine, kept.task_id).lease_expires_at - before > timedelta(minutes=58)
     standing = do(engine, leases.standing, held)
-    assert standing[kept.task_id] is None and standing[ended.task_id] is None
+    assert (standing[kept.task_id], standing[ended.task_id]) == (leases.Stands.HELD, leases.Stands.STORED)
     assert isinstance(standing[lost.task_id], LeaseLost)
 
 

@@ -271,6 +271,7 @@ def test_a_detached_task_with_a_key_is_merged_back(engine):
         assert merged in session
 
 
+@pytest.mark.owner
 def test_tasks_and_what_stands_beside_them_pickle(scratch):
     durable = Durable(scratch)
     spawned = durable.spawn(charge.call(1), idempotency_key="k")
@@ -280,7 +281,7 @@ def test_tasks_and_what_stands_beside_them_pickle(scratch):
     run = task.runs[0]
     event = BillingTask.Event(name="paid", payload={"a": 1})
     checkpoint = BillingTask.Checkpoint(task_id=task.id, name="step", value=[1], attempt=1)
-    wait = BillingTask.Wait(task_id=task.id, step="step", event_name="paid")
+    wait = BillingTask.Wait(task_id=task.id, step="step", event_name="paid", event_queue="billing")
     queue = BillingTask.Queue(name="billing")
     scratch.add_all([event, checkpoint, wait, queue])
     scratch.flush()

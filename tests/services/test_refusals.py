@@ -218,6 +218,7 @@ SAYS = {
 
 
 @pytest.mark.parametrize("how", BEHIND)
+@pytest.mark.owner
 def test_a_database_behind_the_schema_is_told_to_upgrade_and_the_transaction_goes_on(server_url, how):
     with throwaway(server_url, Base.metadata) as engine:
         with engine.begin() as connection:
@@ -242,6 +243,7 @@ def test_a_database_behind_the_schema_is_told_to_upgrade_and_the_transaction_goe
             assert session.get(Order, 1) is not None
 
 
+@pytest.mark.owner
 def test_an_async_session_is_told_to_upgrade_too(server_url):
     async def scenario(url) -> None:
         engine = create_async_engine(url)
@@ -269,6 +271,7 @@ def test_an_upgrade_is_noticed_without_a_restart(server_url):
             assert Durable(session).spawn(charge.call(1)).created
 
 
+@pytest.mark.owner
 def test_a_schema_that_falls_behind_later_is_still_a_typed_error(server_url):
     with throwaway(server_url, Base.metadata) as engine:
         with Session(engine) as session, session.begin():

@@ -82,8 +82,8 @@ def test_many_ends_are_one_statement_each_and_reach_only_what_is_still_held(engi
     try:
         done = [runs.Completed(c.task_id, c.token + (n == 0), "null") for n, c in enumerate(held[:3])]
         failed = [runs.Failed(c.task_id, c.token + (n == 0), ERROR, GiveUp()) for n, c in enumerate(held[3:])]
-        assert do(engine, runs.complete_many, done) == {c.task_id for c in held[1:3]}
-        assert do(engine, runs.fail_many, failed) == {c.task_id for c in held[4:]}
+        assert do(engine, runs.complete_many, done).reached == {c.task_id for c in held[1:3]}
+        assert do(engine, runs.fail_many, failed).reached == {c.task_id for c in held[4:]}
     finally:
         event.remove(engine, "before_cursor_execute", record)
     assert len(sent) == 2

@@ -134,13 +134,13 @@ COSTS = {
     ),
     "a batch of keys, one held": (
         lambda d: d.spawn_many(charge.call(n).using(idempotency_key=k) for n, k in enumerate("akb")),
-        ["SAVEPOINT", "INSERT", "SELECT", "RELEASE"],
+        ["SAVEPOINT", "SAVEPOINT", "INSERT", "SELECT", "RELEASE", "RELEASE"],
     ),
     "a batch with columns": (
         lambda d: d.spawn_many(
             (charge.call(n).using(idempotency_key=k) for n, k in enumerate("akb")), columns={"order_id": 1}
         ),
-        ["SAVEPOINT", "INSERT", "SELECT", "RELEASE"],
+        ["SAVEPOINT", "SAVEPOINT", "INSERT", "SELECT", "RELEASE", "RELEASE"],
     ),
     "a batch of two queues": (
         lambda d: d.spawn_many([charge.call(1), send_mail.call("ada")]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from sa_durable import Durable, TaskState
+from sa_durable import Durable, InvalidState, TaskState
 from sa_durable.values import TERMINAL, TRANSITIONS, Verb
 from tests.databases import throwaway
 from tests.services import moves
@@ -38,6 +39,7 @@ def allowed(*verbs: Verb) -> set[tuple[str | None, str]]:
     }
 
 
+@pytest.mark.owner
 def test_the_spawn_side_makes_exactly_the_transitions_of_spawn_and_cancel(server_url):
     with throwaway(server_url, Base.metadata) as engine:
         with engine.begin() as connection:
@@ -78,6 +80,30 @@ def test_the_spawn_side_makes_exactly_the_transitions_of_spawn_and_cancel(server
                 assert seen == (set() if before in TERMINAL else {(before, "cancelled")}), (life, end)
 
 
+@pytest.mark.owner
+def test_retries_make_exactly_the_transitions_of_retry(server_url):
+    with throwaway(server_url, Base.metadata) as engine, Session(engine) as session, session.begin():
+        session.execute(text(RECORDER))
+        durable = Durable(session)
+        seen = set()
+        for life, as_new in [(life, as_new) for life in LIVES for as_new in (False, True)]:
+            task = durable.spawn(charge.call(1), idempotency_key=f"{life} {as_new}")
+            live(session, task.task_id, life)
+            before = durable.result(task).state
+            session.execute(text("TRUNCATE moves"))
+            with suppress(InvalidState):
+                durable.retry(task, as_new=as_new)
+            moved = session.execute(text("SELECT before, after FROM moves")).all()
+            retried = before in (TaskState.FAILED, TaskState.CANCELLED)
+            assert len(moved) == retried, life
+            if as_new:
+                assert {tuple(move) for move in moved} <= {(None, "pending")}
+            else:
+                seen |= {tuple(move) for move in moved}
+        assert seen == allowed(Verb.RETRY)
+
+
+@pytest.mark.owner
 def test_asking_and_releasing_change_no_state(server_url):
     with throwaway(server_url, Base.metadata) as engine, Session(engine) as session, session.begin():
         durable = Durable(session)
@@ -93,8 +119,8 @@ def test_asking_and_releasing_change_no_state(server_url):
         assert session.execute(text("SELECT before, after FROM moves")).all() == [(None, "pending")]
 
 
-def test_no_transition_leaves_a_terminal_state():
-    assert not {before for before, _ in TRANSITIONS} & TERMINAL
+def test_only_a_retry_leaves_a_terminal_state():
+    assert {verb for before, verb in TRANSITIONS if before in TERMINAL} == {Verb.RETRY}
     assert {after for afters in TRANSITIONS.values() for after in afters} == set(TaskState)
 
 

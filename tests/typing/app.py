@@ -6,7 +6,8 @@ Each `type: ignore` stands on a mistake that a type checker must find; one that 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -27,22 +28,30 @@ from sqlalchemy.orm import (
 
 from sa_durable import (
     AsyncDurable,
+    AsyncTaskContext,
     Call,
+    CleanedUp,
     Durable,
     DurableQueue,
     DurableRun,
     DurableTask,
     Exponential,
+    Fail,
     Handler,
     Hold,
     NoRetry,
     OnDuplicate,
     SpawnResult,
+    Step,
+    TaskContext,
     TaskError,
     TaskResult,
+    TaskRun,
     TaskState,
+    current_context,
     once_key,
 )
+from sa_durable.telemetry import RunningTask, Spawning, around_run, before_spawn, remove_hook
 
 
 class Base(DeclarativeBase):
@@ -65,6 +74,7 @@ class BillingTask(DurableTask, Base):
 
 class MailTask(DurableTask, Base):
     __queue__ = "mail"
+    __run_defaults__ = {"timeout": timedelta(minutes=5), "non_retryable": (LookupError,)}  # noqa: RUF012 - as above
     __spawn_defaults__ = {"hold": 7}  # type: ignore[typeddict-item]  # no hold  # noqa: RUF012 - as an application writes it
 
 
@@ -204,7 +214,7 @@ def spawning(session: Session, registry: scoped_session[Session]) -> None:
     assert_type(durable.spawn(BillingTask, "charge", {"order_id": 7}), SpawnResult[Any])
     assert_type(
         durable.spawn_many([charge.call(i) for i in range(3)], on_duplicate=OnDuplicate.RAISE),
-        list[SpawnResult[Receipt]],
+        Sequence[SpawnResult[Receipt]],
     )
 
     result = durable.result(spawned)
@@ -217,6 +227,13 @@ def spawning(session: Session, registry: scoped_session[Session]) -> None:
     assert_type(durable.release_key(BillingTask, "charge:7"), bool)
     assert_type(durable.cancel(spawned), bool)
     assert_type(durable.cancel(BillingTask, UUID(int=1)), bool)
+    again = durable.retry(spawned, detach=True)
+    assert_type(again, SpawnResult[Receipt])
+    assert_type(durable.retry(BillingTask, UUID(int=1), as_new=True), SpawnResult[Any])
+    assert_type(durable.runs(again), list[TaskRun])
+    assert_type(durable.count_ready(BillingTask, ["charge"]), int)
+    assert_type(durable.clean_up(BillingTask, older_than=timedelta(days=30)), CleanedUp)
+    durable.clean_up(BillingTask)  # type: ignore[call-arg]  # how old is a choice
 
     durable.spawn(charge)  # type: ignore[call-overload]  # the handler, not a call of it
     durable.spawn(charge.call(7), idempotent_key="x")  # type: ignore[call-overload]  # misspelt
@@ -232,10 +249,89 @@ async def spawning_async(session: AsyncSession, registry: async_scoped_session[A
     assert_type(spawned, SpawnResult[int])
     assert_type(await durable.spawn(export.call(datetime(2026, 1, 1, tzinfo=UTC))), SpawnResult[list[UUID]])
     assert_type(await durable.spawn(MailTask, "send", {"to": "x"}), SpawnResult[Any])
-    assert_type(await durable.spawn_many([send_mail.call("x")]), list[SpawnResult[int]])
+    assert_type(await durable.spawn_many([send_mail.call("x")]), Sequence[SpawnResult[int]])
     assert_type((await durable.result(spawned)).value, int | None)
     assert_type(await durable.find_by_key(MailTask, "x"), MailTask | None)
     assert_type(await durable.cancel(spawned), bool)
+    assert_type(await durable.runs(spawned), list[TaskRun])
+    assert_type(await durable.count_ready(BillingTask), int)
+    assert_type(await durable.clean_up(BillingTask, older_than=timedelta(days=30)), CleanedUp)
 
     AsyncDurable(Session())  # type: ignore[arg-type]  # Durable is for a Session
     await durable.spawn(send_mail.call("x"), delay=30)  # type: ignore[call-overload]  # a duration
+
+
+# How handlers run, and what they are given.
+
+
+class CardDeclined(Exception):
+    __durable_fields__ = ("code",)
+    code = "51"
+
+
+@BillingTask.handler(timeout=timedelta(seconds=30), non_retryable=(CardDeclined, KeyError), max_attempts=3)
+def settle(ctx: TaskContext, order_id: int) -> Receipt:
+    assert_type(ctx.now(), datetime)
+    assert_type(ctx.random(), float)
+    assert_type(ctx.uuid7(), UUID)
+    ctx.heartbeat()
+    assert_type(ctx.headers, Mapping[str, Any])
+    step = ctx.begin_step("pay", returns=Receipt)
+    assert_type(step, Step[Receipt])
+    assert_type(step.done, bool)
+    if not step.done:
+        assert_type(ctx.complete_step(step, Receipt(1, Decimal(1))), Receipt)
+        ctx.complete_step(step, "paid")  # type: ignore[misc]  # a Receipt was announced
+    assert_type(ctx.begin_step("anything"), Step[Any])
+    if order_id < 0:
+        raise Fail("card declined", code="51", amount=Decimal(1))
+    return step.value
+
+
+@MailTask.handler(timeout=None, non_retryable=CardDeclined)
+async def deliver(ctx: AsyncTaskContext, to: str) -> None:
+    assert_type(await ctx.now(), datetime)
+    assert_type(await ctx.random(), float)
+    assert_type(await ctx.uuid7(), UUID)
+    await ctx.heartbeat()
+    step = ctx.begin_step("send", returns=int)
+    assert_type(await ctx.complete_step(step, 7), int)
+
+
+@MailTask.handler(timeout=30)  # type: ignore[arg-type]  # a duration, not a number
+def hasty(ctx: TaskContext) -> None: ...
+
+
+@MailTask.handler(non_retryable=("CardDeclined",))  # type: ignore[arg-type]  # classes, not names
+def stubborn(ctx: TaskContext) -> None: ...
+
+
+def below_a_handler(error: TaskError) -> None:
+    assert_type(current_context(), TaskContext | AsyncTaskContext)
+    assert_type(current_context(TaskContext), TaskContext)
+    assert_type(current_context(AsyncTaskContext), AsyncTaskContext)
+    assert_type(error.fields, Mapping[str, Any] | None)
+    current_context(Order)  # type: ignore[type-var]  # no context
+
+
+@before_spawn
+def inject(spawning: Spawning) -> None:
+    spawning.headers["traceparent"] = f"{spawning.queue}.{spawning.task}"
+
+
+@around_run
+@contextmanager
+def restore(task: RunningTask) -> Generator[None, None, None]:
+    assert_type(task.headers, Mapping[str, Any])
+    assert_type(task.task_id, UUID)
+    yield
+
+
+@around_run  # type: ignore[arg-type]  # no context manager
+def forgets(task: RunningTask) -> None: ...
+
+
+def without_hooks(context: TaskContext, async_context: AsyncTaskContext) -> None:
+    remove_hook(inject)
+    restore(context)
+    restore(async_context)

@@ -1,4 +1,4 @@
-"""The application in app.py is what mypy --strict and pyright think it is: `assert_type` holds, mistakes are found."""
+"""The applications beside this file are what mypy --strict and pyright think they are: `assert_type` holds, mistakes are found."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
     sqlalchemy.__version__.startswith("2.0."), reason="rows are spelt otherwise: types are checked on 2.1"
 )
 ROOT = Path(__file__).parents[2]
-APP = Path("tests", "typing", "app.py")
+APPS = [str(Path("tests", "typing", name)) for name in ("app.py", "kit.py", "transactions.py")]
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -32,9 +32,9 @@ def _pyright(*files: str) -> list[str]:
 
 
 def test_mypy_strict_finds_the_types_and_the_mistakes_of_an_application() -> None:
-    done = _run(sys.executable, "-m", "mypy", "--strict", str(APP))
-    assert done.stdout.startswith("Success: no issues found in 1 source file"), done.stdout + done.stderr
+    done = _run(sys.executable, "-m", "mypy", "--strict", *APPS)
+    assert done.stdout.startswith("Success: no issues found in 3 source files"), done.stdout + done.stderr
 
 
 def test_pyright_finds_the_types_and_the_mistakes_of_an_application() -> None:
-    assert _pyright(str(APP)) == []
+    assert _pyright(*APPS) == []

@@ -10,7 +10,7 @@ from uuid import RFC_4122, UUID
 import pytest
 
 from sa_durable import ids
-from sa_durable.ids import uuid7
+from sa_durable.ids import uuid7, uuid7_digits
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +77,17 @@ def test_every_random_bit_is_used(monkeypatch):
 def test_ids_of_one_millisecond_are_in_the_order_of_their_making():
     made = [uuid7() for _ in range(10_000)]
     assert made == sorted(made)
+
+
+def test_ids_of_a_batch_are_ids_in_order_between_those_made_before_and_after():
+    made = [uuid7(), *(UUID(digits) for digits in uuid7_digits(2000)), uuid7()]
+    assert made == sorted(set(made))
+    assert all((value.version, value.variant) == (7, RFC_4122) for value in made)
+    assert uuid7_digits(0) == []
+
+
+def test_batches_of_many_threads_share_no_id(monkeypatch):
+    monkeypatch.setattr(ids.time, "time_ns", lambda: 1_767_225_600_000_000_000)
+    with ThreadPoolExecutor(8) as threads:
+        made = [digits for batch in threads.map(lambda _: uuid7_digits(500), range(16)) for digits in batch]
+    assert len(set(made)) == len(made)

@@ -41,7 +41,7 @@ from sa_durable import (
     KeyedObject,
     UnknownQueue,
 )
-from sa_durable.models import queue_of, queues_beside, siblings, tables, task
+from sa_durable.models import queue_of, queues_beside, siblings, task
 from sa_durable.models.names import COMMENT_PATTERN, MAX_QUEUE_LENGTH
 from sa_durable.models.tables import task_columns
 from tests.shop import BillingTask, MailTask, Order, charge
@@ -380,37 +380,6 @@ def test_annotations_say_which_columns_may_be_null_and_their_types(module, name,
 
 
 # Indexes
-
-
-def _index_comments():
-    """The comment above each Index in tables.py, by the suffix of the index's name."""
-    lines = Path(tables.__file__).read_text().splitlines()
-    comments = {}
-    for node in ast.walk(ast.parse("\n".join(lines))):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Index":
-            suffix = ast.literal_eval(node.args[0].args[2])
-            above = lines[node.lineno - 2].strip()
-            comments[suffix] = above
-    return comments
-
-
-def test_every_index_says_which_statement_it_serves():
-    comments = _index_comments()
-    suffixes = {
-        index.name.removeprefix(index.table.name).rsplit("_", 1)[-1]
-        for name, table in MailTask.metadata.tables.items()
-        if name.startswith("durable_mail")
-        for index in table.indexes
-    }
-    assert comments.keys() == suffixes
-    assert [suffix for suffix, comment in comments.items() if not comment.startswith("# ")] == []
-
-
-def test_every_statement_that_an_index_names_is_there():
-    for comment in _index_comments().values():
-        for module, function in re.findall(r"statements\.(\w+)\.(\w+)", comment):
-            source = (SOURCE / "statements" / f"{module}.py").read_text()
-            assert f"def {function}(" in source, comment
 
 
 def test_no_index_holds_what_heartbeats_change():

@@ -22,6 +22,7 @@ from sa_durable import (
     OnDuplicate,
     SpawnOptions,
 )
+from sa_durable.options import resolve
 from sa_durable.policy import (
     GiveUp,
     RetryAfter,
@@ -29,7 +30,6 @@ from sa_durable.policy import (
     after_lease_expired,
     check_key,
     check_retry,
-    resolve,
     retry_delay,
     retry_from_json,
     retry_to_json,

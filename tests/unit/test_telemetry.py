@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID, uuid4
@@ -9,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy.orm import Session
 
-from sa_durable import DuplicateTask, Durable, IdempotencyConflict
+from sa_durable import DuplicateTask, Durable, IdempotencyConflict, telemetry
 from sa_durable.telemetry import (
     Spawned,
     SpawnOutcome,
@@ -46,7 +47,7 @@ def test_spawns_are_counted_by_queue_task_and_outcome(queue):
     for outcome in (SpawnOutcome.CREATED, SpawnOutcome.RETURNED, SpawnOutcome.RETURNED):
         record(queue, "charge", outcome, ID)
     record(queue, "refund", SpawnOutcome.CREATED, ID)
-    record_created([(queue, "charge", ID), (queue, "charge", uuid4())])
+    record_created(queue, [("charge", ID.hex), ("charge", uuid4().hex)])
     assert _count(queue) == {"created": 3, "returned": 2}
     assert _count(queue, "refund") == {"created": 1}
 
@@ -75,13 +76,13 @@ def test_duplicate_is_logged(caplog, queue, outcome):
 def test_new_task_is_not_logged(caplog, queue):
     caplog.set_level(logging.DEBUG, "sa_durable")
     record(queue, "charge", SpawnOutcome.CREATED, ID)
-    record_created([(queue, "charge", ID)])
+    record_created(queue, [("charge", ID.hex)])
     assert not caplog.records
 
 
 def test_hook_sees_every_spawn(queue, seen):
     record(queue, "charge", SpawnOutcome.RETURNED, ID, params_match=False)
-    record_created([(queue, "charge", ID)])
+    record_created(queue, [("charge", ID.hex)])
     assert seen == [
         Spawned(queue, "charge", SpawnOutcome.RETURNED, ID, params_match=False),
         Spawned(queue, "charge", SpawnOutcome.CREATED, ID, params_match=True),
@@ -172,3 +173,7 @@ def test_neither_key_nor_params_are_logged(session: Session, caplog):
     assert caplog.records
     assert "ada@" not in caplog.text
     assert "secret-key" not in caplog.text
+
+
+def test_the_examples_of_the_hooks_run():
+    assert doctest.testmod(telemetry).failed == 0

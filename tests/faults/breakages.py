@@ -1,0 +1,112 @@
+"""Variants of the library that lack one protection each. A process that is told to applies one; the package has none.
+
+Each must be found by the checker in the run that finds nothing without it: that is the proof that it can fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import bindparam, func, literal_column, select, text
+from sqlalchemy.orm import Session
+
+from sa_durable.models.predicates import RUNNING
+from sa_durable.runtime import effects, heartbeat, sweeper
+from sa_durable.runtime.chores import Chore
+from sa_durable.services import checkpoints as checkpoint_services
+from sa_durable.services import maintenance, runs
+from sa_durable.statements import checkpoints, leases, tasks
+from sa_durable.statements import runs as run_statements
+
+COMMIT = 0.005  # seconds that a COMMIT takes on a disk; here nothing waits for one
+BETWEEN = 0.02  # seconds from one transaction to the next, as on a busy machine
+
+
+def without_token() -> None:
+    """Whoever runs a task may write for it, whichever claim is the current one."""
+
+    def still_held(table: Any, claims: Any, *columns: str, wait: bool = False) -> Any:
+        row = table.alias("row")
+        return (
+            select(row.c.id, *(row.c[name] for name in columns))
+            .where(row.c.id == claims.c.id, text(f"row.{RUNNING}"))
+            .with_for_update(key_share=True, skip_locked=not wait)
+            .lateral("held_row")
+        )
+
+    def parameter(name: str, **kw: Any) -> Any:
+        given = bindparam(name, **kw)
+        return func.coalesce(literal_column("token"), given) if name == "token" else given
+
+    leases.still_held = run_statements.still_held = still_held
+    checkpoints.bindparam = parameter
+
+
+def sweep_without_recheck() -> None:
+    """Who has let a lease expire is read in one transaction, and believed in the next."""
+
+    def _sweep(self: Any, model: Any) -> bool:
+        with self._database.transaction() as session:
+            overdue = session.execute(leases.expired(model), {"limit": 100}).all()
+        ended = [
+            runs.Failed(row.id, row.token, maintenance._error(row), maintenance._verdict(row))
+            for row in overdue
+        ]
+        if ended:
+            time.sleep(BETWEEN)
+            with self._database.transaction() as session:
+                runs.fail_many(session, model, ended)
+            self._ready.set()
+        return False
+
+    sweeper.Sweeper._sweep = _sweep
+
+
+def insert_without_conflict_clause() -> None:
+    tasks.unless_held = lambda statement, _table: statement
+
+
+def checkpoint_outside() -> None:
+    """A step's record commits in a transaction of its own, just before the rows that it is about."""
+
+    def record(self: Any, session: Session, value: Any) -> effects.Found:
+        text_ = effects.encode(self._coder, value, self._key)
+        with Session(session.get_bind(self._run.model)) as other, other.begin():
+            claim = self._run.claim
+            saved = checkpoint_services.save_first(other, self._run.model, claim, self._key, text_)
+        time.sleep(COMMIT)
+        return effects.Found(saved)
+
+    effects.StepDone.record = record
+
+
+class _OnLoop(Chore):
+    """A chore that takes its turn on the event loop."""
+
+    def start(self) -> None:
+        self._again(asyncio.get_running_loop())
+
+    def _again(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self.stopping:
+            loop.call_later(self._work() or 0, self._again, loop)
+
+
+def heartbeat_on_loop() -> None:
+    heartbeat.Chore = _OnLoop
+
+
+BREAKAGES: dict[str, Callable[[], None]] = {
+    "token check off": without_token,
+    "sweep without re-check": sweep_without_recheck,
+    "insert without conflict clause": insert_without_conflict_clause,
+    "checkpoint outside the transaction": checkpoint_outside,
+    "heartbeat on the event loop": heartbeat_on_loop,
+}
+
+
+def apply(name: str | None) -> None:
+    if name is not None:
+        BREAKAGES[name]()

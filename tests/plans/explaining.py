@@ -1,0 +1,123 @@
+"""What PostgreSQL makes of a statement: its plan as a prepared one, and what running it touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from psycopg import sql
+from psycopg._queries import PostgresQuery
+from psycopg.adapt import Transformer
+from sqlalchemy import Connection, Engine, Executable, event
+from sqlalchemy.orm import Session
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that was run."""
+
+    root: dict[str, Any]
+
+    @cached_property
+    def nodes(self) -> list[dict[str, Any]]:
+        return list(_nodes(self.root))
+
+    @property
+    def indexes(self) -> set[str]:
+        return {node["Index Name"] for node in self.nodes if "Index Name" in node}
+
+    @property
+    def touched(self) -> int:
+        """Buffers: pages of tables and indexes that were looked at, each time."""
+        return int(self.root["Shared Hit Blocks"] + self.root["Shared Read Blocks"])
+
+    @property
+    def sequential(self) -> set[str]:
+        """The tables that were read from end to end."""
+        scans = (node for node in self.nodes if node["Node Type"] == "Seq Scan" and node["Actual Loops"])
+        return {node["Relation Name"] for node in scans}
+
+    @property
+    def locked(self) -> int:
+        """Rows that FOR UPDATE locked."""
+        locks = (node for node in self.nodes if node["Node Type"] == "LockRows")
+        return sum(int(node["Actual Rows"] * node["Actual Loops"]) for node in locks)
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
+
+
+class _Sent(Exception):
+    """Stops a statement on its way to the driver, and carries it."""
+
+
+def as_sent(connection: Connection, statement: Executable, parameters: Mapping[str, Any]) -> tuple[str, Any]:
+    """The SQL of a statement, and its parameters as the driver would get them; it isn't sent."""
+
+    def stop(_: Connection, __: Any, sql: str, parameters: Any, *___: Any) -> None:
+        raise _Sent(sql, parameters)
+
+    event.listen(connection, "before_cursor_execute", stop)
+    try:
+        connection.execute(statement, parameters)
+    except _Sent as sent:
+        text, given = sent.args
+        return text, given
+    finally:
+        event.remove(connection, "before_cursor_execute", stop)
+    raise AssertionError("nothing was sent")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A statement, and what its plan may cost."""
+
+    name: str
+    statement: Executable
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    uses: frozenset[str] | set[str] = frozenset()
+    """Indexes, without their `durable_`."""
+    touches: int = 30
+    locks: int = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def check(engine: Engine, case: Case, mode: str) -> None:
+    """What a case promises holds, whatever is in the tables."""
+    with Session(engine) as session:
+        sent = as_sent(session.connection(), case.statement, case.parameters)
+        explain(session, *sent, mode)  # passes over what earlier tests rolled back, and marks it as dead
+        session.rollback()
+        plan = explain(session, *sent, mode)
+        session.rollback()
+    sequential, touched, locked = plan.sequential, plan.touched, plan.locked
+    indexes = {name.replace("durable_", "", 1) for name in plan.indexes}
+    assert sequential <= {"durable_queues"}  # has a row a queue
+    assert case.uses <= indexes
+    assert touched <= case.touches, plan.root
+    assert locked <= case.locks
+
+
+def explain(session: Session, statement: str, parameters: Any, mode: str) -> Plan:
+    """The plan of what SQLAlchemy sends, prepared and run in the session's transaction."""
+    query = PostgresQuery(Transformer())
+    query.convert(statement, parameters)
+    raw = session.connection().connection.cursor()
+    raw.execute(f"SET LOCAL plan_cache_mode = {mode}")
+    raw.execute(b"PREPARE plan AS " + query.query)
+    values = [parameters[name] for name in query._order or []]
+    execute = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE plan{}").format(
+        sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Literal, values))) if values else sql.SQL("")
+    )
+    raw.execute(execute)
+    [[found]] = raw.fetchall()
+    raw.execute("DEALLOCATE plan")
+    return Plan((found if isinstance(found, list) else json.loads(found))[0]["Plan"])

@@ -1,0 +1,71 @@
+"""What has passed through, and can't be vacuumed, costs a claim nothing that begins behind it (decision 0010)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from sa_durable import Durable, DurableTask
+from sa_durable.services import leases, runs
+from sa_durable.services.runs import Completed
+from sa_durable.statements import leases as stmt
+from sa_durable.statements.arrays import texts
+from tests.databases import throwaway
+from tests.plans.explaining import Plan, as_sent, explain
+
+LEASE = timedelta(minutes=1)
+PASSED, PAGES = 10_000, 200  # and they fill at least so many pages
+CLAIM: dict[str, Any] = {"worker": "w", "lease": LEASE, "limit": 10}
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class PassingTask(DurableTask, Base):
+    __queue__ = "passing"
+
+
+@PassingTask.handler()
+def charge(ctx: object, order_id: int) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def bloated(server_url: str):
+    """A queue that 10,000 tasks that were due long ago have passed through, and 20 are ready, while a transaction holds its snapshot."""
+    with throwaway(server_url, Base.metadata) as engine, engine.connect() as holder:
+        holder.execution_options(isolation_level="REPEATABLE READ").execute(text("SELECT 1"))
+        spawn(engine, PASSED, run_at=datetime(2026, 1, 1, tzinfo=UTC))
+        with Session(engine) as session, session.begin():
+            options = {**CLAIM, "limit": PASSED, "names": ["charge"]}
+            claims = leases.claim(session, PassingTask, **options)
+            assert len(claims) == PASSED
+            ended = [Completed(claim.task_id, claim.token, "null") for claim in claims]
+            runs.complete_many(session, PassingTask, ended)
+        spawn(engine, 20)
+        yield engine
+
+
+def spawn(engine: Engine, number: int, **options: Any) -> None:
+    with Session(engine) as session, session.begin():
+        Durable(session).spawn_many((charge.call(order_id=n) for n in range(number)), **options)
+
+
+def plan(engine: Engine, mode: str, *, recent: bool) -> Plan:
+    parameters = {**CLAIM, "names": texts(["charge"]), **({"within": LEASE} if recent else {})}
+    with Session(engine) as session:
+        sent = as_sent(session.connection(), stmt.claim(PassingTask, recent=recent), parameters)
+        return explain(session, *sent, mode)
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+def test_a_claim_that_begins_behind_what_has_passed_reads_none_of_it(bloated, mode):
+    everything, found = (plan(bloated, mode, recent=recent) for recent in (False, True))
+    assert everything.touched >= found.touched + PAGES, "or else this test tests nothing"
+    assert "ix_durable_passing_tasks_ready" in found.indexes
+    assert found.locked == 10
+    assert found.touched < PAGES

@@ -1,0 +1,87 @@
+"""What a worker's idle look costs a queue: few statements and few pages, however much waits, sleeps or has ended there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Session
+
+from sa_durable.runtime.database import Database
+from sa_durable.runtime.registry import Registry
+from sa_durable.runtime.slots import Slots
+from sa_durable.runtime.sweeper import Sweeper
+from sa_durable.runtime.waker import Waker
+from sa_durable.runtime.wakeup import Wakeup
+from tests.plans.explaining import explain
+from tests.shop import MailTask
+
+HOUR = timedelta(hours=1)
+
+
+@contextmanager
+def sending() -> Iterator[list[tuple[str, Any]]]:
+    """What is sent meanwhile, on whatever connection."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_: Connection, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        sent.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def catching_up(database: Database) -> Callable[[], object]:
+    """Every 5 s, and what is done every 250 ms."""
+    queues, slots = Registry([MailTask]), Slots(10, None)
+    waker = Waker(database, queues, slots, poll_interval=HOUR, ready=Wakeup(), asleep=Wakeup())
+    return waker.chore.once
+
+
+def waking(database: Database) -> Callable[[], object]:
+    """Every 250 ms."""
+    look = catching_up(database)
+    look()
+    return look
+
+
+def sweeping(database: Database) -> Callable[[], object]:
+    """Every 5 s."""
+    return Sweeper(
+        database, Registry([MailTask]), sweep_interval=HOUR, ready=Wakeup(), ended=Wakeup()
+    ).chore.once
+
+
+LOOKS = {
+    # Which says that there is nothing to claim, settle or wake either.
+    waking: (1, 40),
+    # And which events of other queues are waited for, up to a thousand names; which of those tasks are over.
+    catching_up: (3, 40 + 300 + 4500),
+    # What is running, of which there are 10,000 here; the next deadline.
+    sweeping: (1, 3000 + 10),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.__name__)
+def test_an_idle_look_sends_few_statements_that_touch_few_pages(engine, mode, look):
+    database = Database(engine)
+    act = look(database)
+    with sending() as sent:
+        act()
+    database.close()
+    # Plans are discarded where a look took long: on a busy machine.
+    asked = [one for one in sent if "SAVEPOINT" not in one[0] and one[0] != "DISCARD PLANS"]
+    statements, pages = LOOKS[look]
+    assert len(asked) == statements
+    with Session(engine) as session:
+        plans = [explain(session, *one, mode) for one in asked for _ in range(2)][1::2]
+        session.rollback()
+    assert set().union(*(plan.sequential for plan in plans)) <= {"durable_queues"}
+    assert sum(plan.touched for plan in plans) <= pages

@@ -1,0 +1,141 @@
+"""Transactions that take keys and the rows of relatives, where the order of locks is less plain than from root to leaf."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from sa_durable import Durable, RetryTransaction
+from sa_durable.services import children
+from sa_durable.telemetry import Spawned, on_spawn, remove_hook
+from tests.consistency import complaints
+from tests.races.overlapping import overlap, stage
+from tests.races.racing import no_deadlock
+from tests.races.scenes import KEYS, Scene, empty, scene
+from tests.shop import BillingTask, MailTask, charge
+
+FULL = os.environ.get("SA_DURABLE_LOCK_ORDER") == "full"
+pytestmark = pytest.mark.service
+Act = Callable[[Session, Scene], Any]
+
+
+def every_way(engine: Engine, where: str, first: Act, second: Act) -> set[str]:
+    """Both orders, the first one held before its statements, each or a few of them: no deadlock, and all is well.
+    Returns what they came to."""
+    seen: set[str] = set()
+    with no_deadlock(engine), stage(engine) as here:
+        for early, late in ((first, second), (second, first)):
+            met, sent = None, 1
+            for hold_after in (None, *range(1, 40)):
+                if hold_after and (hold_after >= sent or not (FULL or hold_after % (1 + sent // 6) == 0)):
+                    continue
+                empty(engine)
+                rows = scene(engine, where)
+                acts = [lambda session, act=act, rows=rows: act(session, rows) for act in (early, late)]
+                met = overlap(here, *acts, hold_after=hold_after)
+                sent = max(sent, met.sent)
+                assert complaints(engine, BillingTask, MailTask) == [], (hold_after, met)
+                seen |= {met.first, met.second}
+    return seen
+
+
+def replacing(key: str) -> Any:
+    return charge.call(2).using(idempotency_key=key, on_duplicate="replace")
+
+
+def cancel_root(session: Session, rows: Scene) -> object:
+    return Durable(session).cancel(MailTask, rows.root.task_id)
+
+
+def test_a_parent_replaces_its_childs_key_while_it_is_cancelled(engine):
+    def spawn(session: Session, rows: Scene) -> object:
+        return children.spawn(session, MailTask, rows.root, "$s", [replacing(KEYS[0])], keywords={})
+
+    seen = every_way(engine, "running", spawn, cancel_root)
+    assert {"done", "Cancelled"} <= seen <= {"done", "Cancelled", "RetryTransaction"}
+
+
+@pytest.mark.parametrize("elder", [True, False])
+def test_a_child_replaces_its_siblings_key_while_their_parent_is_cancelled(engine, elder):
+    who, whom = (0, 1) if elder else (1, 0)
+
+    def spawn(session: Session, rows: Scene) -> object:
+        calls = [replacing(KEYS[whom])]
+        return children.spawn(session, BillingTask, rows.twins[who], "$s", calls, keywords={})
+
+    seen = every_way(engine, "running", spawn, cancel_root)
+    # A cascade locks brothers and sisters in the order of their age.
+    assert {"done", "Cancelled"} <= seen
+    assert seen <= ({"done", "Cancelled", "RetryTransaction"} if elder else {"done", "Cancelled"})
+
+
+@pytest.mark.parametrize("how", ["return", "update", "replace"])
+@pytest.mark.parametrize("where", ["completed", "new"])
+def test_a_batch_takes_its_keys_in_their_order_whatever_becomes_of_the_holders(engine, where, how):
+    """As who spawns them one by one does. (Once it took all free ones first, and then came back for the others.)"""
+    calls = [charge.call(2).using(idempotency_key=key, on_duplicate=how) for key in sorted([*KEYS, "k3"])]
+
+    def singly(session: Session, _: Scene) -> object:
+        return [Durable(session).spawn(call) for call in calls]
+
+    def batch(session: Session, _: Scene) -> object:
+        return Durable(session).spawn_many(calls)
+
+    assert every_way(engine, where, singly, batch) == {"done"}
+
+
+def test_a_batch_whose_holder_leaves_while_it_is_spawned_undoes_what_it_took_too_early(engine, session):
+    """Another batch has the key by then, and wants what this one has: this one lets it go."""
+    with session.begin():
+        Durable(session).spawn(charge.call(1), idempotency_key="k1")
+    calls = [charge.call(2).using(idempotency_key=key) for key in ("k1", "k2")]
+
+    def batch(session: Session) -> list[bool]:
+        return [spawned.created for spawned in Durable(session).spawn_many(calls)]
+
+    seen: list[Spawned] = []
+    hook = on_spawn(seen.append)
+    with no_deadlock(engine), stage(engine) as here, here.part(batch, hold_after=3) as first:
+        assert not here.until_still(first)  # it has found k1 held, and has k2; next it looks for the holder
+        with session.begin():
+            Durable(session).release_key(BillingTask, "k1")
+        with here.part(batch) as second:
+            assert here.until_still(second)  # it has k1, and wants k2
+            first.go.set()
+            while here.until_still(first):  # it wants k1, with empty hands
+                if second.outcome.done():
+                    second.session.commit()
+            first.session.commit()
+            assert (first.outcome.result(), second.outcome.result(20)) == ("done", "done")
+            second.session.commit()
+    remove_hook(hook)
+    assert sorted(spawned.outcome for spawned in seen) == ["created", "created", "returned", "returned"]
+
+
+def test_a_batch_that_replaces_siblings_against_their_parents_cascade_is_a_retryable_error(engine, session):
+    """Keys are taken in their order and brothers and sisters in that of their ids, so here is one deadlock that is left:
+    PostgreSQL finds it, one of the two is to be run again, and nothing is lost."""
+    rows = scene(engine, "running")
+    calls = [replacing(key) for key in KEYS]
+
+    def spawn(session: Session) -> object:
+        return Durable(session).spawn_many(calls)
+
+    with stage(engine) as here, here.part(spawn, hold_after=14) as batch:
+        assert not here.until_still(batch)  # it has replaced the younger one
+        with here.part(lambda session: cancel_root(session, rows)) as cascade:
+            assert here.until_still(cascade)
+            batch.go.set()
+            errors = [part.outcome.exception(20) for part in (batch, cascade)]
+            for part in (batch, cascade):
+                part.session.commit()
+    [error] = filter(None, errors)
+    assert isinstance(error, RetryTransaction) and error.sqlstate == "40P01"
+    cancel_root(session, rows)
+    session.commit()
+    assert complaints(engine, BillingTask, MailTask) == []

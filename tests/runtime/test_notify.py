@@ -1,0 +1,298 @@
+"""Notifications find an idle worker: whoever polls every half a minute here starts a task at once, or the test fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, func, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from sa_durable import AsyncDurable, Durable
+from sa_durable.runtime import idling, listener
+from sa_durable.runtime import listening as listening_
+from tests.listening import Ear, listening
+from tests.proxy import Proxy
+from tests.runtime import app, family
+from tests.runtime.app import OtherTask, WorkTask
+from tests.runtime.conftest import working
+from tests.runtime.family import ChildTask, ParentTask
+from tests.waiting import wait_until
+
+SELDOM = timedelta(seconds=60)
+AT_ONCE = 15  # seconds, on a machine with other things to do
+
+
+def asked(engine: Engine) -> set[str]:
+    with engine.connect() as connection:
+        return set(connection.scalars(text("SELECT name FROM durable_queues WHERE notify_until > now()")))
+
+
+def backends(engine: Engine) -> list[int]:
+    """Who listens."""
+    with engine.connect() as connection:
+        return list(
+            connection.scalars(
+                text(
+                    "SELECT pid FROM pg_stat_activity WHERE query = 'LISTEN sa_durable' AND datname = current_database()"
+                )
+            )
+        )
+
+
+@contextmanager
+def idle(engine: Engine, *queues: type, **options) -> Iterator[object]:
+    """A worker that seldom polls, and has nothing to do."""
+    queues = queues or (WorkTask,)
+    with working(engine, *queues, **{"poll_interval": SELDOM, **options}) as worker:
+        wait_until(
+            lambda: asked(engine) >= {queue.__queue__ for queue in queues}, what="the worker to be idle"
+        )
+        yield worker
+
+
+async def async_spawn(url: str) -> object:
+    engine = create_async_engine(url.replace("+psycopg", "+asyncpg"))
+    async with AsyncSession(engine) as session, session.begin():
+        task_id = (await AsyncDurable(session).spawn(app.double.call(number=1))).task_id
+    await engine.dispose()
+    return task_id
+
+
+def many(shop) -> object:
+    with Session(shop.engine) as session, session.begin():
+        return Durable(session).spawn_many([app.double.call(number=n) for n in range(3)])[-1].task_id
+
+
+def add(shop) -> object:
+    with Session(shop.engine) as session, session.begin():
+        task = app.double.task(number=1)
+        session.add(task)
+        return task.id
+
+
+WAYS = {
+    "spawn": lambda shop, _: shop.spawn(app.double.call(number=1)),
+    "a key": lambda shop, _: shop.spawn(app.double.call(number=1), idempotency_key="k"),
+    "a short delay": lambda shop, _: shop.spawn(app.double.call(number=1), delay=timedelta(milliseconds=50)),
+    "a batch": lambda shop, _: many(shop),
+    "an object": lambda shop, _: add(shop),
+    "asyncpg": lambda _, url: asyncio.run(async_spawn(url)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_idle_worker_starts_a_task_at_once_however_it_was_spawned(engine, shop, runtime_url, way):
+    with idle(engine):
+        assert shop.ended(WAYS[way](shop, runtime_url), timeout=AT_ONCE).state == "completed"
+
+
+def test_an_idle_worker_stays_reachable_task_after_task(engine, shop):
+    with idle(engine):
+        for number in range(30):
+            assert (
+                shop.ended(shop.spawn(app.double.call(number=number)), timeout=AT_ONCE).result == 2 * number
+            )
+
+
+def test_of_two_idle_workers_each_is_told_of_its_own_queues(engine, shop):
+    with idle(engine, WorkTask) as one, idle(engine, OtherTask) as other:
+        assert shop.ended(shop.spawn(app.other.call()), model=OtherTask, timeout=AT_ONCE).state == "completed"
+        assert one._listener.heard == 0 and other._listener.heard == 1
+        assert shop.ended(shop.spawn(app.triple.call(number=1)), timeout=AT_ONCE).result == 3
+        assert one._listener.heard == 1
+
+
+def test_an_event_wakes_who_awaits_it_at_once(home):
+    with idle(home.engine, ParentTask):
+        task = home.spawn(family.plain_awaits.call(name="paid"))
+        home.state_is(task, "sleeping", AT_ONCE)
+        with Session(home.engine) as session, session.begin():
+            Durable(session).emit(ParentTask, "paid", 7)
+        assert home.ended(task, timeout=AT_ONCE).result == 7
+
+
+def test_a_parent_and_its_child_start_and_go_on_at_once_in_workers_of_their_own(home):
+    with idle(home.engine, ParentTask), idle(home.engine, ChildTask):
+        parent = home.spawn(family.plain_joins.call(kind="grows"))
+        assert home.ended(parent, timeout=AT_ONCE).state == "completed"
+
+
+def test_what_a_worker_gives_back_or_wakes_and_has_no_room_for_another_one_starts_at_once(engine, shop):
+    full = {
+        "concurrency": 1,
+        "prefetch": 0,
+        "worker_id": "full",
+        "shutdown_timeout": timedelta(milliseconds=1),
+    }
+    with working(engine, **full) as busy:
+        stuck = shop.spawn(app.waits.call(label="stuck"))
+        wait_until(lambda: app.calls["stuck"])
+        asleep = shop.spawn(app.double.call(number=1), delay=timedelta(hours=1))
+        with idle(engine):
+            shop.set(asleep, available_at=func.now())
+            busy._asleep.set()
+            assert shop.ended(asleep, timeout=AT_ONCE).result == 2
+            busy.request_stop()
+            wait_until(lambda: app.calls["stuck"] == 2, timeout=AT_ONCE)
+            app.gate.set()
+            assert shop.ended(stuck, timeout=AT_ONCE).claimed_by != "full"
+
+
+@pytest.mark.parametrize("as_new", [False, True])
+def test_a_task_that_is_retried_starts_at_once(engine, shop, as_new):
+    task = shop.spawn(app.once.call())
+    with idle(engine):
+        shop.ended(task, timeout=AT_ONCE)
+        with Session(engine) as session, session.begin():
+            again = Durable(session).retry(WorkTask, task, as_new=as_new).task_id
+        wait_until(
+            lambda: shop.task(again).state == "failed" and len(shop.runs(again)) == (1 if as_new else 2),
+            AT_ONCE,
+        )
+
+
+def test_a_worker_that_others_called_off_for_asks_again_once_it_has_missed_something(
+    engine, shop, monkeypatch
+):
+    monkeypatch.setattr(idling, "AGAIN", 0.0)
+    with idle(engine, poll_interval=timedelta(milliseconds=100)):
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE durable_queues SET notify_until = NULL"))
+        shop.ended(shop.spawn(app.double.call(number=1)))
+        wait_until(lambda: asked(engine) >= {"work"})
+
+
+@pytest.fixture
+def ear(engine: Engine) -> Iterator[Ear]:
+    with listening(engine) as ear:
+        yield ear
+
+
+def test_without_notify_nobody_notifies_nobody_listens_and_tasks_are_found_by_polling(engine, shop, ear):
+    with working(engine, notify=False):
+        for number in range(3):
+            shop.ended(shop.spawn(app.double.call(number=number)))
+            shop.ended(shop.spawn(app.anaps.call(seconds=0.05)))
+        assert len(backends(engine)) == 1  # the test's
+    assert ear.payloads() == [] and asked(engine) == set()
+
+
+def test_a_worker_without_room_calls_notifications_off_until_it_is_idle_again(engine, shop, ear):
+    with idle(engine, concurrency=1, prefetch=0):
+        first = shop.spawn(app.waits.call(label="first"))
+        wait_until(lambda: asked(engine) == set(), timeout=AT_ONCE)
+        ear.payloads()
+        rest = [shop.spawn(app.double.call(number=number)) for number in range(20)]
+        assert ear.payloads() == []
+        app.gate.set()
+        shop.ended(first, *rest, timeout=AT_ONCE)
+        wait_until(lambda: asked(engine) == {"work"}, timeout=AT_ONCE)
+        assert shop.ended(shop.spawn(app.double.call(number=1)), timeout=AT_ONCE).result == 2
+
+
+# C4, the listener's part
+def test_a_listener_whose_backend_is_killed_listens_again_and_says_so_once(engine, shop, caplog):
+    caplog.set_level(logging.INFO, "sa_durable.worker")
+    with idle(engine):
+        before = backends(engine)
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": before[0]})
+        wait_until(lambda: "arrive again" in caplog.text, timeout=AT_ONCE)
+        assert backends(engine) not in ([], before)
+        assert shop.ended(shop.spawn(app.double.call(number=1)), timeout=AT_ONCE).result == 2
+    said = [record.message for record in caplog.records if record.message.startswith("listener")]
+    assert len(said) == 2 and "polling meanwhile" in said[0]
+
+
+def test_what_was_spawned_while_nobody_listened_is_found_when_somebody_does_again(engine, shop, monkeypatch):
+    monkeypatch.setattr(listening_, "FIRST_PAUSE", 1.0)
+    with idle(engine) as worker:
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": backends(engine)[0]})
+        wait_until(lambda: worker._listener.connection == 0)
+        task = shop.spawn(app.double.call(number=1))
+        assert shop.ended(task, timeout=AT_ONCE).result == 2
+
+
+# C5
+@pytest.mark.parametrize("how", ["half-open", "cut"])
+def test_while_the_listeners_connection_is_broken_tasks_are_polled_and_then_it_listens_again(
+    engine, shop, runtime_url, caplog, monkeypatch, how
+):
+    caplog.set_level(logging.INFO, "sa_durable.worker")
+    monkeypatch.setattr(listener, "ECHO", 0.5)
+    monkeypatch.setattr(idling, "RENEW", 0.5)
+    with (
+        Proxy(runtime_url) as through,
+        idle(engine, listen_url=through.url, poll_interval=timedelta(milliseconds=300)) as worker,
+    ):
+        wait_until(lambda: worker._listener._returned)
+        through.freeze() if how == "half-open" else through.cut()
+        assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
+        wait_until(lambda: "polling meanwhile" in caplog.text)
+        through.thaw()
+        wait_until(lambda: "arrive again" in caplog.text)
+        heard = worker._listener.heard
+        shop.ended(shop.spawn(app.double.call(number=1)))
+        wait_until(lambda: worker._listener.heard > heard)
+
+
+def test_that_nothing_arrives_is_noticed_while_tasks_keep_coming(
+    engine, shop, runtime_url, caplog, monkeypatch
+):
+    """Each one that polling finds has the worker ask again."""
+    caplog.set_level(logging.INFO, "sa_durable.worker")
+    monkeypatch.setattr(listener, "ECHO", 1.0)
+    monkeypatch.setattr(idling, "AGAIN", 0.0)
+    with (
+        Proxy(runtime_url) as through,
+        idle(engine, listen_url=through.url, poll_interval=timedelta(milliseconds=50)) as worker,
+    ):
+        wait_until(lambda: worker._listener._returned)
+        through.freeze()
+        wait_until(
+            lambda: shop.ended(shop.spawn(app.double.call(number=1))) and "polling meanwhile" in caplog.text,
+            what="the worker to notice",
+        )
+
+
+def test_a_worker_says_once_that_nothing_arrives_and_goes_on_polling(engine, shop, caplog, monkeypatch):
+    monkeypatch.setattr(listener, "ECHO", 0.1)
+    monkeypatch.setattr(listener, "CHANNEL", "elsewhere")  # as behind a pooler that keeps no sessions
+    with working(engine) as worker:
+        wait_until(lambda: worker._listener._connections >= 3)
+        assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
+    assert caplog.text.count("listen_url") == 1
+
+
+@pytest.mark.owner
+def test_a_worker_that_cannot_ask_polls(engine, shop):
+    with Session(engine) as operator:
+        operator.add(WorkTask.Queue(name="work"))
+        operator.commit()
+        operator.get(WorkTask.Queue, "work", with_for_update=True)  # as somebody who thinks about pausing it
+        with working(engine):
+            assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
+            assert asked(engine) == set()
+
+
+def test_the_command_can_do_without_notifications_or_listen_elsewhere(
+    engine, shop, ear, worker_process, runtime_url
+):
+    process = worker_process("--no-notify")
+    assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
+    assert ear.payloads() == [] and asked(engine) == set()
+    process.kill()
+    with Proxy(runtime_url) as through:
+        worker_process(
+            "--listen-url", through.url.render_as_string(hide_password=False), "--poll-interval", "60"
+        )
+        wait_until(lambda: asked(engine) >= {"work"})
+        assert shop.ended(shop.spawn(app.double.call(number=1)), timeout=AT_ONCE).result == 2
+        assert through.links

@@ -1,0 +1,173 @@
+"""An application whose tasks the kit runs: each verb in a plain and an async handler."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sa_durable import AsyncTaskContext, DurableTask, Exponential, Fixed, NoRetry, TaskContext, TimedOut
+
+WEEK = timedelta(days=7)
+calls: Counter[str] = Counter()
+gate = threading.Event()  # closed until a test opens it
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Effect(Base):
+    __tablename__ = "effects"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    what: Mapped[str]
+
+
+class KitTask(DurableTask, Base):
+    __queue__ = "kit"
+
+
+class SideTask(DurableTask, Base):
+    __queue__ = "side"
+
+
+def count(what: str) -> int:
+    calls[what] += 1
+    return calls[what]
+
+
+@KitTask.handler()
+def plain(ctx: TaskContext, number: int, price: Decimal = Decimal(1)) -> int:
+    return ctx.step("count", count, "plain") + number
+
+
+@KitTask.handler()
+async def coroutine(ctx: AsyncTaskContext, number: int) -> int:
+    await asyncio.sleep(0)
+    return await ctx.step("count", count, "coroutine") + number
+
+
+@KitTask.handler()
+def naps(ctx: TaskContext) -> list[Any]:
+    first = ctx.step("first", count, "naps")
+    ctx.sleep_for(WEEK)
+    second = ctx.step("second", count, "naps")
+    ctx.sleep_for(timedelta(minutes=5))
+    return [first, second, str(ctx.run_id), ctx.attempt]
+
+
+@KitTask.handler()
+async def anaps(ctx: AsyncTaskContext) -> list[Any]:
+    first = await ctx.step("first", count, "naps")
+    await ctx.sleep_for(WEEK)
+    second = await ctx.step("second", count, "naps")
+    await ctx.sleep_for(timedelta(minutes=5))
+    return [first, second, str(ctx.run_id), ctx.attempt]
+
+
+BACKOFF = Exponential(timedelta(seconds=40), 3, timedelta(seconds=90), jitter=0)
+
+
+@KitTask.handler(max_attempts=3, retry=BACKOFF)
+def hopeless(ctx: TaskContext) -> None:
+    raise ConnectionError(f"attempt {ctx.attempt}")
+
+
+@KitTask.handler(max_attempts=3, retry=BACKOFF)
+async def ahopeless(ctx: AsyncTaskContext) -> None:
+    raise ConnectionError(f"attempt {ctx.attempt}")
+
+
+@KitTask.handler(max_attempts=2, retry=Fixed(timedelta(0), jitter=0))
+def flaky(ctx: TaskContext) -> int:
+    if ctx.attempt == 1:
+        raise TimeoutError("the first time")
+    return ctx.attempt
+
+
+@KitTask.handler()
+def waits_for(ctx: TaskContext, name: str) -> Any:
+    try:
+        return ctx.await_event(name, timeout=WEEK)
+    except TimedOut:
+        return "too late"
+
+
+@KitTask.handler()
+async def awaits_for(ctx: AsyncTaskContext, name: str) -> Any:
+    try:
+        return await ctx.await_event(name, timeout=WEEK)
+    except TimedOut:
+        return "too late"
+
+
+@KitTask.handler()
+def emits(ctx: TaskContext, name: str) -> None:
+    ctx.emit_event(name, {"by": ctx.name})
+
+
+@KitTask.handler()
+def parent(ctx: TaskContext) -> list[int]:
+    return ctx.join_all([ctx.spawn(child.call(number=n)) for n in (1, 2)])
+
+
+@KitTask.handler()
+async def aparent(ctx: AsyncTaskContext) -> list[int]:
+    return await ctx.join_all([await ctx.spawn(child.call(number=n)) for n in (1, 2)])
+
+
+@SideTask.handler()
+def child(ctx: TaskContext, number: int) -> int:
+    ctx.sleep_for(WEEK)
+    return 10 * number
+
+
+@KitTask.handler()
+def writes(ctx: TaskContext, what: str) -> None:
+    def write(session: Session) -> None:
+        session.add(Effect(what=what))
+
+    ctx.transaction("write", write)
+
+
+@KitTask.handler()
+async def awrites(ctx: AsyncTaskContext, what: str) -> None:
+    async def write(session: Any) -> None:
+        session.add(Effect(what=what))
+
+    await ctx.transaction("write", write)
+
+
+@KitTask.handler(transactional=True)
+def writes_whole(ctx: TaskContext, what: str) -> str:
+    ctx.session.add(Effect(what=what))
+    return what
+
+
+@KitTask.handler()
+def spawns_itself(ctx: TaskContext) -> None:
+    ctx.spawn(spawns_itself.call())
+
+
+@KitTask.handler()
+def hangs(ctx: TaskContext) -> None:
+    gate.wait(30)
+
+
+@KitTask.handler()
+async def ahangs(ctx: AsyncTaskContext) -> None:
+    await asyncio.sleep(600)
+
+
+@KitTask.handler(timeout=timedelta(seconds=0.1), retry=NoRetry())
+async def takes_too_long(ctx: AsyncTaskContext) -> None:
+    await asyncio.sleep(600)
+
+
+@KitTask.handler()
+def says(ctx: TaskContext, count: int, key: str) -> None: ...

@@ -1,0 +1,122 @@
+"""A database with the tables of tests/testing/app.py, and the kit through its sync and its async door."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, delete, make_url, select
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from sa_durable import Call, Durable
+from sa_durable.testing import (
+    Idle,
+    assert_not_spawned,
+    assert_not_spawned_async,
+    assert_spawned,
+    assert_spawned_async,
+    run_until_idle,
+    run_until_idle_async,
+)
+from tests.databases import throwaway, url_of
+from tests.services.doors import DOORS
+from tests.testing import app
+from tests.testing.app import Base, KitTask, SideTask
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def kit_url(server_url: str) -> Iterator[str]:
+    with throwaway(server_url, Base.metadata) as engine:
+        yield url_of(engine)
+
+
+@pytest.fixture(scope="session")
+def kit_engine(kit_url: str) -> Iterator[Engine]:
+    engine = create_engine(kit_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(kit_engine: Engine) -> Engine:
+    """An engine on these tests' tables, all empty."""
+    app.calls.clear()
+    app.gate.clear()
+    with kit_engine.begin() as connection:
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(delete(table))
+    return kit_engine
+
+
+class Kit:
+    """The kit's functions, called without `await`, and what tests do beside them."""
+
+    def __init__(self, engine: Engine, tested: Any, runner: asyncio.Runner | None) -> None:
+        self.engine, self.tested, self._runner = engine, tested, runner
+
+    def run(self, *queues: Any, **options: Any) -> Idle:
+        queues = queues or (KitTask, SideTask)
+        if self._runner is None:
+            return run_until_idle(self.tested, *queues, **options)
+        return self._runner.run(run_until_idle_async(self.tested, *queues, **options))
+
+    def spawned(self, *what: Any, **options: Any) -> Any:
+        if self._runner is None:
+            return assert_spawned(self.tested, *what, **options)
+        return self._runner.run(assert_spawned_async(self.tested, *what, **options))
+
+    def not_spawned(self, *what: Any, **options: Any) -> None:
+        if self._runner is None:
+            return assert_not_spawned(self.tested, *what, **options)
+        return self._runner.run(assert_not_spawned_async(self.tested, *what, **options))
+
+    def spawned_in_a_session(self, call: Call[Any, Any], *what: Any) -> Any:
+        """Spawn, and say so before the commit that never comes."""
+        if self._runner is None:
+            with Session(self.tested) as session:
+                Durable(session).spawn(call)
+                return assert_spawned(session, *what).name
+
+        async def use() -> Any:
+            async with AsyncSession(self.tested) as session:
+                await session.run_sync(lambda s: Durable(s).spawn(call))
+                return (await assert_spawned_async(session, *what)).name
+
+        return self._runner.run(use())
+
+    def spawn(self, call: Call[Any, Any], **options: Any) -> Any:
+        with Session(self.engine) as session, session.begin():
+            return Durable(session).spawn(call, **options)
+
+    def emit(self, name: str, payload: Any = None) -> None:
+        with Session(self.engine) as session, session.begin():
+            Durable(session).emit(KitTask, name, payload)
+
+    def result(self, spawned: Any) -> Any:
+        with Session(self.engine) as session:
+            return Durable(session).result(spawned)
+
+    def rows(self, model: Any) -> list[Any]:
+        with Session(self.engine) as session:
+            rows = list(session.scalars(select(model).order_by(model.id)))
+            session.expunge_all()
+            return rows
+
+
+@pytest.fixture(params=DOORS)
+def kit(request: pytest.FixtureRequest, engine: Engine, kit_url: str) -> Iterator[Kit]:
+    """The kit on an engine of each driver, through the sync door or the async one."""
+    if request.param == "psycopg":
+        yield Kit(engine, engine, None)
+        return
+    driver = {"psycopg async": "postgresql+psycopg", "asyncpg": "postgresql+asyncpg"}[request.param]
+    async_engine = create_async_engine(make_url(kit_url).set(drivername=driver))
+    with asyncio.Runner() as runner:
+        yield Kit(engine, async_engine, runner)
+        runner.run(async_engine.dispose())
