@@ -23,12 +23,14 @@ from tests.faults.checker import (
 
 LOSSES, DOUBLES = (LOST_SPAWN, NOT_ENDED, LOST_EFFECT), (TWO_TASKS, DUPLICATE, LATE)
 
-BUSY = 4  # times as many processes as processors want to run: then it is the machine that is measured
+BUSY = 2  # times as many processes as processors want to run: then it is the machine that is measured
+NOTICED = 0.1  # seconds
 
 
 @dataclass
 class Figures:
-    """`recoveries`: seconds from each fault until what it had struck went on; `bound`: what they may be."""
+    """`recoveries`: seconds from each fault until what it had struck went on; `bound`: what they may be on a machine that
+    never `stood_still`, seconds at a time."""
 
     case: str
     seed: str
@@ -39,17 +41,21 @@ class Figures:
     seconds: float = 0.0
     recoveries: list[float] = field(default_factory=list)
     bound: float | None = None
+    stood_still: float = 0.0
     findings: list[Finding] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def check_recovery(self, bound: float, *, longest: float | None = None) -> None:
         """All went on within `bound`; where many others are at work on this machine, most did, and that is noted."""
         self.bound = round(bound, 2)
+        bound, longest = bound + self.stood_still, (longest or bound) + self.stood_still
+        if self.stood_still > NOTICED:
+            self.notes["the machine stood still for (s)"] = round(self.stood_still, 2)
         assert statistics.median(self.recoveries) <= bound, self.recoveries
         if (load := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
             self.notes["the longest recovery was not judged: load average"] = round(load, 1)
         else:
-            assert max(self.recoveries) <= (longest or bound), self.recoveries
+            assert max(self.recoveries) <= longest, self.recoveries
 
     def _sum(self, rules: Sequence[str]) -> int:
         return sum(finding.count for finding in self.findings if finding.rule in rules)

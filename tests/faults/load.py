@@ -20,6 +20,7 @@ from tests.faults.checker import DEADLOCK, SPAWN_ERROR, TERMINAL, Checker, Findi
 from tests.faults.cluster import Cluster
 from tests.faults.crew import FORKS, Crew, Hand, Job
 from tests.faults.figures import Figures
+from tests.faults.pulse import Pulse
 from tests.faults.spawners import Answers, Order, spawn_all
 
 
@@ -55,7 +56,7 @@ class Load:
         self._log_from = cluster.log_size
         self._answers: list[Answers] = []
         self._began, self.started = time.monotonic(), self.now()
-        self._url = url
+        self._url, self.pulse = url, Pulse()
 
     def start(self) -> None:
         plan, self._pipes = self.plan, []
@@ -132,7 +133,7 @@ class Load:
         """Drain; then ask whether every rule holds."""
         figures = self.figures
         self.drain()
-        figures.seconds = round(time.monotonic() - self._began, 1)
+        figures.seconds, figures.stood_still = round(time.monotonic() - self._began, 1), self.pulse.longest
         self.crew.stop()
         checker = Checker(self.engine, undisturbed=self.undisturbed, may_fail=self.may_fail)
         checker.remember(ack for answers in self._answers for ack in answers.acks)
@@ -203,4 +204,5 @@ def under_load(
             yield load
         finally:
             load.crew.stop()
+            load.pulse.stop()
             engine.dispose()
