@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 T = TypeVar("T")
 
 
-def wait_until(fact: Callable[[], T], timeout: float = 20, what: str = "the fact") -> T:
-    """What `fact` returns once that is true. Fails after `timeout` seconds."""
+def wait_until(fact: Callable[[], T], timeout: float = 60, what: str = "the fact") -> T:
+    """What `fact` returns once that is true. Fails after `timeout` seconds, which a process that starts may need."""
     deadline = time.monotonic() + timeout
     while not (value := fact()):
         assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
@@ -41,7 +41,7 @@ def pid_of(session: Session) -> int:
     return session.scalar(text("SELECT pg_backend_pid()"))
 
 
-def wait_until_blocked(engine: Engine, pid: int, timeout: float = 20) -> None:
+def wait_until_blocked(engine: Engine, pid: int, timeout: float = 60) -> None:
     """Until backend `pid` waits for a lock that another backend holds."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         wait_until(

@@ -85,7 +85,7 @@ class Shop:
         with Session(self.engine) as session, session.begin():
             session.execute(update(self.model).where(self.model.id == task_id).values(**values))
 
-    def ended(self, *task_ids: Any, model: Any = None, timeout: float = 20) -> Any:
+    def ended(self, *task_ids: Any, model: Any = None, timeout: float = 60) -> Any:
         """The tasks, once all are terminal."""
 
         def terminal() -> list[Any] | None:
@@ -95,7 +95,7 @@ class Shop:
         tasks = wait_until(terminal, timeout, "the tasks to end")
         return tasks[0] if len(tasks) == 1 else tasks
 
-    def state_is(self, task_id: Any, state: str, timeout: float = 20) -> Any:
+    def state_is(self, task_id: Any, state: str, timeout: float = 60) -> Any:
         wait_until(lambda: self.task(task_id).state == state, timeout, f"state {state}")
         return self.task(task_id)
 
