@@ -22,7 +22,7 @@ from tests.migrations.rows import PAYMENTS, add_many
 from tests.waiting import wait_until
 
 ROWS = int(os.environ.get("SA_DURABLE_UPGRADE_ROWS", "20000"))
-PATIENCE = 240 + ROWS / 250  # seconds; a machine with two cores that others use, too, upgrades some 1,000 rows in one
+PATIENCE = 240 + ROWS / 250  # seconds: two cores that others use, too, upgrade less than 1,000 rows in one
 PROGRESS = f"SELECT count(*) FROM {PAYMENTS}"
 
 
