@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from math import inf
@@ -10,7 +9,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..services import checkpoints, leases
-from ..services.front import Front
 from .chores import Chore
 from .database import Database
 from .idling import ASKED, Idling, Wish
@@ -56,7 +54,6 @@ class Claimer:
         self._hand_over, self._nothing_ready = hand_over, nothing_ready
         # When the last claim was sent that left nothing to claim; inf: it left something
         self._nothing_since = inf
-        self._fronts: defaultdict[tuple[type[DurableTask], tuple[str, ...]], Front] = defaultdict(Front)
         self._turn = 0
         self._incomplete: list[LiveRun] = []  # their checkpoints are not loaded yet
         self.drained = False  # the queues had less than there was room for
@@ -64,7 +61,8 @@ class Claimer:
 
     def _claim(self) -> float:
         self._complete()
-        if not self.chore.wakeup.hinted and (looked := self._nothing_ready()) > self._nothing_since:
+        looked = self._nothing_ready()
+        if not self.chore.wakeup.hinted and looked > self._nothing_since and self._owed() > 0:
             # That is as good as a claim, and it was one statement for all queues.
             self._nothing_since = looked
             return self._pause(0)
@@ -102,7 +100,7 @@ class Claimer:
             self._nothing_since = inf  # who spawned before that is found by a claim
         if listener and after.wish is Wish.DONT:
             listener.call_off()
-        return after.pause
+        return min(after.pause, self._owed()) if self.drained else after.pause
 
     def _claim_from(self, model: type[DurableTask], limit: int) -> int:
         names = self._registry.names(model)
@@ -117,7 +115,7 @@ class Claimer:
                 worker=self._worker,
                 lease=self._lease,
                 limit=limit,
-                front=self._fronts[model, tuple(names)],
+                front=self._registry.front(model),
             )
         if claims:
             runs = [LiveRun(model, claim, sent + self._lifetime) for claim in claims]
@@ -126,6 +124,10 @@ class Claimer:
             self._incomplete = runs
             self._complete()
         return len(claims)
+
+    def _owed(self) -> float:
+        """Seconds until a queue is owed a look at everything. inf: none is."""
+        return min(self._registry.front(model).owed() for model in self._registry.queues)
 
     def _complete(self) -> None:
         """Load what earlier claims of these tasks left, and hand them over."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UnknownQueue
 from ..handlers import Handler
 from ..models import queue_of
+from ..services.front import Front
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -20,6 +21,7 @@ class Registry:
 
     def __init__(self, models: Iterable[Model]) -> None:
         self.queues: tuple[Model, ...] = tuple(dict.fromkeys(queue_of(model) for model in models))
+        self._fronts: dict[tuple[Model, tuple[str, ...]], Front] = {}
         if not self.queues:
             raise UnknownQueue("a worker needs at least one queue: Worker(engine, [BillingTask])")
 
@@ -29,3 +31,7 @@ class Registry:
 
     def handler(self, model: Model, name: str) -> Handler[Any, ..., Any]:
         return model.__handlers__[name]
+
+    def front(self, model: Model) -> Front:
+        """What claims of the names that are known now have seen."""
+        return self._fronts.setdefault((model, tuple(self.names(model))), Front())

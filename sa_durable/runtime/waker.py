@@ -62,12 +62,17 @@ class Waker:
 
     def _look(self) -> dict[type[DurableTask], Due]:
         sent = monotonic()
-        names = {model: self._registry.names(model) for model in self._registry.queues}
+        # What is ready is looked for by claims alone where such a look is dear (services/front.py).
+        fronts = {model: self._registry.front(model) for model in self._registry.queues}
+        asked = {model for model, front in fronts.items() if front.due()}
+        names = {model: self._registry.names(model) if model in asked else () for model in fronts}
         with self._database.once() as session:
             found = looking.due(session, names)
+        for model in asked:
+            fronts[model].looked(sent, ready=found[model].ready)
         if any(due.ready for due in found.values()):
             self._ready.set()
-        else:
+        elif len(asked) == len(found):
             self.nothing_ready = sent
         return found
 

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from ..errors import Cancelled, InvalidOptions, LeaseLost, Signal
 from ..statements import leases as stmt
-from ..statements.arrays import numbers, texts, uuids
+from ..statements.arrays import durations, numbers, texts, uuids
 from ..values import Claim, Json, TaskState
 from .database import execute
-from .front import Front
+from .front import Front, Reach
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -45,14 +45,14 @@ def claim(
     Tasks that others have locked are passed over, those of other names are unharmed, and a paused queue gives none.
     Params that are no readable JSON arrive as text, which no handler takes: that run fails, and only that one.
     With the `front` of earlier claims of these names, it begins behind what they have seen; but it returns nothing only
-    after a look at everything.
+    after a look at everything, or while such looks are dear: the front says until when one is owed.
     """
     if not names or limit < 1:
         return []
     parameters = {"names": texts(names), "worker": worker, "lease": lease, "limit": limit}
     front = front or Front()
-    rows = _claim(session, model, parameters, front, within := front.within())
-    if not rows and within is not None:
+    rows = _claim(session, model, parameters, front, reach := front.reach())
+    if not rows and reach is not None and front.due():
         rows = _claim(session, model, parameters, front, None)
     queue = model.__queue__
     return [
@@ -75,15 +75,21 @@ def claim(
 
 
 def _claim(
-    session: Session, model: Model, parameters: dict[str, Any], front: Front, within: timedelta | None
+    session: Session, model: Model, parameters: dict[str, Any], front: Front, reach: list[Reach] | None
 ) -> list[tuple[Any, ...]]:
-    sent, recent = front.now(), {} if within is None else {"within": within}
-    claimed = execute(session, stmt.claim(model, recent=bool(recent)), {**parameters, **recent})
+    sent, behind = front.now(), {} if reach is None else reach_of(reach)
+    claimed = execute(session, stmt.claim(model, behind=bool(behind)), {**parameters, **behind})
     rows = [tuple(row) for row in claimed.all()]
     rows.sort(key=_order)  # RETURNING has no order of its own
     found = [(row[-2], _waited(row)) for row in rows]
-    front.claimed(sent, within, limit=parameters["limit"], found=found)
+    front.claimed(sent, reach, limit=parameters["limit"], found=found)
     return rows
+
+
+def reach_of(reach: Iterable[Reach]) -> dict[str, str]:
+    """The arrays of what a claim looks at, if that isn't everything."""
+    low, high, within = zip(*((part.low, part.high, part.within) for part in reach), strict=True)
+    return {"lows": numbers(low), "highs": numbers(high), "withins": durations(within)}
 
 
 def count_ready(session: Session, model: Model, *, names: Sequence[str] | None, limit: int) -> int:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Interval,
     ScalarSelect,
     Select,
+    SmallInteger,
     Table,
     TableValuedAlias,
     Text,
@@ -41,7 +42,7 @@ from .arrays import array
 from .memo import memo
 from .notifications import Kind, hint
 from .planning import among, at_most
-from .tasks import parameter, table_of
+from .tasks import table_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -50,9 +51,10 @@ Model = type["DurableTask"]
 
 
 @memo
-def claim(model: Model, *, recent: bool = False) -> ReturningUpdate[Any]:
+def claim(model: Model, *, behind: bool = False) -> ReturningUpdate[Any]:
     """Give up to `limit` ready tasks called one of `names` to `worker` for the time of `lease`. Nothing while the
-    queue is paused. With `recent`, of those that have been ready for at most `within`.
+    queue is paused. With `behind`, of those within reach: of priorities from `lows` to `highs`, in their order, what has been
+    ready for at most `withins`.
 
     The ready index is walked once per name, so rows of other names cost nothing, wherever they stand. Locked rows
     are passed over. `= ANY (ARRAY(...))` and no join: the planner always answers it by primary key, also right
@@ -65,17 +67,14 @@ def claim(model: Model, *, recent: bool = False) -> ReturningUpdate[Any]:
         func.unnest(array("names", Text())).table_valued(column("name", Text())).render_derived(name="known")
     )
     order = ("priority", "available_at", "id")
-    within = parameter("within", Interval())
-    since = [ready.c.available_at >= clock.now() - within] if recent else []
-    candidate = (
+    candidates = (
         select(*(ready.c[c] for c in order))
         .where(text(f"ready.{PENDING}"), ready.c.name == known.c.name, in_time(ready))
-        .where(*since)
         .order_by(*(ready.c[c] for c in order))
         .limit(at_most())
         .with_for_update(skip_locked=True, of=ready)
-        .lateral("candidate")
     )
+    candidate = (_within_reach(candidates, known, ready) if behind else candidates).lateral("candidate")
     first = (
         select(candidate.c.id)
         .select_from(known)
@@ -114,6 +113,24 @@ def claim(model: Model, *, recent: bool = False) -> ReturningUpdate[Any]:
             (clock.now() - table.c.available_at).label("waited"),
         )
     )
+
+
+def _within_reach(candidates: Select[Any], known: FromClause, ready: FromClause) -> Select[Any]:
+    """One walk for each part, until there are enough: no more are locked than without.
+
+    PostgreSQL before 18 finds no place in the ready index by a due time alone, only behind a priority. A part needs no sort
+    of its own: its walks come in its order, and they in that of the parts.
+    """
+    arrays = (array("lows", SmallInteger()), array("highs", SmallInteger()), array("withins", Interval()))
+    columns = (column("low", SmallInteger()), column("high", SmallInteger()), column("within", Interval()))
+    part = func.unnest(*arrays).table_valued(*columns, with_ordinality="number").render_derived(name="part")
+    reached = candidates.where(
+        ready.c.priority >= part.c.low,
+        ready.c.priority <= part.c.high,
+        ready.c.available_at >= clock.now() - part.c.within,
+    )
+    found = reached.correlate(known, part).lateral("found")
+    return select(*found.c).select_from(part.join(found, true())).order_by(part.c.number).limit(at_most())
 
 
 @memo

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable
 from sa_durable.services import leases
-from sa_durable.services.front import Front
+from sa_durable.services.front import OFTEN, Front
 from tests.services.claiming import MINUTE, change, do, spawn
 from tests.shop import MailTask, send_mail
 
@@ -23,8 +23,10 @@ HOUR = timedelta(hours=1)
 class Stopped:
     """A clock of the client's, which stands still: nothing is looked at again because of the time."""
 
+    time = 1000.0
+
     def __call__(self) -> float:
-        return 1000.0
+        return self.time
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def front(engine) -> Front:
     front = Front(Stopped())
     spawn(engine)
     assert len(claim(engine, front)) == 1
-    assert front.within() is not None
+    assert front.reach() is not None
     return front
 
 
@@ -63,6 +65,26 @@ def test_a_task_that_was_due_long_ago_is_found_before_a_claim_finds_nothing(engi
     old, new = spawn(engine, 2)
     change(engine, [old], available_at=func.now() - HOUR)
     assert [claim(engine, front) for _ in range(3)] == [[new], [old], []]
+
+
+def test_tasks_of_priorities_that_were_never_seen_are_found_at_once_whatever_their_age(engine, front):
+    front.claimed(front.now(), front.reach(), limit=10, found=[(-2, HOUR * 0), (3, HOUR * 0)])
+    expected = {priority: spawn(engine, priority=priority)[0] for priority in (7, 3, 1, 0, -1, -2, -5)}
+    change(engine, [expected[priority] for priority in (7, 1, -1, -5)], available_at=func.now() - HOUR)
+    assert claim(engine, front, 4) == [expected[priority] for priority in (-5, -2, -1, 0)]
+    assert claim(engine, front, 4) == [expected[priority] for priority in (1, 3, 7)]
+
+
+def test_where_everything_is_dear_to_look_at_what_was_due_long_ago_is_found_when_that_is_due(engine, front):
+    clock = front._clock
+    for _ in range(OFTEN):
+        front.claimed(clock.time - 0.001, front.reach(), limit=10, found=[])
+        front.claimed(clock.time - 0.1, None, limit=10, found=[])
+    old, new = spawn(engine, 2)
+    change(engine, [old], available_at=func.now() - HOUR)
+    assert [claim(engine, front) for _ in range(2)] == [[new], []]
+    clock.time += front.owed()
+    assert claim(engine, front) == [old]
 
 
 def test_a_backlog_is_claimed_to_its_end_in_order(engine, front):
