@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, get_args, get_origin
+from typing import Any, NewType, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
-from typing_extensions import get_type_hints, is_typeddict
+from typing_extensions import TypeAliasType, get_type_hints, is_typeddict
 
 
 def is_loose(annotation: Any) -> bool:
-    """Whether some part of it could be anything: Any, object, a container without a type for what is in it."""
+    """Whether some part of it could be anything: Any, object, a type variable, a container without a type for what is in
+    it, a model that takes more fields than it names."""
     return _anywhere(annotation, _open)
 
 
@@ -24,8 +25,22 @@ def has_typed_keys(annotation: Any) -> bool:
 
 
 def _open(part: Any) -> bool:
-    bare_container = isinstance(part, type) and issubclass(part, Collection) and not _is_scalar(part)
-    return part in (Any, object) or (bare_container and not list(_parts(part)))
+    container = get_origin(part) or part  # typing.Sequence is an alias of a container, also without arguments
+    bare_container = (
+        isinstance(container, type) and issubclass(container, Collection) and not _is_scalar(container)
+    )
+    return (
+        part in (Any, object)
+        or isinstance(part, TypeVar)
+        or _takes_more(part)
+        or (bare_container and not list(_parts(part)))
+    )
+
+
+def _takes_more(part: Any) -> bool:
+    if isinstance(part, type) and issubclass(part, BaseModel):
+        return part.model_config.get("extra") == "allow"
+    return bool(getattr(part, "__pydantic_config__", {}).get("extra") == "allow")
 
 
 def _is_mapping(origin: Any) -> bool:
@@ -50,8 +65,13 @@ def _anywhere(annotation: Any, test: Callable[[Any], bool]) -> bool:
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """What it is made of: the arguments of a generic, the fields of a model."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    """What it is made of: the arguments of a generic, the fields of a model, what a name stands for."""
+    if isinstance(annotation, NewType):
+        yield annotation.__supertype__
+    elif isinstance(named := get_origin(annotation) or annotation, TypeAliasType):
+        yield named.__value__
+        yield from get_args(annotation)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for field in annotation.model_fields.values():
             yield field.annotation
     elif is_typeddict(annotation) or dataclasses.is_dataclass(annotation):

@@ -10,13 +10,13 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, NamedTuple, NewType
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeVar
 from uuid import UUID
 
 import pytest
 from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy.orm import DeclarativeBase
-from typing_extensions import TypedDict
+from typing_extensions import TypeAliasType, TypedDict
 
 from sa_durable import (
     DeclarationError,
@@ -58,6 +58,25 @@ class Line:
 class Address(BaseModel):
     street: str
     since: date | None = None
+
+
+# Types that leave something open, under names that hide it
+T = TypeVar("T")
+Named = TypeAliasType("Named", dict[str, Any])
+NamedList = TypeAliasType("NamedList", list[T], type_params=(T,))
+
+
+class Box(BaseModel, Generic[T]):
+    inside: T
+
+
+class Open(BaseModel, extra="allow"):
+    known: int = 1
+
+
+class OpenDict(TypedDict, total=False):
+    __pydantic_config__ = {"extra": "allow"}  # type: ignore[misc]  # noqa: RUF012 - as pydantic wants it
+    known: int
 
 
 class Colour(Enum):
@@ -453,6 +472,13 @@ def test_untyped_argument_must_be_storable_as_it_is(value, complaint, annotated)
         (dict, {1: 2}, "keys are strings"),
         (dict[str, Any], {"a": {1: 2, "1": 3}}, "keys are strings"),
         (dict[str, object], {"a": object()}, "Unable to serialize unknown type"),
+        (Named, {"a": float("nan")}, "nan"),
+        (list[Named], [{"a": {1: 2}}], "keys are strings"),
+        (NamedList[Any], [float("nan")], "nan"),
+        (NewType("Renamed", dict), {1: 2}, "keys are strings"),
+        (Box, Box(inside=float("nan")), "nan"),
+        (Open, Open(more=float("nan")), "nan"),
+        (OpenDict, {"more": {1: 2}}, "keys are strings"),
     ],
 )
 def test_typed_argument_that_can_not_be_stored_is_refused_with_its_place(annotation, value, complaint):
