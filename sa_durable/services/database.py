@@ -91,9 +91,7 @@ def _ensure_schema(connection: Connection, model: type[DurableTask]) -> None:
     known = _checked.setdefault(connection.engine.pool, set())
     if (table.name, schema) in known:
         return
-    missing = list(
-        run(connection, stmt.missing(model, connection.dialect.identifier_preparer, schema)).scalars()
-    )
+    missing = list(run(connection, stmt.missing(model, schema)).scalars())
     if missing:
         raise SchemaOutdated(
             f"the database is behind sa_durable's schema: queue {model.__queue__!r} lacks {', '.join(missing)}. "

@@ -102,10 +102,9 @@ def differences(connection: Connection, tables: Iterable[Table]) -> list[Differe
 
 
 def _relation(connection: Connection, table: Table) -> str:
-    quote = connection.dialect.identifier_preparer
     translated = connection.get_execution_options().get("schema_translate_map") or {}
     schema = translated.get(table.schema, table.schema)
-    return f"{quote.quote_schema(schema)}.{quote.quote(table.name)}" if schema else quote.quote(table.name)
+    return catalog.relation(table.name, schema)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +158,13 @@ def _compare(
 
 
 def _wanted(connection: Connection) -> Mapping[Role | None, Parts]:
-    quote = connection.dialect.identifier_preparer
     tables = library_tables(_TEMPLATE, "pg_temp")
     with connection.begin_nested() as savepoint:
         tables[None].metadata.create_all(connection, checkfirst=False)
-        read = _read(connection, [quote.format_table(table) for table in tables.values()])
+        names = {role: catalog.relation(table.name, table.schema) for role, table in tables.items()}
+        read = _read(connection, list(names.values()))
         savepoint.rollback()
-    return {role: read[quote.format_table(table)] for role, table in tables.items()}
+    return {role: read[name] for role, name in names.items()}
 
 
 def _read(connection: Connection, relations: list[str]) -> dict[str, Parts]:

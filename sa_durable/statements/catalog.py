@@ -5,6 +5,18 @@
 from __future__ import annotations
 
 from sqlalchemy import ARRAY, Text, TextClause, bindparam, text
+from sqlalchemy.dialects import postgresql
+
+# A connection's own preparer doubles each %, for drivers whose parameters are marked by it: right in a statement,
+# wrong in a value.
+_preparer = postgresql.dialect(paramstyle="named").identifier_preparer
+
+
+def relation(name: str, schema: str | None) -> str:
+    """How a value names a table or index, for `to_regclass`: quoted where that is needed."""
+    quoted = _preparer.quote(name)
+    return f"{_preparer.quote_schema(schema)}.{quoted}" if schema else quoted
+
 
 _RELATION = (
     "FROM unnest(CAST(:relations AS text[])) AS asked(relation)"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy import ARRAY, Text, TextualSelect, bindparam, column, text
-from sqlalchemy.sql.compiler import IdentifierPreparer
 
 from ..models.names import QUEUES_TABLE, Role, named, table_name
+from .catalog import relation
 from .tasks import table_of
 
 if TYPE_CHECKING:
@@ -32,13 +32,12 @@ _MISSING = text("""
 """).columns(column("missing", Text()))
 
 
-def missing(model: type[DurableTask], preparer: IdentifierPreparer, schema: str | None) -> TextualSelect:
+def missing(model: type[DurableTask], schema: str | None) -> TextualSelect:
     """The columns, and the valid key index, that aren't there; no row if all are."""
     table = table_of(model)
-    prefix = f"{preparer.quote_schema(schema)}." if schema else ""
     return _MISSING.bindparams(
         bindparam("columns", [c.name for c in table.c], type_=ARRAY(Text())),
-        queues=prefix + QUEUES_TABLE,
-        relation=prefix + preparer.quote(table.name),
-        index=prefix + preparer.quote(named("uq", table_name(model.__queue__, Role.TASKS), "key")),
+        queues=relation(QUEUES_TABLE, schema),
+        relation=relation(table.name, schema),
+        index=relation(named("uq", table_name(model.__queue__, Role.TASKS), "key"), schema),
     )

@@ -21,8 +21,9 @@ from sqlalchemy.orm import (
     registry,
     relationship,
 )
+from sqlalchemy.schema import CreateSchema
 
-from sa_durable import Durable, DurableError, DurableTask
+from sa_durable import Durable, DurableError, DurableTask, verify
 from sa_durable.handlers import Handler
 from sa_durable.services.database import ensure_schema
 from tests.databases import throwaway
@@ -99,6 +100,26 @@ def schema_of_the_model() -> Application:
         __table_args__ = {"schema": "Other App"}  # noqa: RUF012 - as SQLAlchemy's own documentation writes it
 
     return Application(Base.metadata, [Task, Other], schemas=("Other App",))
+
+
+ODD = 'a "b" %s 100%% c.d:e\\f'  # what one driver or another, or text(), gives a meaning to
+
+
+def odd_schema() -> Application:
+    class Base(DeclarativeBase):
+        metadata = MetaData(schema=ODD)
+
+    class Task(DurableTask, Base):
+        __queue__ = "billing"
+
+    return Application(Base.metadata, [Task], schemas=(ODD,))
+
+
+def translated_to_an_odd_schema() -> Application:
+    application = plain()
+    application.options = {"schema_translate_map": {None: ODD}}
+    application.schemas = (ODD,)
+    return application
 
 
 def naming_convention() -> Application:
@@ -231,6 +252,8 @@ APPLICATIONS: list[Callable[[], Application]] = [
     without_metaclass,
     schema_of_the_metadata,
     schema_of_the_model,
+    odd_schema,
+    translated_to_an_odd_schema,
     naming_convention,
     schema_translate_map,
     types_of_the_base,
@@ -247,7 +270,7 @@ def database(application: Application, server_url: str) -> Iterator[Engine]:
     with throwaway(server_url) as engine:
         with engine.begin() as connection:
             for schema in application.schemas:
-                connection.execute(text(f'CREATE SCHEMA "{schema}"'))
+                connection.execute(CreateSchema(schema))
         mapped = engine.execution_options(**application.options)
         application.metadata.create_all(mapped)
         yield mapped
@@ -260,6 +283,8 @@ def test_a_queue_works_on_every_base(server_url, make):
         for work in application.handlers():
             with Session(engine) as session, session.begin():
                 uses(session, work, application)
+        with engine.connect() as connection:
+            assert verify(connection, application.metadata) == []
 
 
 def uses(session: Session, work: Handler[Any, ..., Any], application: Application) -> None:
