@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql
 
 # A connection's own preparer doubles each %, for drivers whose parameters are marked by it: right in a statement,
 # wrong in a value.
-_preparer = postgresql.dialect(paramstyle="named").identifier_preparer
+_preparer = postgresql.dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
 
 def relation(name: str, schema: str | None) -> str:
