@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 from uuid import UUID
 
-from sqlalchemy import FromClause, MetaData, func
+from sqlalchemy import FromClause, MetaData
 from sqlalchemy.orm import (
     Mapped,
     declared_attr,
@@ -21,6 +21,7 @@ from ..handlers import Call, Decorator, Handler, encode_headers, spawn_headers
 from ..ids import uuid7
 from ..options import resolve
 from ..values import HandlerKeywords, Json, SpawnKeywords
+from . import clock
 from .declare import base_of, finish, prepare
 from .siblings import DurableCheckpoint, DurableEvent, DurableQueue, DurableRun, DurableWait
 
@@ -206,13 +207,13 @@ class DurableTask:
         task.priority = options.priority
         task.max_attempts = options.max_attempts
         task.retry = policy.retry_to_json(options.retry)
-        due: Any = func.statement_timestamp()  # an expression, at flush
+        due: Any = clock.now()  # an expression, at flush
         if options.delay:
-            due += options.delay
+            due = clock.after(options.delay)
             task.state = "sleeping"
             task.available_at = due
         if options.cancellation is not None:
             task.max_duration = options.cancellation.max_duration
             if options.cancellation.start_within is not None:
-                task.cancel_at = due + options.cancellation.start_within
+                task.cancel_at = clock.after(options.cancellation.start_within, due)
         return task

@@ -121,7 +121,7 @@ def _count_of(waits: FromClause, tasks: FromClause) -> ScalarSelect[int]:
 
 
 def _cutoff() -> ColumnElement[Any]:
-    return clock.now() - sql_cast(bindparam("older_than", type_=Interval()), Interval())
+    return clock.before(sql_cast(bindparam("older_than", type_=Interval()), Interval()))
 
 
 def _child(ended: FromClause, queue: Model) -> ColumnElement[bool]:

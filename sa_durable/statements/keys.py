@@ -145,7 +145,9 @@ def update_waiting(
         "available_at": begins,
         "state": state_at(begins),
         "max_duration": sql_cast(bindparam(None, values[MAX_DURATION], type_=Interval()), Interval()),
-        "cancel_at": begins + sql_cast(bindparam(None, values[START_WITHIN], type_=Interval()), Interval()),
+        "cancel_at": clock.after(
+            sql_cast(bindparam(None, values[START_WITHIN], type_=Interval()), Interval()), begins
+        ),
         **own,
     }
     told = [hint_by_row(model, table_of(model))] if notify else []

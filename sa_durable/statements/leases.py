@@ -90,12 +90,12 @@ def claim(model: Model, *, behind: bool = False) -> ReturningUpdate[Any]:
             state="running",
             token=table.c.token + 1,
             claimed_by=bindparam("worker", type_=Text()),
-            lease_expires_at=clock.now() + bindparam("lease", type_=Interval()),
+            lease_expires_at=clock.after(bindparam("lease", type_=Interval())),
             started_at=clock.now(),
             first_started_at=func.coalesce(table.c.first_started_at, clock.now()),
             # From its deadline to start to its deadline to end
             cancel_at=case(
-                (table.c.first_started_at.is_(None), clock.now() + table.c.max_duration),
+                (table.c.first_started_at.is_(None), clock.after(table.c.max_duration)),
                 else_=table.c.cancel_at,
             ),
         )
@@ -214,7 +214,7 @@ def extend(model: Model) -> ReturningUpdate[Any]:
     return (
         update(table)
         .where(table.c.id == any_(func.array(_free(table))))
-        .values(lease_expires_at=clock.now() + bindparam("lease", type_=Interval()))
+        .values(lease_expires_at=clock.after(bindparam("lease", type_=Interval())))
         .returning(table.c.id)
     )
 

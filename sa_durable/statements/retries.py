@@ -76,7 +76,7 @@ def again(model: Model, task_id: UUID, run_id: UUID, *, detached: bool, notify: 
         "error": None,
         # It starts anew. One that has never started gets it from its claim; its time to start was over once.
         "cancel_at": case(
-            (model.first_started_at.is_not(None), clock.now() + model.max_duration), else_=null()
+            (model.first_started_at.is_not(None), clock.after(model.max_duration)), else_=null()
         ),
     }
     if detached:
@@ -101,7 +101,7 @@ def copy(model: Model, own: tuple[str, ...], *, keyed: bool, notify: bool) -> Re
     values |= {"state": text("'pending'"), "available_at": clock.now(), "created_at": clock.now()}
     statement = insert(table)
     if keyed:
-        expires = clock.now() + (row.c.key_expires_at - row.c.created_at)
+        expires = clock.after(row.c.key_expires_at - row.c.created_at)
         values |= {"idempotency_key": row.c.idempotency_key, "key_expires_at": expires}
         values["key_hold"] = parameter("hold", Text())
     source = select(*values.values()).where(row.c.id == bindparam("task_id", type_=Uuid()))

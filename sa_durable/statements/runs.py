@@ -215,4 +215,4 @@ def wake_time() -> ColumnElement[Any]:
     """When a sleep of `delay` that starts now ends, or `until`, if given: a JSON string."""
     until: ColumnElement[Any] = sql_cast(bindparam("until", type_=TIME), TIME)
     delay: ColumnElement[Any] = sql_cast(bindparam("delay", type_=Interval()), Interval())
-    return func.to_jsonb(func.coalesce(until, clock.now() + delay), type_=JSONB)
+    return func.to_jsonb(func.coalesce(until, clock.after(delay)), type_=JSONB)

@@ -76,7 +76,7 @@ def _bind(name: str, column_: Column[Any] | ColumnElement[Any]) -> ColumnElement
 
 def start(run_at: ColumnElement[Any], delay: ColumnElement[Any]) -> ColumnElement[Any]:
     """When a task starts, by the database's clock: `run_at`, else now, plus `delay`."""
-    return func.coalesce(run_at, clock.now()) + delay
+    return clock.after(delay, func.coalesce(run_at, clock.now()))
 
 
 def state_at(started: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -141,7 +141,7 @@ def insert_task(
         due = _start(DUE_RUN_AT, DUE_DELAY) if scheduled else clock.now()
         values |= {
             "max_duration": parameter(MAX_DURATION, Interval()),
-            "cancel_at": due + parameter(START_WITHIN, Interval()),
+            "cancel_at": clock.after(parameter(START_WITHIN, Interval()), due),
         }
     values["created_at"] = clock.now()
     statement = insert(table)
@@ -149,7 +149,7 @@ def insert_task(
         values |= {
             "idempotency_key": bindparam("idempotency_key", type_=KEY),
             "key_hold": bindparam("key_hold", type_=Text()),
-            "key_expires_at": clock.now() + parameter(KEY_TTL, Interval()),
+            "key_expires_at": clock.after(parameter(KEY_TTL, Interval())),
         }
         statement = unless_held(statement, table)
     return _returning(statement.values(values), model, scheduled=scheduled, notify=notify)
@@ -227,11 +227,11 @@ def insert_tasks(
         return sql_cast(raw, JSONB) if name in _AS_TEXT else raw
 
     values = {name: value(name) for name in (*_PLAIN, "idempotency_key", "key_hold")}
-    values["key_expires_at"] = clock.now() + value(KEY_TTL)
+    values["key_expires_at"] = clock.after(value(KEY_TTL))
     values["available_at"] = start(value(RUN_AT), value(DELAY))
     values["state"] = state_at(values["available_at"])
     values["max_duration"] = value(MAX_DURATION)
-    values["cancel_at"] = values["available_at"] + value(START_WITHIN)
+    values["cancel_at"] = clock.after(value(START_WITHIN), values["available_at"])
     values["created_at"] = clock.now()
     statement = insert(table).from_select(list(values), select(*values.values()), include_defaults=True)
     return _returning(unless_held(statement, table), model, scheduled=scheduled, notify=notify)

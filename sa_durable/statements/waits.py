@@ -76,7 +76,7 @@ def register(model: Model) -> Select[Any]:
     )
     timeout: ColumnElement[Any] = sql_cast(bindparam("timeout", type_=Interval()), Interval())
     rows = select(
-        claim.c.id, step, events.c.name, events.c.queue, clock.now() + timeout, clock.now()
+        claim.c.id, step, events.c.name, events.c.queue, clock.after(timeout), clock.now()
     ).select_from(claim.join(events, true()))
     names = ["task_id", "step", "event_name", "event_queue", "timeout_at", "created_at"]
     added = (
