@@ -7,6 +7,7 @@ caller's transaction lives on.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -97,7 +98,8 @@ def _settle(session: Session, prepared: Prepared, holder: Any) -> SpawnResult[An
         case OnDuplicate.UPDATE if not holder.started and not TaskState(holder.state).terminal:
             return _update(session, prepared, holder)
         case OnDuplicate.REPLACE:
-            cancel(session, prepared.model, holder.id)
+            with suppress(TaskNotFound):  # it was cleaned up meanwhile
+                cancel(session, prepared.model, holder.id)
             # What holds for ever, or has succeeded, is not freed by its end.
             execute(session, key_stmt.release_held(prepared.model, holder.id), model=prepared.model)
             return None

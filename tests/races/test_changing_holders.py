@@ -341,6 +341,26 @@ def test_a_replace_that_was_overtaken_by_another_replaces_that_one(engine, sessi
     assert [state(engine, s) for s in (old, overtake.task, new)] == ["cancelled", "cancelled", "pending"]
 
 
+@pytest.mark.parametrize("how", ["spawn", "spawn_many"])
+def test_a_holder_that_is_cleaned_up_while_it_is_to_be_replaced_is_no_error(engine, session, rival, how):
+    holder(session, "completed", hold="forever")
+
+    def clean_up():
+        assert Durable(session).clean_up(BillingTask, older_than=timedelta(0)).tasks == 1
+        session.commit()
+
+    call, options = charge.call(2), {"idempotency_key": "k", "on_duplicate": "replace"}
+    # The holder was found, and is looked up once more to be cancelled.
+    with just_before(rival, "SELECT", clean_up, nth=2):
+        if how == "spawn":
+            new = Durable(rival).spawn(call, **options)
+        else:
+            [new] = Durable(rival).spawn_many([call], **options)
+    rival.commit()
+    assert new.created
+    assert state(engine, new) == "pending"
+
+
 def test_many_that_replace_leave_one_task_and_no_deadlock(engine):
     def prepare(number: int, who: int):
         def step():
