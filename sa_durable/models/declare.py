@@ -32,11 +32,12 @@ def prepare(cls: type[DurableTask], mixin: type) -> None:
         )
     queue = check_queue(cls.__queue__, cls.__name__)
     columns = task_columns()
-    taken = sorted(columns.keys() & (cls.__dict__.keys() | inspect.get_annotations(cls).keys()))
-    if taken:
-        raise DeclarationError(
-            f"{cls.__name__}: {', '.join(taken)} are columns of sa_durable; give yours another name"
-        )
+    own = cls.__dict__.keys() | inspect.get_annotations(cls).keys()
+    for taken, what in ((columns.keys(), "columns"), (_ATTRIBUTES, "attributes")):
+        if names := sorted(taken & own):
+            raise DeclarationError(
+                f"{cls.__name__}: {', '.join(names)} are {what} of sa_durable; give yours another name"
+            )
     own_args, own_options = _own_table_args(cls)
     schema = own_options.get("schema", base.metadata.schema)
     name = table_name(queue, Role.TASKS)
@@ -89,6 +90,7 @@ _SIBLINGS: tuple[tuple[str, Role, type[Any]], ...] = (
     ("Event", Role.EVENTS, DurableEvent),
     ("Wait", Role.WAITS, DurableWait),
 )
+_ATTRIBUTES = frozenset({"handler", "runs", "Queue", *(attribute for attribute, _, _ in _SIBLINGS)})
 
 
 def _subclass(cls: type[DurableTask], attribute: str, mixin: type[Any]) -> type[Any]:

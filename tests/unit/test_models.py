@@ -226,6 +226,14 @@ def test_column_of_the_librarys_is_not_to_be_declared_again(column):
         _queue("billing", __annotations__={column: Mapped[str]})
 
 
+@pytest.mark.parametrize("name", ["runs", "handler", "Run", "Checkpoint", "Event", "Wait", "Queue"])
+def test_attribute_that_a_queue_has_is_not_to_be_declared_as_a_column(name):
+    with pytest.raises(DeclarationError, match=f"SomeTask: {name} .* of sa_durable; give yours another name"):
+        _queue("billing", **{name: mapped_column(String())})
+    with pytest.raises(DeclarationError, match=f"SomeTask: {name} .* of sa_durable; give yours another name"):
+        _queue("billing", __annotations__={name: Mapped[str]})
+
+
 @pytest.mark.parametrize("args", [[Index("x", "label")], "x", 7])
 def test_table_args_must_be_a_tuple_or_mapping(args):
     with pytest.raises(DeclarationError, match=r"__table_args__ = .* is no tuple or mapping"):
