@@ -184,7 +184,7 @@ class Reference:
 
     def take_over(self, **options: Any) -> ImportReport:
         return operate(self.engine, lambda op: op.durable_import_queue(
-            "mail", system=self.system, source="orders", sleeps=["cool-down"], **options
+            "mail", system=self.system, source="orders", sleeps=["cool-down", "nap {1}"], **options
         ))  # fmt: skip
 
     def hashed(self, name: str, digest: str = "0f" * 32) -> str:

@@ -21,7 +21,7 @@ from ..ddl import Targets, literal
 from ..online import alone, is_online, settings, sql
 from ..pages import LISTED, PLANS
 from ..sources import Backfill
-from .values import Import, ImportReport, Left, Rows
+from .values import PAGE, Import, ImportReport, Left, Rows
 
 logger = logging.getLogger("sa_durable.alembic")
 
@@ -124,7 +124,7 @@ def _copy(connection: Connection, table: str, columns: Iterable[str], wanted: Im
 def _following(insert: str, wanted: Import) -> str:
     """One statement, so that a task is never there without what belongs to it."""
     parts = [
-        f"part_{n} AS ({statement.format(page='SELECT id FROM new')})"
+        f"part_{n} AS ({statement.replace(PAGE, 'SELECT id FROM new')})"
         for n, statement in enumerate(wanted.following)
     ]
     return ", ".join([insert, *parts])

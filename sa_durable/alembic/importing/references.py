@@ -15,7 +15,7 @@ from enum import StrEnum
 from ...models.names import Role, table_name
 from ...values import Hold
 from ..ddl import Targets, literal
-from .values import Import, Rows
+from .values import PAGE, Import, Rows
 
 
 class System(StrEnum):
@@ -124,7 +124,7 @@ def _history(runs: str, into: str) -> str:
         f"INSERT INTO {into} (id, task_id, attempt, state, worker, started_at, lease_expires_at, ended_at, error)"
         f" SELECT r.run_id, r.task_id, r.attempt, r.state, r.claimed_by, r.started_at, r.claim_expires_at,"
         f" coalesce(r.failed_at, r.completed_at, r.created_at), {_error('r')}"
-        f" FROM {runs} AS r WHERE r.state IN ('failed', 'cancelled') AND r.task_id IN ({{page}})"
+        f" FROM {runs} AS r WHERE r.state IN ('failed', 'cancelled') AND r.task_id IN ({PAGE})"
         " ON CONFLICT DO NOTHING RETURNING 1"
     )
 
@@ -134,7 +134,7 @@ def _checkpoints(system: System, checkpoints: str, runs: str, into: str, sleeps:
     goes, and what is left is numbered in the order of saving, as a replay asks for it."""
     name = "c.checkpoint_name"
     if system is System.DURABLE:
-        name = f"regexp_replace({name}, '-[0-9a-f]{{{{8,64}}}}(#[0-9]+)?$', '')"
+        name = f"regexp_replace({name}, '-[0-9a-f]{{8,64}}(#[0-9]+)?$', '')"
     base = f"regexp_replace({name}, '#[0-9]+$', '')"
     asleep = ", ".join(map(literal, sleeps)) or "NULL"
     ours = (
@@ -148,7 +148,7 @@ def _checkpoints(system: System, checkpoints: str, runs: str, into: str, sleeps:
         f" s.base || CASE WHEN s.nth > 1 THEN '#' || s.nth ELSE '' END, coalesce({value}, 'null'), s.attempt, s.updated_at"
         f" FROM (SELECT n.*, row_number() OVER (PARTITION BY n.task_id, n.base ORDER BY n.updated_at, n.checkpoint_name) AS nth"
         f" FROM (SELECT c.task_id, c.checkpoint_name, {ours} AS base, c.state, c.updated_at, coalesce(r.attempt, 1) AS attempt"
-        f" FROM {checkpoints} AS c LEFT JOIN {runs} AS r ON r.run_id = c.owner_run_id WHERE c.task_id IN ({{page}})) AS n"
+        f" FROM {checkpoints} AS c LEFT JOIN {runs} AS r ON r.run_id = c.owner_run_id WHERE c.task_id IN ({PAGE})) AS n"
         ") AS s RETURNING 1"
     )
 
@@ -160,7 +160,7 @@ def _waits(waits: str, runs: str, into: str, ours: str) -> str:
         f" SELECT w.task_id, '$await:' || w.event_name, w.event_name, {literal(ours)},"
         f" CASE WHEN isfinite(w.timeout_at) THEN w.timeout_at END, w.created_at FROM {waits} AS w"
         f" JOIN {runs} AS r ON r.run_id = w.run_id"
-        " WHERE r.state = 'sleeping' AND NOT starts_with(w.event_name, '$') AND w.task_id IN ({page})"
+        f" WHERE r.state = 'sleeping' AND NOT starts_with(w.event_name, '$') AND w.task_id IN ({PAGE})"
         " ON CONFLICT DO NOTHING RETURNING 1"
     )
 

@@ -12,6 +12,9 @@ from ..backfill import BackfillReport
 logger = logging.getLogger("sa_durable.alembic")
 
 
+PAGE = "<sa_durable page>"  # what no name contains
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Where tasks come from, as SQL: what is selected, and an expression for each column of the queue's table.
@@ -30,8 +33,8 @@ class Rows:
 class Import:
     """An import: the rows, what the keys do from then on, and what comes with each page of tasks.
 
-    `following`: statements that copy what belongs to tasks (history, checkpoints), each with `{page}` where the ids of
-    the page's new tasks are selected; `closing`: statements for the whole, once.
+    `following`: statements that copy what belongs to tasks (history, checkpoints), each with PAGE where the ids of the
+    page's new tasks are selected; `closing`: statements for the whole, once.
     """
 
     rows: Rows
