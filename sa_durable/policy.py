@@ -128,7 +128,7 @@ def retry_delay(retry: RetryPolicy, attempt: int, *, chance: float | None = None
             try:
                 full = min(base.total_seconds() * factor ** (attempt - 1.0), limit)
             except OverflowError:
-                full = limit
+                full = limit if base else 0.0
     draw = random.random() if chance is None else chance  # noqa: S311 - spreads load, protects nothing
     return timedelta(seconds=min(full, LONGEST.total_seconds()) * (1 - jitter * draw))
 

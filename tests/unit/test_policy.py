@@ -236,6 +236,11 @@ def test_course_of_a_task_that_keeps_failing(retry, max_attempts, course):
     assert _course(retry, max_attempts, 6) == course
 
 
+@pytest.mark.parametrize("attempt", [1, 2, 200, 2**31 - 1])
+def test_a_base_of_zero_never_waits(attempt):
+    assert retry_delay(Exponential(base=timedelta(0), factor=1000), attempt) == timedelta(0)
+
+
 @pytest.mark.parametrize("attempt", [1, 1000, 10**6, 2**31 - 1])
 @pytest.mark.parametrize("factor", [1, 1.0, 2, 1000, 999.9])
 def test_delay_of_any_attempt_stays_under_the_cap(attempt, factor):
