@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from functools import lru_cache
-from typing import Any, NewType, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Any, NewType, TypeVar, Union, get_args, get_origin
+from uuid import UUID
 
 from pydantic import BaseModel
 from typing_extensions import TypeAliasType, get_type_hints, is_typeddict
@@ -15,6 +19,27 @@ def is_loose(annotation: Any) -> bool:
     """Whether some part of it could be anything: Any, object, a type variable, a container without a type for what is in
     it, a model that takes more fields than it names."""
     return _anywhere(annotation, _open)
+
+
+def is_exact(annotation: Any) -> bool:
+    """Whether what pydantic validates as this is written as JSON in one way only, so that it needn't be looked at: types
+    of Python's own, and lists, string-keyed dicts and unions of them. Nothing that can be changed behind pydantic's back,
+    or that says how it is validated or written."""
+    if annotation in _EXACT:
+        return True
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is dict and parts[0] is not str:
+        return False
+    return origin in _EXACT_CONTAINERS and all(map(is_exact, parts))
+
+
+_EXACT = (int, str, bool, float, None, type(None), Decimal, UUID, datetime, date, time, timedelta)
+_EXACT_CONTAINERS = (list, dict, Union, UnionType)
+
+
+def has_floats(annotation: Any) -> bool:
+    """Whether some part of it is a float."""
+    return _anywhere(annotation, lambda part: part is float)
 
 
 def has_typed_keys(annotation: Any) -> bool:

@@ -4,15 +4,16 @@ import os
 import sys
 import time
 from array import array
+from itertools import accumulate
 from threading import Lock
 from uuid import UUID
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
 
-    def uuid7_digits(number: int) -> list[str]:
-        """The digits of so many new UUIDs, in order, for batches."""
-        return [uuid7().hex for _ in range(number)]
+    def uuid7_bytes(number: int) -> bytes:
+        """So many new UUIDs, in order, 16 bytes each, for batches."""
+        return b"".join([uuid7().bytes for _ in range(number)])
 else:
     _RANDOM = 74  # bits beside the 48 of the time
     _last = 0
@@ -23,15 +24,20 @@ else:
         is greater than the one before it in this process, within a millisecond too."""
         return UUID(int=_laid_out(_next(0)))
 
-    def uuid7_digits(number: int) -> list[str]:
-        """The digits of so many new UUIDs, in order, for batches: a third of the time of as many `uuid7`."""
-        steps = array("I", os.urandom(array("I").itemsize * number))
-        value = _next(sum(steps) + number)
-        digits = []
-        for step in steps:
-            value += step + 1
-            digits.append(f"{_laid_out(value):032x}")
-        return digits
+    def uuid7_bytes(number: int) -> bytes:
+        """So many new UUIDs, in order, 16 bytes each, for batches: a tenth of the time of as many `uuid7`."""
+        steps = [step + 1 for step in array("I", os.urandom(array("I").itemsize * number))]
+        room = sum(steps)
+        high, low = divmod(_laid_out(_next(room)), 2**64)
+        if (
+            low + room
+        ) >> 62 != low >> 62:  # the last ones would reach into the upper half: once in 100,000 batches
+            return uuid7_bytes(number)
+        halves = array("Q", [high]) * (2 * number)
+        halves[1::2] = array("Q", accumulate(steps, initial=low))[1:]
+        if sys.byteorder == "little":
+            halves.byteswap()
+        return halves.tobytes()
 
     def _next(room: int) -> int:
         """A new value, time and random bits, that nobody else gets in this process, nor any of the `room` after it."""
@@ -49,4 +55,4 @@ else:
         return value >> _RANDOM << 80 | 0x7 << 76 | random_a << 64 | 0x2 << 62 | random_b
 
 
-__all__ = ["uuid7", "uuid7_digits"]
+__all__ = ["uuid7", "uuid7_bytes"]

@@ -40,7 +40,11 @@ def check_duration(name: str, value: timedelta, *, zero: bool) -> None:
 
 def storable_key(key: str) -> bool:
     """False for what no task can have as its key, derived ones included."""
-    return isinstance(key, str) and 1 <= len(key) <= KEY_LENGTH and not _UNSTORABLE.search(key)
+    return isinstance(key, str) and 1 <= len(key) <= KEY_LENGTH and not _unstorable(key)
+
+
+def _unstorable(key: str) -> bool:
+    return "\0" in key if key.isascii() else bool(_UNSTORABLE.search(key))
 
 
 def check_key(key: str) -> str:
@@ -51,7 +55,7 @@ def check_key(key: str) -> str:
         raise InvalidKey(
             f"idempotency_key of {len(key)} characters: 1 to {KEY_LENGTH} are allowed; hash a longer one yourself"
         )
-    if _UNSTORABLE.search(key):
+    if _unstorable(key):
         raise InvalidKey(
             f"idempotency_key={key!r} has a NUL or a lone surrogate, which PostgreSQL can't store"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -157,14 +157,14 @@ def spawn_counts() -> Mapping[tuple[str, str, str], int]:
         return dict(_counts)
 
 
-def record_created(queue: str, tasks: Sequence[tuple[str, str]]) -> None:
-    """As `record`, for the new tasks of a batch: their names and the digits of their ids."""
+def record_created(queue: str, names: Sequence[str], ids: Iterable[UUID]) -> None:
+    """As `record`, for the new tasks of a batch. Their ids are looked at only where hooks want them."""
     with _lock:
-        for name, number in Counter(name for name, _ in tasks).items():
+        for name, number in Counter(names).items():
             _counts[queue, name, SpawnOutcome.CREATED.value] += number
     if _hooks:
-        for name, task_id in tasks:
-            _call_hooks(Spawned(queue, name, SpawnOutcome.CREATED, UUID(task_id), params_match=True))
+        for name, task_id in zip(names, ids, strict=True):
+            _call_hooks(Spawned(queue, name, SpawnOutcome.CREATED, task_id, params_match=True))
 
 
 def record(queue: str, task: str, outcome: SpawnOutcome, task_id: UUID, *, params_match: bool = True) -> None:

@@ -200,7 +200,7 @@ class DurableTask:
         task.id = uuid7()
         task.run_id = uuid7()
         task.name = call.name
-        task.params = dict(call.params)
+        task.params = call.params
         headers = spawn_headers(cls.__queue__, call.name, options.headers)
         encode_headers(headers)  # raises
         task.headers = dict(headers) if headers else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain, groupby, islice
 from operator import attrgetter
@@ -15,20 +15,20 @@ from sqlalchemy.orm import Session
 from .. import telemetry
 from ..errors import RetryTransaction
 from ..handlers import Call
-from ..ids import uuid7_digits
 from ..statements import arrays
 from ..statements import keys as key_stmt
 from ..statements import tasks as stmt
 from ..values import OnDuplicate, SpawnKeywords
 from .database import ensure_schema, execute
 from .notifications import can_notify
-from .preparing import Model, Parent, Prepared, own_attributes, prepare
+from .preparing import Model, Parent, Prepared, own_attributes, prepare_all
 from .spawned import Attach, SpawnResults
 from .tasks import ROUNDS, check_same_task, insert_or_get, returned
 
 R = TypeVar("R")
-T = TypeVar("T")
-CHUNK = 1000  # rows a statement
+CHUNK = 2500  # rows a statement: 6% less processor time than 1000, and more saves nothing
+_LETTERS = 64 * 1024**2  # of their params: the protocol takes no gigabyte
+_WRITTEN = 37  # characters of an id and a comma
 
 
 def spawn_many(
@@ -36,18 +36,18 @@ def spawn_many(
 ) -> SpawnResults[R]:
     """Spawn each call as Durable.spawn would; all or none of them. Results in the order of the calls.
 
-    Calls without a key are sent by the thousand as they come, and forgotten: a generator of a million is no million
+    Calls without a key are sent by the thousands as they come, and forgotten: a generator of a million is no million
     calls in memory. Those with a key are kept until all have come: two batches with the same keys in opposite orders would
     deadlock, so a batch takes them in their order.
     """
-    spawns = (prepare(call, keywords, parent, position) for position, call in enumerate(calls))
+    spawns = prepare_all(calls, keywords, parent)
     first = list(islice(spawns, CHUNK))  # before anything is sent: most batches are no longer
     results: SpawnResults[R] = SpawnResults(Attach(session))
     plain: defaultdict[Model, list[Prepared]] = defaultdict(list)
     keyed: defaultdict[Model, list[Prepared]] = defaultdict(list)
     with session.begin_nested():  # flushes, too; a conflict in the middle undoes the batch and nothing else
         for prepared in chain(first, spawns):
-            model = prepared.model
+            model = prepared.kind.model
             if prepared.key is not None:
                 keyed[model].append(prepared)
                 continue
@@ -55,13 +55,14 @@ def spawn_many(
             if len(plain[model]) == CHUNK:
                 _spawn_queue(session, plain.pop(model), results)
         for model in sorted({*plain, *keyed}, key=lambda model: model.__queue__):
-            keyed[model].sort(key=_by_key)
+            keyed[model].sort(key=_KEY)
             _spawn_queue(session, plain[model] + keyed[model], results)
     return results
 
 
-def _by_key(prepared: Prepared) -> tuple[str, int]:
-    return prepared.key or "", prepared.position
+_KEY: Callable[[Prepared], Any] = attrgetter(
+    "key"
+)  # those with the same one stay in the order of their calls
 
 
 def _spawn_queue(session: Session, spawns: Sequence[Prepared], results: SpawnResults[Any]) -> None:
@@ -78,7 +79,9 @@ def _spawn_queue(session: Session, spawns: Sequence[Prepared], results: SpawnRes
             if late and attempt is not None:
                 attempt.rollback()
         if not late:
-            telemetry.record_created(spawns[0].model.__queue__, created)
+            names = [prepared.kind.name for prepared in created]
+            ids = (results.task_id(prepared.position) for prepared in created)
+            telemetry.record_created(spawns[0].model.__queue__, names, ids)
             return
         singly |= late
     raise RetryTransaction(
@@ -89,109 +92,138 @@ def _spawn_queue(session: Session, spawns: Sequence[Prepared], results: SpawnRes
 
 def _spawn_in_order(
     session: Session, spawns: Sequence[Prepared], singly: set[str], results: SpawnResults[Any]
-) -> tuple[list[tuple[str, str]], set[str]]:
-    """Returns the names and ids of the new tasks; or the keys that are to be spawned `singly`, and then all is to be
-    undone."""
-    created: list[tuple[str, str]] = []
+) -> tuple[list[Prepared], set[str]]:
+    """Returns those of the new tasks that were inserted together; or the keys that are to be spawned `singly`, and then
+    all is to be undone."""
+    created: list[Prepared] = []
     rest: list[Prepared] = []
-    taken: set[str] = set()  # keys that are ours
-    for alone, group in groupby(spawns, key=lambda prepared: prepared.key in singly):
+    for alone, group in (
+        groupby(spawns, key=lambda prepared: prepared.key in singly) if singly else [(False, spawns)]
+    ):
         if alone:
             for prepared in group:
                 results.put(prepared.position, insert_or_get(session, prepared))
-                taken.add(prepared.key or "")
             continue
-        first: list[Prepared] = []
-        before = None
-        for prepared in group:
-            key = prepared.key
-            (first if key is None or key != before else rest).append(
-                prepared
-            )  # or it repeats one of this batch
-            before = key
-        for chunk in _chunks(first, CHUNK):
-            held = _insert(session, chunk, results, created)
-            taken |= {prepared.key for prepared in chunk if prepared.key} - {
-                prepared.key or "" for prepared in held
-            }
+        first, repeating = _firsts(list(group))
+        rest += repeating
+        for chunk in _chunks(first):
+            new, held = _insert(session, chunk, results)
+            created += new
             rest += held
-    rest.sort(key=_by_key)
+    if not rest:
+        return created, set()
+    rest.sort(key=lambda prepared: (prepared.key or "", prepared.position))
+    taken = {prepared.key for prepared in created if prepared.key} | singly  # those are ours
     return created, _duplicates(session, rest, taken, results)
 
 
+def _firsts(spawns: list[Prepared]) -> tuple[list[Prepared], list[Prepared]]:
+    """Those that are the first with their key, or have none; and those that repeat one. They are sorted by key."""
+    keys = [prepared.key for prepared in spawns if prepared.key is not None]
+    if len(set(keys)) == len(keys):
+        return spawns, []
+    first: list[Prepared] = []
+    repeating: list[Prepared] = []
+    before = None
+    for prepared in spawns:
+        (first if prepared.key is None or prepared.key != before else repeating).append(prepared)
+        before = prepared.key
+    return first, repeating
+
+
 def _insert(
-    session: Session,
-    spawns: list[Prepared],
-    results: SpawnResults[Any],
-    created: list[tuple[str, str]],
-) -> list[Prepared]:
-    """Insert those whose key is free, in order, and add their names and ids to `created`. Returns the others."""
+    session: Session, spawns: list[Prepared], results: SpawnResults[Any]
+) -> tuple[list[Prepared], list[Prepared]]:
+    """Insert those whose key is free, in order. Returns them, and the others."""
     model = spawns[0].model
     ensure_schema(session, model)
-    digits = iter(uuid7_digits(2 * len(spawns)))
-    # In the order of the calls: tasks that are due at once start in the order of their ids.
-    new = {p.position: (next(digits), next(digits)) for p in sorted(spawns, key=attrgetter("position"))}
-    states: dict[str, str] = {}  # of those that were inserted
-    for own, group in groupby(spawns, key=_own):
-        for row in _insert_rows(session, model, own, list(group), new):
-            states[row[0].hex] = row[1]
-    held: list[Prepared] = []
-    for prepared in spawns:
-        task_id, run_id = new[prepared.position]
-        if (state := states.get(task_id)) is None:
-            held.append(prepared)
-        else:
-            created.append((prepared.kind.name, task_id))
-            results.put_new(prepared.position, model, task_id + run_id, state)
-    return held
+    new: list[Prepared] = []
+    if not any(prepared.own for prepared in spawns):
+        new = _insert_alike(session, model, spawns, results)
+    else:
+        for own, group in groupby(spawns, key=lambda prepared: tuple(sorted(prepared.own))):
+            insert = _insert_by_row if own else _insert_alike
+            new += insert(session, model, list(group), results)
+    if len(new) == len(spawns):
+        return new, []
+    positions = {prepared.position for prepared in new}
+    return new, [prepared for prepared in spawns if prepared.position not in positions]
 
 
-def _own(prepared: Prepared) -> tuple[str, ...]:
-    return tuple(sorted(prepared.own)) if prepared.own else ()
-
-
-def _insert_rows(
-    session: Session,
-    model: Model,
-    own: tuple[str, ...],
-    spawns: list[Prepared],
-    new: Mapping[int, tuple[str, str]],
-) -> Iterable[Any]:
-    """Their ids are those of `new`. Returns id and state of what was inserted."""
+def _insert_alike(
+    session: Session, model: Model, spawns: list[Prepared], results: SpawnResults[Any]
+) -> list[Prepared]:
+    """Insert those whose key is free, none of which has columns of the application's. Returns them."""
     table = stmt.table_of(model)
+    if any(table.c[name].default is not None for name in own_attributes(model).values()):
+        return _insert_by_row(session, model, spawns, results)
     notify = can_notify(session.connection(bind_arguments={"mapper": model}))
-    if own or any(table.c[name].default is not None for name in own_attributes(model).values()):
-        # The application's columns have types and defaults of their own, which SQLAlchemy's executemany knows.
-        every_option = stmt.insert_task(
-            model, keyed=True, scheduled=True, limited=True, own=own, notify=notify
-        )
-        rows = [_row(prepared, *new[prepared.position]) for prepared in spawns]
-        return execute(session, every_option, rows, model=model)
+    positions = [prepared.position for prepared in spawns]
+    digits = results.digits(positions)
+    ids = [both[:32] for both in digits]
     columns = _columns(spawns)
-    columns["id"], columns["run_id"] = zip(*[new[prepared.position] for prepared in spawns], strict=True)
+    columns |= {"id": ids, "run_id": [both[32:] for both in digits]}
+    if any(columns[stmt.RUN_AT]) or any(columns[stmt.DELAY]):
+        varying, parameters = stmt.batch(columns)
+        rows = execute(session, stmt.insert_tasks(model, varying, notify=notify), parameters, model=model)
+        return _put_rows(rows, model, dict(zip(ids, spawns, strict=True)), results)
+    del columns[stmt.RUN_AT], columns[stmt.DELAY]
     varying, parameters = stmt.batch(columns)
-    scheduled = any(columns[stmt.RUN_AT]) or any(columns[stmt.DELAY])
-    statement = stmt.insert_tasks(model, varying, scheduled=scheduled, notify=notify)
-    return execute(session, statement, parameters, model=model)
+    insert = stmt.insert_ready_tasks(model, varying, notify=notify)
+    inserted: str = execute(session, insert, parameters, model=model).scalar() or ""
+    if len(inserted) < len(spawns) * _WRITTEN - 1:
+        by_id = dict(zip(ids, spawns, strict=True))
+        spawns = [by_id[id_] for id_ in inserted.replace("-", "").split(",") if id_]
+        positions = [prepared.position for prepared in spawns]
+    results.put_new(model, positions)
+    return spawns
 
 
-def _row(prepared: Prepared, task_id: str, run_id: str) -> dict[str, Any]:
-    ids = {"id": UUID(task_id), "run_id": UUID(run_id)}
-    return {**stmt.NO_OPTION, **prepared.row(), **ids, **prepared.own}
+def _insert_by_row(
+    session: Session, model: Model, spawns: list[Prepared], results: SpawnResults[Any]
+) -> list[Prepared]:
+    """As `_insert_alike`, for those with the same columns of the application's: these have types and defaults of their
+    own, which SQLAlchemy's executemany knows."""
+    insert = stmt.insert_task(
+        model,
+        keyed=True,
+        scheduled=True,
+        limited=True,
+        own=tuple(sorted(spawns[0].own)),
+        notify=can_notify(session.connection(bind_arguments={"mapper": model})),
+    )
+    digits = results.digits([prepared.position for prepared in spawns])
+    ids = [both[:32] for both in digits]
+    rows = [
+        {**stmt.NO_OPTION, **prepared.row(), "id": UUID(both[:32]), "run_id": UUID(both[32:]), **prepared.own}
+        for prepared, both in zip(spawns, digits, strict=True)
+    ]
+    inserted = execute(session, insert, rows, model=model)
+    return _put_rows(inserted, model, dict(zip(ids, spawns, strict=True)), results)
+
+
+def _put_rows(
+    rows: Iterable[Any], model: Model, spawns: Mapping[str, Prepared], results: SpawnResults[Any]
+) -> list[Prepared]:
+    new = []
+    for row in rows:
+        prepared = spawns[row[0].hex]
+        results.put_new(model, (prepared.position,), row[1])
+        new.append(prepared)
+    return new
 
 
 def _columns(spawns: list[Prepared]) -> dict[str, Sequence[Any]]:
     """Their parameters of statements.tasks.insert_tasks, but for the ids: of each, or one value that all have."""
-    shapes = [(prepared.kind, prepared.key is not None) for prepared in spawns]
+    kinds, keys, params, headers, *_ = zip(*spawns, strict=True)
+    shapes = [(kind, key is not None) for kind, key in zip(kinds, keys, strict=True)]
     rows = {
         (kind, keyed): {**stmt.NO_OPTION, **kind.row, **(kind.hold if keyed else {})}
         for kind, keyed in set(shapes)
     }
     every = [rows[shape] for shape in shapes] if len(rows) > 1 else list(rows.values())
     columns: dict[str, Sequence[Any]] = {name: [row[name] for row in every] for name in every[0]}
-    columns["params"] = [prepared.params for prepared in spawns]
-    columns["headers"] = [prepared.headers for prepared in spawns]
-    columns["idempotency_key"] = [prepared.key for prepared in spawns]
+    columns |= {"params": params, "headers": headers, "idempotency_key": keys}
     columns["parent_queue"], columns["parent_id"] = zip(spawns[0].parent or (None, None), strict=True)
     return columns
 
@@ -203,7 +235,7 @@ def _duplicates(
     of the latter, the keys that come before one that is `taken`, and then nothing has happened."""
     found: dict[int, Any] = {}
     asking = [prepared for prepared in spawns if prepared.options.on_duplicate is OnDuplicate.RETURN]
-    for chunk in _chunks(asking, CHUNK):
+    for chunk in _chunks(asking):
         parameters = {
             "keys": arrays.texts(prepared.key for prepared in chunk),
             "params": arrays.texts(prepared.params for prepared in chunk),
@@ -227,7 +259,16 @@ def _duplicates(
     return set()
 
 
-def _chunks(values: Sequence[T], size: int) -> Iterator[list[T]]:
-    rest = iter(values)
-    while chunk := list(islice(rest, size)):
+def _chunks(spawns: Sequence[Prepared]) -> Iterator[list[Prepared]]:
+    """What goes into a statement each."""
+    rest = iter(spawns)
+    while chunk := list(islice(rest, CHUNK)):
+        yield from _in_bounds(chunk)
+
+
+def _in_bounds(chunk: list[Prepared]) -> Iterator[list[Prepared]]:
+    if sum(len(prepared.params) for prepared in chunk) <= _LETTERS or len(chunk) == 1:
         yield chunk
+    else:
+        yield from _in_bounds(chunk[: len(chunk) // 2])
+        yield from _in_bounds(chunk[len(chunk) // 2 :])

@@ -80,7 +80,7 @@ class Durable:
         within the batch are one task. An error undoes the whole batch, and nothing else of the transaction. Raises as
         `spawn`.
 
-        `calls` may be a generator, of millions: those without a key are sent by the thousand as they come and aren't
+        `calls` may be a generator, of millions: those without a key are sent by the thousands as they come and aren't
         kept. The results take 32 bytes a task, and are made when they are looked at.
         """
         return batches.spawn_many(self.session, calls, options)

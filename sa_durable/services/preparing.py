@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -12,16 +12,17 @@ from uuid import UUID
 from sqlalchemy import inspect
 
 from .. import options as spawn_options
-from .. import policy
+from .. import policy, telemetry
 from ..codec import dumps, once_key, shown
 from ..errors import InvalidOptions
 from ..handlers import Call, encode_headers, spawn_headers
 from ..ids import uuid7
 from ..models import queue_of
 from ..models.tables import task_columns
+from ..policy import check_key
 from ..statements import tasks as stmt
 from ..statements.memo import memo
-from ..values import SpawnKeywords, SpawnOptions
+from ..values import OnDuplicate, SpawnKeywords, SpawnOptions
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -82,6 +83,43 @@ class Prepared(NamedTuple):
         return row
 
 
+def prepare_all(
+    calls: Iterable[Call[Any, Any]], keywords: SpawnKeywords, parent: Parent | None = None
+) -> Iterator[Prepared]:
+    """As `prepare`, for the calls of a batch. Most have nothing of their own but a key, and the rest of their options is
+    looked up once for all of a handler's."""
+    shared: dict[tuple[object, str], tuple[SpawnKeywords, Kind | None]] = {}
+    for position, call in enumerate(calls):
+        if not isinstance(call, Call):
+            raise InvalidOptions(
+                f"spawn_many takes calls, such as charge.call(...), not a {type(call).__qualname__}"
+            )
+        key = call.options.get("idempotency_key")
+        if len(call.options) == (key is not None) and not telemetry.spawn_hooks:
+            defaults, kind = shared.get((call.model, call.name), (None, None))
+            if defaults is not call.defaults:
+                kind = _shared(call, keywords)
+                shared[call.model, call.name] = call.defaults, kind
+            if kind is not None:
+                if key is not None:
+                    check_key(key)
+                yield Prepared(kind, key, call.params_text, None, _NO_COLUMNS, parent, position)
+                continue
+        yield prepare(call, keywords, parent, position)
+
+
+def _shared(call: Call[Any, Any], keywords: SpawnKeywords) -> Kind | None:
+    """The kind of calls that have the defaults of this one, and no options but perhaps a key; None, where more of their
+    own follows from their defaults, or from having a key or none."""
+    model = queue_of(call.model)
+    merged = spawn_options.merge(keywords, call.defaults, model.__spawn_defaults__)
+    if not merged.keys().isdisjoint(spawn_options.PER_TASK):
+        return None
+    kind = _kind_of(model, call.name, merged)
+    plain = kind.options.on_duplicate is OnDuplicate.RETURN and not kind.options.only_once
+    return kind if plain else None
+
+
 def prepare(
     call: Call[Any, Any], keywords: SpawnKeywords, parent: Parent | None = None, position: int = 0
 ) -> Prepared:
@@ -90,17 +128,21 @@ def prepare(
     merged = spawn_options.merge(keywords, call.options, call.defaults, model.__spawn_defaults__)
     key = merged.pop("idempotency_key", None)
     headers, columns = merged.pop("headers", None), merged.pop("columns", None)
-    try:
-        # With their types: 1 equals True, and is no option where that one is.
-        kind = _kind(model, name, tuple(merged.items()), tuple(map(type, merged.values())))
-    except TypeError:  # one of them doesn't hash; so it is no option, most likely
-        kind = _kind.__wrapped__(model, name, tuple(merged.items()), ())
+    kind = _kind_of(model, name, merged)
     spawn_options.check_own(kind.options, idempotency_key=key, headers=headers, columns=columns)
     if key is None and kind.options.only_once:
         key = once_key(name, call.params)
     headers_text = encode_headers(spawn_headers(model.__queue__, name, headers))
     own = _own_columns(model, columns) if columns else _NO_COLUMNS
     return Prepared(kind, key, call.params_text, headers_text, own, parent, position)
+
+
+def _kind_of(model: Model, name: str, merged: Mapping[str, Any]) -> Kind:
+    try:
+        # With their types: 1 equals True, and is no option where that one is.
+        return _kind(model, name, tuple(merged.items()), tuple(map(type, merged.values())))  # type: ignore[arg-type]  # a class hashes; mypy looks at its instances
+    except TypeError:  # one of them doesn't hash; so it is no option, most likely
+        return _kind.__wrapped__(model, name, tuple(merged.items()), ())
 
 
 @lru_cache(1024)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from uuid import UUID
 
 from sqlalchemy.orm import Session, class_mapper
 from sqlalchemy.orm.attributes import manager_of_class
 from sqlalchemy.orm.session import make_transient_to_detached
 
+from ..ids import uuid7_bytes
 from ..values import SpawnResult, TaskState
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class Attach:
 class SpawnResults(Sequence[SpawnResult[R]]):
     """The results of a batch, in the order of its calls.
 
-    Of a plain new task only the ids are kept, as bytes, and its result is made when it is looked at: a million of them
-    take 32 MB, not 300.
+    Each call has two ids from the start, in the order of the calls, as bytes; of a plain new task nothing else is kept,
+    and its result is made when it is looked at: a million of them take 32 MB, not 300.
     """
 
     __slots__ = ("_attach", "_ids", "_others", "_plain")
@@ -62,26 +63,34 @@ class SpawnResults(Sequence[SpawnResult[R]]):
         self._ids = bytearray()  # of task and run, for each position
         self._others: dict[int, SpawnResult[R]] = {}
 
-    def put_new(self, position: int, model: Model, ids: str, state: str) -> None:
-        """The call at `position` inserted a task; `ids` are the 64 digits of its id and its run's."""
+    def digits(self, positions: Sequence[int]) -> list[str]:
+        """Of each, 64: of the id for a new task, and of its run's."""
+        self._reach(max(positions))
+        ids = self._ids
+        return [ids[_BYTES * position : _BYTES * (position + 1)].hex() for position in positions]
+
+    def task_id(self, position: int) -> UUID:
+        """Of the new task."""
+        return UUID(bytes=bytes(self._ids[_BYTES * position : _BYTES * position + 16]))
+
+    def put_new(self, model: Model, positions: Iterable[int], state: str = TaskState.PENDING.value) -> None:
+        """The calls at `positions` inserted tasks with those ids."""
         self._plain = self._plain or model
-        if model is not self._plain or state != "pending":
-            task_id, run_id = UUID(ids[:32]), UUID(ids[32:])
-            self.put(
-                position, SpawnResult(task_id, run_id, 1, True, TaskState(state), True, model, self._attach)
-            )
+        if model is self._plain and state == TaskState.PENDING.value:
+            if self._others:
+                for position in positions:
+                    self._others.pop(position, None)  # of an attempt that was undone
             return
-        self._reach(position)
-        self._others.pop(position, None)  # of an attempt that was undone
-        self._ids[_BYTES * position : _BYTES * (position + 1)] = bytes.fromhex(ids)
+        for position in positions:
+            self.put(position, self._new(position, model, TaskState(state)))
 
     def put(self, position: int, result: SpawnResult[R]) -> None:
         self._reach(position)
         self._others[position] = result
 
     def _reach(self, position: int) -> None:
-        if (missing := _BYTES * (position + 1) - len(self._ids)) > 0:
-            self._ids += bytes(missing)
+        if (missing := position + 1 - len(self)) > 0:
+            self._ids += uuid7_bytes(2 * missing)
 
     def __len__(self) -> int:
         return len(self._ids) // _BYTES
@@ -100,10 +109,12 @@ class SpawnResults(Sequence[SpawnResult[R]]):
     def _at(self, position: int) -> SpawnResult[R]:
         if (other := self._others.get(position)) is not None:
             return other
+        return self._new(position, self._plain or object, TaskState.PENDING)
+
+    def _new(self, position: int, model: type[Any], state: TaskState) -> SpawnResult[R]:
         ids = int.from_bytes(self._ids[_BYTES * position : _BYTES * (position + 1)])
         task_id, run_id = UUID(int=ids >> 128), UUID(int=ids & _RUN)
-        model = self._plain or object
-        return SpawnResult(task_id, run_id, 1, True, TaskState.PENDING, True, model, self._attach)
+        return SpawnResult(task_id, run_id, 1, True, state, True, model, self._attach)
 
     def __repr__(self) -> str:
         return f"<{len(self)} spawn results>"

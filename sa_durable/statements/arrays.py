@@ -53,7 +53,12 @@ def texts(values: Iterable[str | None]) -> str:
     >>> print(texts(['a"b', 'NULL', '', None]))
     {"a\"b","NULL","",NULL}
     """
-    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
+    every = list(values)
+    present = [value for value in every if value is not None]
+    joined = "\0".join(present)
+    if present and len(present) == len(every) == joined.count("\0") + 1:  # no text has a NUL
+        return '{"' + _escaped(joined).replace("\0", '","') + '"}'
+    return "{" + ",".join(["NULL" if v is None else f'"{_escaped(v)}"' for v in every]) + "}"
 
 
 def moments(values: Iterable[datetime | None]) -> str:
@@ -76,5 +81,5 @@ def durations(values: Iterable[timedelta | None]) -> str:
     )
 
 
-def _quoted(value: str) -> str:
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"')

@@ -23,6 +23,7 @@ from sqlalchemy import (
     case,
     column,
     func,
+    literal_column,
     select,
     text,
 )
@@ -193,12 +194,14 @@ _BATCH: dict[str, tuple[Any, Callable[[Iterable[Any]], str]]] = {
 
 
 def batch(columns: Mapping[str, Sequence[Any]]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The arrays and the parameters of `insert_tasks`, for values of tasks in one order: what is the same for all of them
-    travels once, and may have been given once. Ids are digits."""
+    """The arrays and the parameters of `insert_tasks`, or without RUN_AT and DELAY of `insert_ready_tasks`, for values of
+    tasks in one order: what is the same for all of them travels once, and may have been given once. Ids are digits."""
     varying: list[str] = []
     parameters: dict[str, Any] = {}
-    for name, (_, encode) in _BATCH.items():
-        values = columns[name]
+    for name, values in columns.items():
+        if name not in _BATCH:
+            continue  # a parameter of `insert_task` that says the same again
+        encode = _BATCH[name][1]
         if name in _IDS or values.count(values[0]) < len(values):
             varying.append(name)
             parameters[name] = encode(values)
@@ -208,15 +211,26 @@ def batch(columns: Mapping[str, Sequence[Any]]) -> tuple[tuple[str, ...], dict[s
 
 
 @memo
-def insert_tasks(
-    model: Model, varying: tuple[str, ...], *, scheduled: bool, notify: bool = True
-) -> ReturningInsert[Any]:
+def insert_tasks(model: Model, varying: tuple[str, ...], *, notify: bool = True) -> ReturningInsert[Any]:
     """Insert many tasks at once, passing over those whose key is held. Returns the ids and states of the new ones.
 
     `varying` names the parameters that are arrays, one element a task; the others are one value for all (`batch`
     makes both). In the order of the arrays, so that callers who sort by key take the index's locks in one order. With
-    `notify`, idle workers are told: once, or, where tasks may start later (`scheduled`), for each of them.
+    `notify`, idle workers are told of each of them.
     """
+    return _returning(_insert_tasks(model, varying, scheduled=True), model, scheduled=True, notify=notify)
+
+
+@memo
+def insert_ready_tasks(model: Model, varying: tuple[str, ...], *, notify: bool = True) -> Select[Any]:
+    """As `insert_tasks`, for tasks that start now. Returns the ids of the new ones as one text, with commas between, or
+    NULL: a row for each costs the client as much as all else that it does with a task. Idle workers are told once."""
+    statement = _insert_tasks(model, varying, scheduled=False)
+    new = _returning(statement, model, scheduled=False, notify=notify).cte("inserted")
+    return select(func.string_agg(sql_cast(new.c.id, Text()), literal_column("','", Text())))
+
+
+def _insert_tasks(model: Model, varying: tuple[str, ...], *, scheduled: bool) -> Insert:
     table = table_of(model)
     elements = {name: column(name, _BATCH[name][0]) for name in varying}
     source = func.unnest(*(arrays.array(name, _BATCH[name][0]) for name in varying))
@@ -226,15 +240,15 @@ def insert_tasks(
         raw = rows.c[name] if name in elements else parameter(name, _BATCH[name][0])
         return sql_cast(raw, JSONB) if name in _AS_TEXT else raw
 
-    values = {name: value(name) for name in (*_PLAIN, "idempotency_key", "key_hold")}
+    values: dict[str, Any] = {name: value(name) for name in (*_PLAIN, "idempotency_key", "key_hold")}
     values["key_expires_at"] = clock.after(value(KEY_TTL))
-    values["available_at"] = start(value(RUN_AT), value(DELAY))
-    values["state"] = state_at(values["available_at"])
+    values["available_at"] = start(value(RUN_AT), value(DELAY)) if scheduled else clock.now()
+    values["state"] = state_at(values["available_at"]) if scheduled else text("'pending'")
     values["max_duration"] = value(MAX_DURATION)
     values["cancel_at"] = clock.after(value(START_WITHIN), values["available_at"])
     values["created_at"] = clock.now()
     statement = insert(table).from_select(list(values), select(*values.values()), include_defaults=True)
-    return _returning(unless_held(statement, table), model, scheduled=scheduled, notify=notify)
+    return unless_held(statement, table)
 
 
 @memo

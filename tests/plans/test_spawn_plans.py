@@ -80,8 +80,9 @@ def test_inserting_a_key_asks_its_own_index_whether_it_is_free(crowded, mode, ke
 
 def test_inserting_a_batch_of_keys_asks_the_same_index(crowded, mode):
     calls = [charge.call(n).using(idempotency_key=f"batch {n}") for n in range(20)]
-    plan = plan_of(crowded, lambda d: d.spawn_many(calls), "INSERT", mode)
-    assert plan.root["Conflict Arbiter Indexes"] == [KEY]
+    plan = plan_of(crowded, lambda d: d.spawn_many(calls), "WITH", mode)
+    (insert,) = (node for node in plan.nodes if node["Node Type"] == "ModifyTable")
+    assert insert["Conflict Arbiter Indexes"] == [KEY]
     assert not plan.sequential
 
 

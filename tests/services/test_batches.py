@@ -190,9 +190,9 @@ def test_a_batch_of_any_size_is_a_few_statements(engine, session):
     assert [sql.split()[0] for sql in sent] == [
         "SAVEPOINT",
         "SAVEPOINT",
-        "INSERT",
-        "INSERT",
-        "INSERT",
+        "WITH",
+        "WITH",
+        "WITH",
         "SELECT",
         "RELEASE",
         "RELEASE",
@@ -202,10 +202,30 @@ def test_a_batch_of_any_size_is_a_few_statements(engine, session):
     assert [s.task_id for s in again] == [s.task_id for s in batch]
     assert [sql.split()[0] for sql in sent] == [
         *["SAVEPOINT"] * 2,
-        *["INSERT"] * 3,
+        *["WITH"] * 3,
         *["SELECT"] * 3,
         *["RELEASE"] * 2,
     ]
+
+
+def test_long_params_go_in_more_statements(engine, session, monkeypatch):
+    monkeypatch.setattr(batches, "_LETTERS", 1000)
+    durable = Durable(session)
+    durable.spawn(charge.call(0))
+    calls = [send_mail.call(600 * "x" if i % 4 == 0 else "x") for i in range(9)]
+    with statements(engine) as sent:
+        batch = durable.spawn_many(calls)
+    assert [s.task.params for s in batch] == [call.params for call in calls]
+    assert [sql.split()[0] for sql in sent].count("WITH") == 3  # of four, two and three
+
+
+def test_what_is_no_call_is_refused_by_name(scratch):
+    durable = Durable(scratch)
+    with pytest.raises(InvalidOptions, match="not a DeclarativeAttributeIntercept"):
+        durable.spawn_many(charge.call(1))
+    with pytest.raises(InvalidOptions, match="not a tuple"):
+        durable.spawn_many([charge.call(1), (BillingTask, "charge", {"order_id": 2})])
+    assert scratch.scalar(select(func.count()).select_from(BillingTask)) == 0
 
 
 def test_an_empty_batch_is_no_task(scratch):
@@ -235,7 +255,7 @@ def test_calls_without_a_key_are_sent_as_they_come(engine, session):  # issue 5,
 
     def calls():
         for n in range(size):
-            before.append([sql.split()[0] for sql in sent].count("INSERT"))
+            before.append([sql.split()[0] for sql in sent].count("WITH"))
             yield charge.call(n)
 
     with statements(engine) as sent:

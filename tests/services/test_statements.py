@@ -130,11 +130,11 @@ COSTS = {
     ),
     "a batch of new tasks": (
         lambda d: d.spawn_many([charge.call(n) for n in range(100)]),
-        ["SAVEPOINT", "INSERT", "RELEASE"],
+        ["SAVEPOINT", "WITH", "RELEASE"],
     ),
     "a batch of keys, one held": (
         lambda d: d.spawn_many(charge.call(n).using(idempotency_key=k) for n, k in enumerate("akb")),
-        ["SAVEPOINT", "SAVEPOINT", "INSERT", "SELECT", "RELEASE", "RELEASE"],
+        ["SAVEPOINT", "SAVEPOINT", "WITH", "SELECT", "RELEASE", "RELEASE"],
     ),
     "a batch with columns": (
         lambda d: d.spawn_many(
@@ -144,7 +144,7 @@ COSTS = {
     ),
     "a batch of two queues": (
         lambda d: d.spawn_many([charge.call(1), send_mail.call("ada")]),
-        ["SAVEPOINT", "INSERT", "INSERT", "RELEASE"],
+        ["SAVEPOINT", "WITH", "WITH", "RELEASE"],
     ),
     "find_by_key": (lambda d: d.find_by_key(BillingTask, "k"), ["SELECT"]),
     "release_key": (lambda d: d.release_key(BillingTask, "k"), ["UPDATE"]),

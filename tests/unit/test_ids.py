@@ -10,7 +10,7 @@ from uuid import RFC_4122, UUID
 import pytest
 
 from sa_durable import ids
-from sa_durable.ids import uuid7, uuid7_digits
+from sa_durable.ids import uuid7, uuid7_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -80,14 +80,31 @@ def test_ids_of_one_millisecond_are_in_the_order_of_their_making():
 
 
 def test_ids_of_a_batch_are_ids_in_order_between_those_made_before_and_after():
-    made = [uuid7(), *(UUID(digits) for digits in uuid7_digits(2000)), uuid7()]
+    made = [uuid7(), *_apart(uuid7_bytes(2000)), uuid7()]
     assert made == sorted(set(made))
     assert all((value.version, value.variant) == (7, RFC_4122) for value in made)
-    assert uuid7_digits(0) == []
+    assert uuid7_bytes(0) == b""
+
+
+def test_ids_of_a_batch_are_in_order_where_their_lower_halves_are_used_up(monkeypatch):
+    clock = iter(
+        [1_767_225_600_000_000_000] * 3
+    )  # three draws in a millisecond: two, if none were drawn again
+    monkeypatch.setattr(ids.time, "time_ns", lambda: next(clock))
+    monkeypatch.setattr(ids, "_last", (1_767_225_600_000 << 74) + 2**62 - 2**33, raising=False)
+    made = [*_apart(uuid7_bytes(100)), uuid7()]
+    assert made == sorted(set(made))
+    assert all((value.version, value.variant) == (7, RFC_4122) for value in made)
+
+
+def _apart(batch: bytes) -> list[UUID]:
+    return [UUID(bytes=batch[start : start + 16]) for start in range(0, len(batch), 16)]
 
 
 def test_batches_of_many_threads_share_no_id(monkeypatch):
     monkeypatch.setattr(ids.time, "time_ns", lambda: 1_767_225_600_000_000_000)
     with ThreadPoolExecutor(8) as threads:
-        made = [digits for batch in threads.map(lambda _: uuid7_digits(500), range(16)) for digits in batch]
+        made = [
+            made for batch in threads.map(lambda _: uuid7_bytes(500), range(16)) for made in _apart(batch)
+        ]
     assert len(set(made)) == len(made)

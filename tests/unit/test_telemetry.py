@@ -47,7 +47,7 @@ def test_spawns_are_counted_by_queue_task_and_outcome(queue):
     for outcome in (SpawnOutcome.CREATED, SpawnOutcome.RETURNED, SpawnOutcome.RETURNED):
         record(queue, "charge", outcome, ID)
     record(queue, "refund", SpawnOutcome.CREATED, ID)
-    record_created(queue, [("charge", ID.hex), ("charge", uuid4().hex)])
+    record_created(queue, ["charge", "charge"], [ID, uuid4()])
     assert _count(queue) == {"created": 3, "returned": 2}
     assert _count(queue, "refund") == {"created": 1}
 
@@ -76,13 +76,13 @@ def test_duplicate_is_logged(caplog, queue, outcome):
 def test_new_task_is_not_logged(caplog, queue):
     caplog.set_level(logging.DEBUG, "sa_durable")
     record(queue, "charge", SpawnOutcome.CREATED, ID)
-    record_created(queue, [("charge", ID.hex)])
+    record_created(queue, ["charge"], [ID])
     assert not caplog.records
 
 
 def test_hook_sees_every_spawn(queue, seen):
     record(queue, "charge", SpawnOutcome.RETURNED, ID, params_match=False)
-    record_created(queue, [("charge", ID.hex)])
+    record_created(queue, ["charge"], [ID])
     assert seen == [
         Spawned(queue, "charge", SpawnOutcome.RETURNED, ID, params_match=False),
         Spawned(queue, "charge", SpawnOutcome.CREATED, ID, params_match=True),
