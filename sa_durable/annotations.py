@@ -28,8 +28,8 @@ def is_exact(annotation: Any) -> bool:
     if annotation in _EXACT:
         return True
     origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is dict and parts[0] is not str:
-        return False
+    if not parts or (origin is dict and parts[0] is not str):
+        return False  # typing.List and typing.Dict have an origin
     return origin in _EXACT_CONTAINERS and all(map(is_exact, parts))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import typing
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -429,6 +430,8 @@ def test_what_can_not_be_stored_is_refused_in_one_step_all_the_same(argument):
         set[int],
         Annotated[int, Field(ge=1)],
         list,
+        typing.List,  # noqa: UP006 - what is meant
+        typing.Dict,  # noqa: UP006 - what is meant
         dict[int, int],
         tuple[int, str],
     ],
