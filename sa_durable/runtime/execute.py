@@ -200,6 +200,20 @@ class Executor:
             if not isinstance(error, Signal | asyncio.CancelledError):
                 _log_dropped(run, f"raised {type(error).__qualname__}")
             return None
+        try:
+            return self._failed(run, handler, error)
+        except Exception as ours:  # noqa: BLE001 - the worker's shell: it must not cost a slot, too
+            claim, kind = run.claim, type(ours).__qualname__
+            logger.error(  # noqa: TRY400 - a traceback would quote what the handler raised
+                "task %s (%s): how attempt %d ended can't be stored (%s): its lease will run out",
+                claim.task_id,
+                claim.name,
+                claim.attempt,
+                kind,
+            )
+            return None
+
+    def _failed(self, run: LiveRun, handler: Handler[Any, ..., Any], error: BaseException) -> Failed:
         self._told(run, error)
         claim = run.claim
         failed = runs.failed(

@@ -84,6 +84,13 @@ def _without_ours(tb: TracebackType | None) -> TracebackType | None:
 
 def _fields(error: BaseException) -> dict[str, Json] | None:
     """What an exception declares as its fields; what can't be stored is replaced by text."""
+    try:
+        return _read_fields(error)
+    except Exception:  # noqa: BLE001 - as above: its declaration is no list of names
+        return None
+
+
+def _read_fields(error: BaseException) -> dict[str, Json] | None:
     room, fields = FIELDS_LENGTH, {}
     for name, read in islice(_declared(error), FIELDS):
         field = _field(read)

@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable, Fail, InvalidOptions, TaskError
+from sa_durable.runtime import execute
 from sa_durable.runtime.failures import (
     FIELD_LENGTH,
     FIELDS_LENGTH,
@@ -27,6 +28,7 @@ from sa_durable.runtime.failures import (
 from tests.runtime import verbs_app as app
 from tests.runtime.conftest import working
 from tests.runtime.verbs_app import Audit, CardDeclined, VerbTask
+from tests.waiting import wait_until
 
 DECLINED = {"code": "51", "amount": "9.50"}
 
@@ -67,6 +69,32 @@ def test_errors_that_a_handler_calls_non_retryable_end_the_task_with_their_decla
     assert (declined.state, declined.attempt) == ("failed", 1)
     assert declined.error["fields"] == DECLINED and "4242" not in str(declined.error["fields"])
     assert retried.attempt == 2  # the handler's own list replaces the queue's
+
+
+@pytest.mark.parametrize("handler", [app.fails, app.afails])
+def test_an_error_whose_fields_are_declared_wrongly_ends_its_run_as_any_other(verbs, handler):
+    task_id, after = verbs.spawn(handler.call(how="misdeclared")), verbs.spawn(handler.call(how="Fail"))
+    with working(verbs.engine, VerbTask, concurrency=1):
+        failed, _ = verbs.ended(task_id, after)
+    assert (failed.state, failed.attempt) == ("failed", 2)
+    assert (failed.error["type"], failed.error["message"]) == ("Misdeclared", "what happened")
+    assert "fields" not in failed.error
+
+
+@pytest.mark.parametrize("handler", [app.fails, app.afails])
+def test_an_error_that_can_not_even_be_described_costs_the_worker_no_slot(
+    verbs, handler, monkeypatch, caplog
+):
+    def out_of_memory(_: object) -> None:
+        monkeypatch.undo()
+        raise MemoryError
+
+    monkeypatch.setattr(execute, "describe", out_of_memory)
+    first = verbs.spawn(handler.call(how="own"))
+    with working(verbs.engine, VerbTask, concurrency=1):
+        wait_until(lambda: "its lease will run out" in caplog.text)
+        assert verbs.ended(verbs.spawn(handler.call(how="Fail"))).state == "failed"
+    assert verbs.task(first).state == "running"
 
 
 def test_what_fails_together_comes_back_apart(verbs):

@@ -53,6 +53,12 @@ class CardDeclined(Exception):
         self.code, self.amount, self.secret = code, amount, secret
 
 
+class Misdeclared(Exception):
+    """Its author took __durable_fields__ for a switch."""
+
+    __durable_fields__: ClassVar[Any] = True
+
+
 class Closed(Exception):
     pass
 
@@ -92,6 +98,8 @@ def fail(how: str) -> str:
             raise CardDeclined("51", Decimal("9.50"))
         case "closed":
             raise Closed("for good")
+        case "misdeclared":
+            raise Misdeclared("what happened")
         case "group":
             raise ExceptionGroup("several", [ValueError("a"), Fail("b", code=7)])
         case _:
