@@ -27,7 +27,8 @@ class Wakeup:
     def wait(self, timeout: float | None) -> bool:
         """Wait for the hint, at most `timeout` seconds, and take it. False: there was none."""
         self.hinted = self._event.wait(timeout)
-        self._event.clear()
+        if self.hinted:  # else one that has come since would be lost
+            self._event.clear()
         return self.hinted
 
     @contextmanager

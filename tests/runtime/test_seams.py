@@ -1,0 +1,44 @@
+"""Where threads meet: what happens between two lines of another one."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy.orm import Session
+
+from sa_durable.errors import Cancelled, LeaseLost
+from sa_durable.runtime import heartbeat
+from sa_durable.runtime.database import Database
+from sa_durable.runtime.heartbeat import Heartbeat
+from sa_durable.runtime.live import Live, LiveRun
+from sa_durable.runtime.registry import Registry
+from sa_durable.runtime.sweeper import Sweeper
+from sa_durable.runtime.wakeup import Wakeup
+from sa_durable.testing import task_factory
+from tests.runtime.app import OtherTask, WorkTask
+from tests.runtime.conftest import working
+
+
+def claimed(deadline: float = 0.0) -> LiveRun:
+    claim: Any = SimpleNamespace(task_id=uuid4(), token=1, attempt=1, name="plain")
+    return LiveRun(WorkTask, claim, deadline)
+
+
+def test_a_hint_that_comes_as_the_time_is_over_is_there_for_the_next_wait():
+    wakeup = Wakeup()
+
+    class Late(Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            there = super().wait(0)
+            if not there:
+                wakeup.set()  # another thread, before the one that waited goes on
+            return there
+
+    wakeup._event = Late()
+    assert wakeup.wait(0.01) is False
+    assert wakeup.wait(0.01) is True
