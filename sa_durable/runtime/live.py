@@ -59,10 +59,14 @@ class LiveRun:
     def check(self) -> None:
         """Raise the signal that ended this run, if one has. The lease is judged by this process's own clock, from
         before the claim or extension was sent: no message has to arrive for that."""
-        if self.signal is None and monotonic() > self.deadline:
-            self.end(LeaseLost(f"task {self.claim.task_id}: the lease could not be extended in time"))
+        self.end_if_overdue()
         if self.signal is not None:
             self._raise(self.signal)
+
+    def end_if_overdue(self) -> None:
+        """End it if its lease may be over."""
+        if self.signal is None and monotonic() > self.deadline:
+            self.end(LeaseLost(f"task {self.claim.task_id}: the lease could not be extended in time"))
 
     @property
     def left(self) -> float:
@@ -134,11 +138,9 @@ class Live:
 
     def end_overdue(self) -> None:
         """End those whose lease may be over."""
-        now = monotonic()
         for run in self.all():
-            if now > run.deadline and run.signal is None and not run.settling:
-                with suppress(LeaseLost):
-                    run.check()
+            if not run.settling:
+                run.end_if_overdue()
 
     def by_queue(self) -> dict[Model, list[LiveRun]]:
         with self._lock:

@@ -42,3 +42,22 @@ def test_a_hint_that_comes_as_the_time_is_over_is_there_for_the_next_wait():
     wakeup._event = Late()
     assert wakeup.wait(0.01) is False
     assert wakeup.wait(0.01) is True
+
+
+class Interrupted(LiveRun):
+    """A run that the heartbeat's thread ends just when its state is looked at."""
+
+    @property
+    def settling(self) -> bool:
+        self.end(Cancelled("meanwhile"))
+        return False
+
+    @settling.setter
+    def settling(self, _: bool) -> None: ...
+
+
+def test_a_run_that_is_cancelled_while_its_lease_is_judged_does_not_stop_the_judging():
+    other, every = claimed(), Live()
+    every.add([run := Interrupted(WorkTask, claimed().claim, 0.0), other])
+    every.end_overdue()  # raises nothing: its caller wouldn't call it again
+    assert isinstance(run.signal, Cancelled) and isinstance(other.signal, LeaseLost)
