@@ -260,6 +260,8 @@ class Worker:
     def _release(self, run: LiveRun) -> None:
         if run.signal is None and not run.settling:
             self._flusher.put(run, Released(run.claim.task_id, run.claim.token))
+        elif not run.settling:  # it was cancelled, or lost, while it waited
+            self._live.remove([run])
 
     def _room(self) -> None:
         if not self._claimer.drained and self._slots.room > 0:

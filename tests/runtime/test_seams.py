@@ -61,3 +61,12 @@ def test_a_run_that_is_cancelled_while_its_lease_is_judged_does_not_stop_the_jud
     every.add([run := Interrupted(WorkTask, claimed().claim, 0.0), other])
     every.end_overdue()  # raises nothing: its caller wouldn't call it again
     assert isinstance(run.signal, Cancelled) and isinstance(other.signal, LeaseLost)
+
+
+def test_what_ended_before_it_got_a_slot_is_forgotten_when_it_is_given_back(engine, shop):
+    with working(engine) as worker:
+        run = claimed(deadline=1e12)
+        worker._live.add([run])
+        run.end(Cancelled("while it waited for a slot"))
+        worker._release(run)
+        assert run not in worker._live.all()
