@@ -45,7 +45,7 @@ class Sweeper:
 
     def _attend(self, model: type[DurableTask], ended: Ended) -> float:
         """Returns the seconds until there may be more to do in this queue."""
-        while ended.expired and self._sweep(model):
+        while ended.expired and not self.chore.stopping and self._sweep(model):
             pass
         pause = self._interval
         if ended.next_overdue is not None:
@@ -78,9 +78,10 @@ class Sweeper:
                 overdue = maintenance.sweep_overdue(session, model, limit=SWEEP_LIMIT)
             for task_id in overdue.cancelled:
                 logger.warning("task %s: its time is over, it is cancelled", task_id)
-            if not overdue.cancelled:
+            if overdue.cancelled:
+                self._ended.set()
+            if not overdue.cancelled or self.chore.stopping:
                 break
-            self._ended.set()
         if overdue.next_due is None:
             return self._interval
         return min(self._interval, max(0.001, overdue.next_due.total_seconds()))

@@ -70,3 +70,17 @@ def test_what_ended_before_it_got_a_slot_is_forgotten_when_it_is_given_back(engi
         run.end(Cancelled("while it waited for a slot"))
         worker._release(run)
         assert run not in worker._live.all()
+
+
+def test_a_sweeper_that_is_told_to_stop_leaves_the_rest_to_others(engine):
+    with Session(engine) as session, session.begin():
+        lost = task_factory(WorkTask, session)(name="plain", lease_expired=True).id
+    database = Database(engine)
+    sweeper = Sweeper(
+        database, Registry([WorkTask]), sweep_interval=timedelta(hours=1), ready=Wakeup(), ended=Wakeup()
+    )
+    sweeper.chore.stop()
+    sweeper.chore.once()
+    with Session(engine) as session:
+        assert session.get_one(WorkTask, lost).state == "running"
+    database.close()
