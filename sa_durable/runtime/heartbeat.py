@@ -38,10 +38,16 @@ class Heartbeat:
     def _beat(self) -> float:
         began = monotonic()
         old = began + lifetime(self._lease) - YOUNG * self._lease.total_seconds()
+        failed: list[Exception] = []
         for model, runs in self._live.by_queue().items():
             due = [run for run in runs if run.signal is None and run.deadline < old]
             if due:
-                extend(self._database, model, due, self._lease)
+                try:
+                    extend(self._database, model, due, self._lease)
+                except Exception as error:  # noqa: BLE001 - raised below: the other queues' leases come first
+                    failed.append(error)
+        if failed:
+            raise failed[0]
         return max(0.001, self._interval - (monotonic() - began))
 
 

@@ -84,3 +84,19 @@ def test_a_sweeper_that_is_told_to_stop_leaves_the_rest_to_others(engine):
     with Session(engine) as session:
         assert session.get_one(WorkTask, lost).state == "running"
     database.close()
+
+
+def test_a_queue_whose_leases_cannot_be_extended_costs_other_queues_nothing(monkeypatch):
+    every, extended = Live(), []
+    every.add(LiveRun(model, claimed().claim, deadline=0.0) for model in (WorkTask, OtherTask))
+
+    def extend(_database: Any, model: Any, *_: Any) -> None:
+        if model is WorkTask:
+            raise ConnectionError("its table, a right, a lock that took too long")
+        extended.append(model)
+
+    monkeypatch.setattr(heartbeat, "extend", extend)
+    beats = Heartbeat(None, every, lease=timedelta(seconds=60))  # type: ignore[arg-type]  # extend has it
+    with pytest.raises(ConnectionError):  # which the chore logs, and beats again soon
+        beats.chore.once()
+    assert extended == [OtherTask]
