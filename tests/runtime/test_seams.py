@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from threading import Event
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.orm import Session
 
+from sa_durable import Durable
 from sa_durable.errors import Cancelled, LeaseLost
 from sa_durable.runtime import heartbeat
 from sa_durable.runtime.database import Database
@@ -20,8 +22,10 @@ from sa_durable.runtime.registry import Registry
 from sa_durable.runtime.sweeper import Sweeper
 from sa_durable.runtime.wakeup import Wakeup
 from sa_durable.testing import task_factory
+from tests.runtime import ledger
 from tests.runtime.app import OtherTask, WorkTask
 from tests.runtime.conftest import working
+from tests.runtime.ledger import LedgerTask
 
 
 def claimed(deadline: float = 0.0) -> LiveRun:
@@ -100,3 +104,26 @@ def test_a_queue_whose_leases_cannot_be_extended_costs_other_queues_nothing(monk
     with pytest.raises(ConnectionError):  # which the chore logs, and beats again soon
         beats.chore.once()
     assert extended == [OtherTask]
+
+
+def test_a_step_beside_a_wait_is_not_waited_for_and_runs_again_when_the_task_has_woken(books, play):
+    """As docs/guides/steps.md says, and what to do instead."""
+    begun = []
+
+    async def slow() -> int:
+        begun.append(1)
+        if len(begun) == 1:
+            await asyncio.Event().wait()  # it would take longer than the task is awake
+        return len(begun)
+
+    async def plays(ctx: Any) -> list[Any]:
+        return list(await asyncio.gather(ctx.step("slow", slow), ctx.await_event("paid")))
+
+    play(plays)
+    task = books.spawn(ledger.afree.call())
+    with working(books.engine, LedgerTask):
+        books.state_is(task, "sleeping")
+        assert books.steps(task) == {}
+        with Session(books.engine) as session, session.begin():
+            Durable(session).emit(LedgerTask, "paid", "yes")
+        assert books.ended(task).result == [2, "yes"]

@@ -244,6 +244,20 @@ def test_the_last_attempts_expired_lease_fails_the_task(engine):
     assert failed.error["type"] == "LeaseExpired" and failed.finished_at and len(history(engine, task)) == 1
 
 
+# C11; docs/decisions/0011
+def test_all_that_a_lost_worker_had_loses_an_attempt_and_what_may_have_any_number_outlives_it(engine):
+    [bounded] = spawn(engine, max_attempts=2, retry=Fixed())
+    [unbounded] = spawn(engine, max_attempts=None, retry=Fixed())
+    for _death in range(2):
+        claim(engine, 2)
+        expire(engine, [bounded, unbounded])
+        do(engine, maintenance.sweep_expired, limit=10)
+    assert [(row(engine, task).state, row(engine, task).attempt) for task in (bounded, unbounded)] == [
+        ("failed", 2),
+        ("pending", 3),
+    ]
+
+
 # B7
 def test_every_write_for_a_cancelled_task_raises_cancelled(engine):
     [task] = spawn(engine)
