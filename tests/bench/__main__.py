@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="of the operations in a round")
     parser.add_argument("--rows", type=int, default=1_000_000, help="in the big tables")
-    parser.add_argument("--tasks", type=int, default=100_000, help="that go through to see what grows")
+    parser.add_argument("--tasks", type=int, default=200_000, help="that go through to see what grows")
     parser.add_argument("--quick", action="store_true", help=f"does all of it run? as {QUICK}")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the results there as they come; - prints them"

@@ -22,6 +22,7 @@ from tests.databases import url_of
 
 SAMPLES, BACKLOG = 20, 5000
 MEGABYTE = 1e6
+BY_NUMBERS = "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000"
 _TABLE = FirstTask.__table__.name
 _SIZES = f"""
     SELECT sum(pg_relation_size(indexrelid)) FILTER (WHERE indexrelid::regclass::text ~ '_(ready|running|due)$'),
@@ -40,11 +41,14 @@ class Sample:
 
 
 def soak(bench: Bench) -> list[Sample]:
-    """`bench.tasks` tasks, never more than some thousands at a time. Autovacuum looks as often as it would, by default,
-    while a million go through."""
+    """`bench.tasks` tasks, never more than some thousands at a time, on a table that is vacuumed by numbers, as operations say of
+    a busy queue. Autovacuum looks so often that half a dozen rounds pass: what one of them has emptied is used again after the
+    next, so before the third nothing has settled."""
     samples: list[Sample] = []
     engine = bench.own_database(Base.metadata)
-    bench.enter(_naptime(bench.engine, max(1, 60 * bench.tasks // 1_000_000)))
+    bench.enter(_naptime(bench.engine, max(1, bench.tasks // 100_000)))
+    with engine.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {_TABLE} SET ({BY_NUMBERS})"))
     worker = bench.enter(served(engine))
     each = max(1000, bench.tasks // SAMPLES // 1000 * 1000)
     began = time.monotonic()
@@ -117,7 +121,7 @@ def _spawn_from_a_generator(url: str, number: int) -> None:
     print(before / MEGABYTE, most / MEGABYTE, time.perf_counter() - began)
 
 
-STABLE = {"of open tasks, last quarter": ratio_at_most(1.5)}
+STABLE = {"of open tasks, last quarter": ratio_at_most(1.25)}
 WORKLOADS = [
     Workload(17, "index sizes while many tasks go through", "second quarter", index_sizes, STABLE),
     Workload(18, "a worker's memory", "second quarter", worker_memory, {"last quarter": ratio_at_most(1.1)}),
