@@ -19,7 +19,7 @@ from .programs import EmbeddedServerError
 URL_VARIABLE = "SA_DURABLE_DATABASE_URL"
 
 THROW_AWAY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 LOG_LINES = 20
 
 Mode = Literal["fast", "immediate"]
@@ -178,9 +178,13 @@ class _PrivateServer(Server):
             )
         deadline = time.monotonic() + START_SECONDS
         while (now := self._postmaster()) == before or now[7:] != ["ready"]:
-            if self._keeper.poll() is not None or time.monotonic() > deadline:
+            gone = self._keeper.poll() is not None
+            if gone or time.monotonic() > deadline:
                 self.stop("immediate")
-                raise EmbeddedServerError(f"PostgreSQL did not start. The end of its log:\n{self._log_end()}")
+                how = "" if gone else f" within {START_SECONDS:.0f} s"
+                raise EmbeddedServerError(
+                    f"PostgreSQL did not start{how}. The end of its log:\n{self._log_end()}"
+                )
             time.sleep(0.01)
         self._pid = int(now[0])
 

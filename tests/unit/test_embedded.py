@@ -104,6 +104,13 @@ def test_the_error_of_a_server_that_does_not_start_ends_with_its_log(temporary):
     assert not list(temporary.iterdir())
 
 
+def test_a_server_that_is_not_ready_in_time_is_given_up_and_the_error_says_so(temporary, monkeypatch):
+    monkeypatch.setattr("sa_durable.embedded.server.START_SECONDS", 0.0)
+    with pytest.raises(EmbeddedServerError, match="did not start within 0 s"), postgres(environ={}):
+        pytest.fail("it started")
+    assert not list(temporary.iterdir())
+
+
 def test_a_stopped_server_starts_again_with_its_data():
     with postgres(environ={}) as server:
         engine = create_engine(server.url)
