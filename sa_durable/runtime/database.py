@@ -16,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from ..errors import RetryTransaction, SchemaOutdated
+from .likeness import connect_alike, connects_with
 from .plans import Plans
 
 KEPT = 60.0  # seconds: the pool has its own ideas of how old a connection may get
@@ -32,10 +33,16 @@ def engine_for(source: EngineOrUrl) -> Engine:
     """An engine on psycopg for what the application has: a URL, an Engine or an AsyncEngine."""
     if isinstance(source, str | URL):
         return _from_url(make_url(source))
-    is_async = hasattr(source, "sync_engine")
-    if not is_async and isinstance(source, Engine) and source.dialect.driver == "psycopg":
-        return source
-    return _from_url(source.url)
+    if source.dialect.driver != "psycopg":
+        return _from_url(source.url)
+    if (example := getattr(source, "sync_engine", None)) is None:
+        engine: Engine = source
+    else:
+        engine = create_engine(
+            source.url, connect_args=_TCP | (connects_with(source) or {}), hide_parameters=True
+        )
+        connect_alike(engine, example)
+    return engine
 
 
 def _from_url(url: URL) -> Engine:

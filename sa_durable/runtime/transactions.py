@@ -10,12 +10,12 @@ from functools import cached_property
 from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import URL, make_url
 from sqlalchemy.orm import Session
 
 from ..errors import DeclarationError, MissingExtra, Signal
-from .database import EngineOrUrl, engine_for, settings_of
+from .database import EngineOrUrl, engine_for
 from .effects import Effect, Guard, begin, inside
+from .likeness import connect_alike, connects_with
 from .live import LiveRun
 from .tries import Tries
 
@@ -119,9 +119,17 @@ class Transactions:
         if isinstance(self._source, AsyncEngine):
             engine = self._source
         else:
-            given = isinstance(self._source, str | URL)
-            settings = settings_of(make_url(self._source)) if given else {"url": self._engine.url}
-            engine = self._own_async = create_async_engine(**settings)
+            example = self._engine
+            if (arguments := connects_with(example)) is None:
+                raise DeclarationError(
+                    "the engine has a creator, which makes no async connections: give the worker an async_session_factory "
+                    "for transactions of async functions"
+                )
+            self._own_async = create_async_engine(
+                example.url, connect_args=arguments, hide_parameters=example.hide_parameters
+            )
+            connect_alike(self._own_async.sync_engine, example)
+            engine = self._own_async.execution_options(**example.get_execution_options())
         return lambda: AsyncSession(engine, expire_on_commit=False)
 
     def close(self) -> None:

@@ -7,8 +7,9 @@ import gc
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
-from sqlalchemy import NullPool, create_engine, event
+from sqlalchemy import NullPool, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -35,6 +36,52 @@ def test_without_factories_sessions_are_on_the_workers_engine(books, play, make)
 
     play(plays)
     assert ended(books, ledger.afree, source=source).state == "completed" and count(books) == 2
+
+
+@pytest.mark.parametrize("given", ["engine", "async engine"])
+def test_what_the_application_made_its_engine_with_counts_for_every_connection(books, play, given):
+    make: Any = create_engine if given == "engine" else create_async_engine
+    source = make(
+        books.engine.url,
+        poolclass=NullPool,
+        connect_args={"application_name": "the shop"},
+        execution_options={"shop": "open"},
+    )
+
+    def token(_dialect: Any, _record: Any, _args: Any, arguments: dict[str, Any]) -> None:
+        arguments["options"] = "-c work_mem=7MB"
+
+    event.listen(getattr(source, "sync_engine", source), "do_connect", token)
+    seen: list[Any] = []
+    show = text("SELECT current_setting('application_name'), current_setting('work_mem')")
+
+    async def look(session: AsyncSession) -> None:
+        connection = await session.connection()
+        seen.append(
+            (*(await session.execute(show)).one(), connection.sync_connection.get_execution_options()["shop"])
+        )
+
+    async def plays(ctx: Any) -> None:
+        await ctx.transaction("async", look)
+        with ctx._verbs.steps._database.transaction() as session:  # one of the worker's own
+            seen.append(tuple(session.execute(show).one()))
+
+    play(plays)
+    assert ended(books, ledger.afree, source=source).state == "completed"
+    assert seen == [("the shop", "7MB", "open"), ("the shop", "7MB")]
+
+
+def test_an_engine_that_only_its_creator_can_connect_is_refused_where_it_does_not_work(books, play):
+    def creator() -> Any:
+        return psycopg.connect(url_of(books.engine).replace("+psycopg", ""))
+
+    async def plays(ctx: Any) -> None:
+        await ctx.transaction("async", ledger.awrite, ctx.task_id, 1, "")
+
+    play(plays)
+    failed = ended(books, ledger.afree, source=create_engine("postgresql+psycopg://", creator=creator))
+    assert (failed.state, failed.attempt, failed.error["type"]) == ("failed", 1, "DeclarationError")
+    assert "async_session_factory" in failed.error["message"]
 
 
 class Audited(Session):
