@@ -1,6 +1,6 @@
 """The schema: a task model per queue on the application's Base, and its siblings."""
 
-from .queues import queue_of, queues_beside
+from .queues import in_order, queue_of, queues_beside
 from .siblings import DurableCheckpoint, DurableEvent, DurableQueue, DurableRun, DurableWait
 from .task import DurableTask
 
@@ -11,6 +11,7 @@ __all__ = [
     "DurableRun",
     "DurableTask",
     "DurableWait",
+    "in_order",
     "queue_of",
     "queues_beside",
 ]

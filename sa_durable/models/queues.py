@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeVar, overload
+from collections.abc import Iterable, Iterator
+from typing import TypeVar, cast, overload
+
+from sqlalchemy import Table
 
 from ..errors import UnknownQueue
 from .task import DurableTask
 
 T = TypeVar("T", bound=DurableTask)
+Q = TypeVar("Q", bound=type[DurableTask])
 
 
 @overload
@@ -22,7 +25,12 @@ def queue_of(model: object) -> type[DurableTask]:
     raise UnknownQueue(f"{model!r} is no queue: give a DurableTask class with __queue__, e.g. BillingTask")
 
 
+def in_order(queues: Iterable[Q]) -> list[Q]:
+    """By name, and of one name by schema: the order in which whoever needs several takes them."""
+    return sorted(queues, key=lambda queue: (queue.__queue__, cast(Table, queue.__table__).schema or ""))
+
+
 def queues_beside(model: type[DurableTask]) -> Iterator[type[DurableTask]]:
-    """Every queue on the Base of `model`, itself included, by name."""
-    queues = (m.class_ for m in model.registry.mappers if issubclass(m.class_, DurableTask))
-    yield from sorted(queues, key=lambda queue: queue.__queue__)
+    """Every queue on the Base of `model`, itself included, in order."""
+    mappers = model.registry.mappers
+    yield from in_order(m.class_ for m in mappers if issubclass(m.class_, DurableTask) and m.inherits is None)

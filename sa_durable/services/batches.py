@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from .. import telemetry
 from ..errors import RetryTransaction
 from ..handlers import Call
+from ..models import in_order
 from ..statements import arrays
 from ..statements import keys as key_stmt
 from ..statements import tasks as stmt
@@ -54,7 +55,7 @@ def spawn_many(
             plain[model].append(prepared)
             if len(plain[model]) == CHUNK:
                 _spawn_queue(session, plain.pop(model), results)
-        for model in sorted({*plain, *keyed}, key=lambda model: model.__queue__):
+        for model in in_order({*plain, *keyed}):
             keyed[model].sort(key=_KEY)
             _spawn_queue(session, plain[model] + keyed[model], results)
     return results

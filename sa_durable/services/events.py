@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -117,13 +118,13 @@ def settle_one(session: Session, model: Model, name: str) -> None:
 def _settle(session: Session, model: Model, names: Sequence[str]) -> int:
     rows = execute(session, stmt.settle(model), {"names": texts(names)})
     decided = sorted({row.name for row in rows if not row.dropped})
-    return _mark(session, model, model, decided) if decided else 0
+    return _mark(session, model, model.__queue__, decided) if decided else 0
 
 
 def _settle_ended(session: Session, model: Model, names: Sequence[str]) -> int:
     """Tasks have ended: whoever waits for them is in any queue, and they wait for nothing any more."""
     execute(session, stmt.discard(model), {"names": texts(names)})
-    waiting = sum(_mark(session, other, model, names) for other in queues_beside(model))
+    waiting = sum(_mark(session, other, model.__queue__, names) for other in queues_beside(model))
     execute(session, waking.forget_ended(model), {"ids": uuids(_ids(names))})
     return waiting
 
@@ -135,10 +136,10 @@ def _ids(names: Iterable[str]) -> Iterator[UUID]:
             yield UUID(name.removeprefix(TASK_EVENT))
 
 
-def _mark(session: Session, waiters: Model, model: Model, names: Sequence[str]) -> int:
-    parameters = {"names": texts(names), "queue": model.__queue__}
+def _mark(session: Session, waiters: Model, queue: str, names: Sequence[str]) -> int:
+    parameters = {"names": texts(names), "queue": queue}
     # Workers of another queue may be others than this one.
-    statement = waking.settle(waiters, notify=waiters is not model)
+    statement = waking.settle(waiters, notify=waiters.__queue__ != queue)
     return len(execute(session, statement, parameters).all())
 
 
@@ -148,7 +149,10 @@ def catch_up(session: Session, model: Model, after: Mapping[str, str], *, limit:
 
     In a transaction of its own. Call it again and again, with where it got to.
     """
-    others = {other.__queue__: other for other in queues_beside(model) if other is not model}
+    others: dict[str, list[Model]] = {}  # by name: schemas may have one each
+    for queue, twins in groupby(queues_beside(model), key=lambda queue: queue.__queue__):
+        if (called_so := list(twins)) != [model]:
+            others[queue] = called_so
     places = [after.get(queue, "") for queue in others]
     parameters = {"queues": texts(others), "after": texts(places), "limit": limit}
     names: dict[str, list[str]] = {}
@@ -158,7 +162,7 @@ def catch_up(session: Session, model: Model, after: Mapping[str, str], *, limit:
     for queue, found in names.items():
         ended = _over(session, others[queue], {name for name in found if name.startswith(TASK_EVENT)})
         if ours := _try_settling(session, queue, ended):
-            marked += _mark(session, model, others[queue], ours)
+            marked += _mark(session, model, queue, ours)
     return CaughtUp(marked, {queue: found[-1] for queue, found in names.items() if len(found) >= limit})
 
 
@@ -170,13 +174,15 @@ class CaughtUp:
     after: Mapping[str, str]
 
 
-def _over(session: Session, model: Model, names: Iterable[str]) -> list[str]:
+def _over(session: Session, models: Iterable[Model], names: Iterable[str]) -> list[str]:
     """Those events of ends whose task has ended, or is gone."""
     ids = {UUID(name.removeprefix(TASK_EVENT)): name for name in names}
     if not ids:
         return []
-    rows = execute(session, lease_stmt.standing(model), {"ids": uuids(ids)}, model=model)
-    active = {row.id for row in rows if not TaskState(row.state).terminal}
+    active: set[UUID] = set()
+    for model in models:
+        rows = execute(session, lease_stmt.standing(model), {"ids": uuids(ids)}, model=model)
+        active.update(row.id for row in rows if not TaskState(row.state).terminal)
     return [name for task_id, name in ids.items() if task_id not in active]
 
 

@@ -10,7 +10,7 @@ from weakref import ref
 from sqlalchemy import Connection, Table, TwoPhaseTransaction, event
 from sqlalchemy.orm import Mapper, Session
 
-from ..models import DurableTask
+from ..models import DurableTask, in_order
 from ..statements import notifications as stmt
 from ..statements.arrays import texts
 from ..statements.notifications import Kind
@@ -49,7 +49,7 @@ def tell(session: Session, model: Model) -> None:
 
 def _by_table(models: Iterable[Model]) -> dict[Table, list[str]]:
     tables: dict[Table, list[str]] = {}
-    for model in sorted(models, key=lambda model: model.__queue__):  # locks are taken in one order
+    for model in in_order(models):  # locks are taken in one order
         tables.setdefault(stmt.table_of(model), []).append(model.__queue__)
     return tables
 

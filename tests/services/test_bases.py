@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, MetaData, Text, func, inspect, select, text
+from sqlalchemy import Engine, ForeignKey, MetaData, Text, delete, func, inspect, select, text
 from sqlalchemy.orm import (
     DeclarativeBase,
     DeclarativeBaseNoMeta,
@@ -25,7 +25,10 @@ from sqlalchemy.schema import CreateSchema
 
 from sa_durable import Durable, DurableError, DurableTask, verify
 from sa_durable.handlers import Handler
+from sa_durable.services import events, leases, runs, waits
 from sa_durable.services.database import ensure_schema
+from sa_durable.services.waits import Ends
+from sa_durable.values import Claim
 from tests.databases import throwaway
 from tests.services.observed import statements
 
@@ -321,6 +324,39 @@ def uses(session: Session, work: Handler[Any, ..., Any], application: Applicatio
     assert (added.state, added.params) == ("pending", {"n": 6})
     assert session.scalar(select(func.count()).select_from(queue)) == 9
     assert all(task.runs == [] for task in session.scalars(select(queue)).unique())
+
+
+def test_of_two_queues_of_one_name_neither_takes_the_tasks_of_the_other_for_gone(server_url):
+    """A run waits for a task of its own queue, or of the other: a look for ends that nobody could tell marks nothing until
+    it has ended."""
+    application = schema_of_the_model()
+    with database(application, server_url) as engine:
+        [parent, other] = application.handlers()
+        for child in (parent, other):
+            waiter, active = (claimed(engine, work) for work in (parent, child))
+            step, ends = "join", Ends([(child.model, active.task_id)])
+            for act in (waits.look, waits.look, waits.sleep):  # the first says what has to be done first
+                with Session(engine) as session, session.begin():
+                    options = {"timeout": None} if act is waits.look else {}
+                    found = act(session, parent.model, waiter, step, ends, **options)
+                for first in getattr(found, "first", ()):
+                    with Session(engine) as session, session.begin():
+                        first(session)
+            assert found is None
+            for marked, end in ((0, runs.complete), (1, None)):
+                with Session(engine) as session, session.begin():
+                    session.execute(delete(child.model.Event))  # nobody could tell
+                    assert events.catch_up(session, parent.model, {}, limit=10).marked == marked
+                    if end:
+                        end(session, child.model, active, 7)
+
+
+def claimed(engine: Engine, work: Handler[Any, ..., Any]) -> Claim:
+    with Session(engine) as session, session.begin():
+        Durable(session).spawn(work.call(1))
+        options = {"names": ["work"], "worker": "w", "lease": timedelta(minutes=1), "limit": 1}
+        [claim] = leases.claim(session, work.model, **options)
+    return claim
 
 
 def test_the_librarys_names_are_the_same_under_every_naming_convention(server_url):
