@@ -7,7 +7,7 @@ VENV20 := .venvs/sqlalchemy20
 DEBIAN_PG := $(firstword $(wildcard /usr/lib/postgresql/15/bin /usr/lib/postgresql/*/bin))
 WORKERS ?= 2
 
-.PHONY: help setup check format lint types layers faults-locks test test-matrix test-roles test-sizes faults bench bench-docs bench-peers demo docs clean
+.PHONY: help setup check format lint types layers faults-locks test test-matrix test-roles test-sizes test-pooler faults bench bench-docs bench-peers demo docs clean
 
 help:  ## What there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -74,6 +74,9 @@ test-sizes: setup  ## What make test does with fewer: 1,000 races, 200 kills of 
 	SA_DURABLE_RACES=1000 $(BIN)/python -m pytest -n $(WORKERS) tests/races/test_cascades.py tests/races/test_waking.py
 	SA_DURABLE_KILLS=200 $(BIN)/python -m pytest -n $(WORKERS) tests/runtime/test_killed_transactions.py
 	SA_DURABLE_UPGRADE_ROWS=500000 $(BIN)/python -m pytest -n 0 -s tests/migrations/test_under_load.py
+
+test-pooler: setup  ## The services and the runtime through PgBouncer in transaction mode, two connections for each database
+	$(BIN)/python -m pytest -p tests.faults.through_pooler -n $(WORKERS) tests/services tests/runtime
 
 bench: setup  ## Each figure beside its limit, measured in the same rounds (ARGS="--list", "--only 7", "--quick", ...)
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -32,22 +32,30 @@ class Link:
 Rule = Callable[[Link, bytes], bytes]
 
 
+def in_front(url: URL) -> URL:
+    """Where clients of the server connect: to itself (and through a pooler in tests/faults/through_pooler.py)."""
+    return url
+
+
 class Proxy:
     """Listens on 127.0.0.1 and passes everything on, until it is told otherwise.
 
     `sending` is called with whatever a client sends, and returns what the server gets of it: it may close the link or
-    wait. `freeze` is the half-open connection: nothing passes, and nobody is told.
+    wait. `freeze` is the half-open connection: nothing passes, and nobody is told. Whoever is behind it `listens`: that
+    needs the server itself, where a pooler is in front of it.
     """
 
-    def __init__(self, url: str | URL, sending: Rule = lambda _link, data: data) -> None:
-        self._target = make_url(url)
+    def __init__(
+        self, url: str | URL, sending: Rule = lambda _link, data: data, *, listens: bool = False
+    ) -> None:
+        self._target = make_url(url) if listens else in_front(make_url(url))
         self.sending = sending
         self._links: list[Link] = []
         self._lock = Lock()
         self._open = Event()
         self._open.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = _through(self._target, self._listener.getsockname()[1])
+        self.url = _through(make_url(url), self._listener.getsockname()[1])
         """The server's URL, through here."""
 
     def __enter__(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from math import inf
 from threading import Event
@@ -32,18 +32,29 @@ FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.01, 1.0, 1.5
 
 
 @overload
-def wait_for(engine: Engine, task: SpawnResult[R], /, *, timeout: timedelta | None) -> TaskResult[R]: ...
-@overload
-def wait_for(engine: Engine, task: DurableTask, /, *, timeout: timedelta | None) -> TaskResult[Any]: ...
+def wait_for(
+    engine: Engine, task: SpawnResult[R], /, *, timeout: timedelta | None, notify: bool = True
+) -> TaskResult[R]: ...
 @overload
 def wait_for(
-    engine: Engine, queue: type[DurableTask], task_id: UUID, /, *, timeout: timedelta | None
+    engine: Engine, task: DurableTask, /, *, timeout: timedelta | None, notify: bool = True
 ) -> TaskResult[Any]: ...
-def wait_for(engine: Engine, *what: Any, timeout: timedelta | None) -> TaskResult[Any]:
+@overload
+def wait_for(
+    engine: Engine,
+    queue: type[DurableTask],
+    task_id: UUID,
+    /,
+    *,
+    timeout: timedelta | None,
+    notify: bool = True,
+) -> TaskResult[Any]: ...
+def wait_for(engine: Engine, *what: Any, timeout: timedelta | None, notify: bool = True) -> TaskResult[Any]:
     """How a task ended, once it has: completed, failed or cancelled. For callers outside of handlers.
 
     The task must be committed. Looks every second at the least, in short transactions of its own, and holds none of
-    the engine's connections meanwhile; one more connection listens, for all who wait through this engine.
+    the engine's connections meanwhile; one more connection listens, for all who wait through this engine. Where `engine`
+    goes through a pooler that keeps no sessions, say `notify=False`: it looks, and nothing listens.
 
     A database that is away for up to a minute, and a lost race, are waited out, within `timeout`; then PostgreSQL's error
     is raised.
@@ -51,7 +62,7 @@ def wait_for(engine: Engine, *what: Any, timeout: timedelta | None) -> TaskResul
     Raises TimedOut after `timeout` (None: never), which carries the task's `state`: the task goes on. Raises
     TaskNotFound, and InvalidResult for a result that the handler's return type no longer fits.
     """
-    waiting = _Waiting(*task_ref(*what), timeout=timeout)
+    waiting = _Waiting(*task_ref(*what), timeout=timeout, notify=notify)
     hint = Event()
 
     def look() -> None:
@@ -60,7 +71,7 @@ def wait_for(engine: Engine, *what: Any, timeout: timedelta | None) -> TaskResul
 
     patiently("wait_for", look, limit=waiting.patience)  # first: it initialises the dialect for other threads
     if waiting.going_on:
-        with calling(engine, waiting.task_id, hint.set):
+        with calling(engine, waiting.task_id, hint.set) if notify else nullcontext():
             for pause in waiting.pauses():
                 hint.wait(pause)
                 hint.clear()
@@ -70,21 +81,29 @@ def wait_for(engine: Engine, *what: Any, timeout: timedelta | None) -> TaskResul
 
 @overload
 async def wait_for_async(
-    engine: AsyncEngine, task: SpawnResult[R], /, *, timeout: timedelta | None
+    engine: AsyncEngine, task: SpawnResult[R], /, *, timeout: timedelta | None, notify: bool = True
 ) -> TaskResult[R]: ...
 @overload
 async def wait_for_async(
-    engine: AsyncEngine, task: DurableTask, /, *, timeout: timedelta | None
+    engine: AsyncEngine, task: DurableTask, /, *, timeout: timedelta | None, notify: bool = True
 ) -> TaskResult[Any]: ...
 @overload
 async def wait_for_async(
-    engine: AsyncEngine, queue: type[DurableTask], task_id: UUID, /, *, timeout: timedelta | None
+    engine: AsyncEngine,
+    queue: type[DurableTask],
+    task_id: UUID,
+    /,
+    *,
+    timeout: timedelta | None,
+    notify: bool = True,
 ) -> TaskResult[Any]: ...
-async def wait_for_async(engine: AsyncEngine, *what: Any, timeout: timedelta | None) -> TaskResult[Any]:
+async def wait_for_async(
+    engine: AsyncEngine, *what: Any, timeout: timedelta | None, notify: bool = True
+) -> TaskResult[Any]:
     """As wait_for, awaited."""
     from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - needs greenlet
 
-    waiting = _Waiting(*task_ref(*what), timeout=timeout)
+    waiting = _Waiting(*task_ref(*what), timeout=timeout, notify=notify)
     loop, hint = asyncio.get_running_loop(), asyncio.Event()
 
     def call() -> None:  # in the listening thread
@@ -97,7 +116,7 @@ async def wait_for_async(engine: AsyncEngine, *what: Any, timeout: timedelta | N
 
     await patiently_async("wait_for", look, limit=waiting.patience)
     if waiting.going_on:
-        with calling(engine, waiting.task_id, call):
+        with calling(engine, waiting.task_id, call) if notify else nullcontext():
             for pause in waiting.pauses():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(hint.wait(), pause)
@@ -112,12 +131,14 @@ class _Waiting:
     result: TaskResult[Any]
     """What the last look saw."""
 
-    def __init__(self, model: type[DurableTask], task_id: UUID, *, timeout: timedelta | None) -> None:
+    def __init__(
+        self, model: type[DurableTask], task_id: UUID, *, timeout: timedelta | None, notify: bool
+    ) -> None:
         if timeout is not None and (not isinstance(timeout, timedelta) or timeout < timedelta(0)):
             raise InvalidOptions(f"timeout={timeout!r} must be None or a timedelta that is not negative")
         self.model, self.task_id = model, task_id
         self._timeout, self._began = timeout, monotonic()
-        self._announced = False
+        self._announced = not notify  # nobody need be told that the end is awaited
 
     def pauses(self) -> Iterator[float]:
         """Seconds to wait before each next look, until one has seen the end. Raises TimedOut."""

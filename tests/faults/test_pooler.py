@@ -21,7 +21,7 @@ def pooled(steady) -> Iterator[tuple[str, str]]:
     if not version():
         missing("there is no pgbouncer: C6 was not run")
     with pooler(steady.url, pool=2) as through, throwaway(steady.url) as engine:
-        yield url_of(engine), through.removesuffix("postgres") + str(engine.url.database)
+        yield url_of(engine), str(through.url.set(database=engine.url.database))
 
 
 def test_two_connections_are_enough_for_everybody_where_no_session_is_kept(steady, figures, pooled):

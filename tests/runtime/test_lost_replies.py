@@ -100,6 +100,7 @@ def test_a_commit_that_never_arrived_is_run_again_in_the_same_attempt(books, var
     check_books(books, task, tries=2)
 
 
+@pytest.mark.pooled(connections=3, reason="the commit on its way, who waits for it, who looks")
 @every_variant
 @pytest.mark.parametrize("arrives", [True, False])
 def test_a_commit_that_is_still_on_its_way_is_waited_for(books, variant, driver, arrives):
@@ -118,6 +119,7 @@ def test_a_commit_that_is_still_on_its_way_is_waited_for(books, variant, driver,
     check_books(books, task, tries=1 if arrives else 2)
 
 
+@pytest.mark.pooled(connections=4, reason="the commit that hangs, who waits for it, and two for everybody")
 @every_variant
 def test_a_commit_that_hangs_costs_no_more_than_the_lease(books, variant, driver):
     """Its connection is neither alive nor closed, and PostgreSQL keeps the task's row locked."""

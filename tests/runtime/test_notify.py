@@ -229,7 +229,7 @@ def test_while_the_listeners_connection_is_broken_tasks_are_polled_and_then_it_l
     monkeypatch.setattr(listener, "ECHO", 0.5)
     monkeypatch.setattr(idling, "RENEW", 0.5)
     with (
-        Proxy(runtime_url) as through,
+        Proxy(runtime_url, listens=True) as through,
         idle(engine, listen_url=through.url, poll_interval=timedelta(milliseconds=300)) as worker,
     ):
         wait_until(lambda: worker._listener._returned)
@@ -251,7 +251,7 @@ def test_that_nothing_arrives_is_noticed_while_tasks_keep_coming(
     monkeypatch.setattr(listener, "ECHO", 1.0)
     monkeypatch.setattr(idling, "AGAIN", 0.0)
     with (
-        Proxy(runtime_url) as through,
+        Proxy(runtime_url, listens=True) as through,
         idle(engine, listen_url=through.url, poll_interval=timedelta(milliseconds=50)) as worker,
     ):
         wait_until(lambda: worker._listener._returned)
@@ -289,7 +289,7 @@ def test_the_command_can_do_without_notifications_or_listen_elsewhere(
     assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
     assert ear.payloads() == [] and asked(engine) == set()
     process.kill()
-    with Proxy(runtime_url) as through:
+    with Proxy(runtime_url, listens=True) as through:
         worker_process(
             "--listen-url", through.url.render_as_string(hide_password=False), "--poll-interval", "60"
         )

@@ -131,6 +131,7 @@ def test_what_waits_too_long_for_a_slot_is_given_back_to_others(engine, shop):
         assert {task.state for task in shop.ended(*tasks)} == {"completed"}
 
 
+@pytest.mark.direct(reason="counts the server's connections, which are the pooler's")
 @pytest.mark.owner
 def test_nothing_of_the_workers_stays_connected(engine, shop):
     with working(engine):

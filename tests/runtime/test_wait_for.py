@@ -74,6 +74,7 @@ def test_a_task_that_completes_gives_its_result(engine, shop, wait):
     assert wait(spawned) == wait(WorkTask, spawned.task_id) == wait(shop.task(spawned.task_id)) == done
 
 
+@pytest.mark.direct(reason="LISTEN")
 def test_a_task_that_fails_gives_its_error_and_a_cancelled_one_its_state(engine, shop, wait):
     failed, cancelled = shop.spawn(app.once.call()), shop.spawn(app.double.call(number=1), delay=LONG)
     with working(engine):
@@ -85,6 +86,7 @@ def test_a_task_that_fails_gives_its_error_and_a_cancelled_one_its_state(engine,
         assert waiting.result(20).state is TaskState.CANCELLED
 
 
+@pytest.mark.direct(reason="LISTEN")
 @pytest.mark.parametrize("notify", [True, False])
 def test_the_end_is_notified_also_by_a_worker_that_nobody_notifies(engine, shop, wait, monkeypatch, notify):
     monkeypatch.setattr(results, "FIRST_PAUSE", 60.0)
@@ -96,6 +98,32 @@ def test_the_end_is_notified_also_by_a_worker_that_nobody_notifies(engine, shop,
         assert waiting.result(20).value == 2
 
 
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_where_nobody_can_listen_the_end_is_seen_by_polling_and_nobody_is_told_to_notify(
+    engine, shop, runtime_url, kind
+):
+    task = shop.spawn(app.double.call(number=1))
+
+    def wait() -> object:
+        if kind == "plain":
+            return wait_for(engine, WorkTask, task, timeout=LONG, notify=False)
+
+        async def awaited() -> object:
+            one = create_async_engine(runtime_url)
+            try:
+                return await wait_for_async(one, WorkTask, task, timeout=LONG, notify=False)
+            finally:
+                await one.dispose()
+
+        return asyncio.run(awaited())
+
+    waiting = in_thread(wait)
+    with working(engine):
+        assert waiting.result(20).value == 2
+    assert not shop.task(task).awaited and listeners(engine) == 0
+
+
+@pytest.mark.direct(reason="LISTEN")
 def test_without_any_notification_the_end_is_seen_by_polling(engine, shop, wait, monkeypatch):
     monkeypatch.setattr(ends, "ENDED", "elsewhere")
     task = shop.spawn(app.double.call(number=1))
@@ -133,6 +161,7 @@ def test_a_task_that_somebody_has_locked_holds_up_nobody(engine, shop, wait):
         assert waiting.result(20).value == 2
 
 
+@pytest.mark.direct(reason="LISTEN")
 def test_while_it_waits_the_pools_only_connection_is_free(engine, shop, runtime_url):
     one = create_engine(runtime_url, pool_size=1, max_overflow=0, pool_timeout=20)
     task = shop.spawn(app.double.call(number=1))
@@ -146,6 +175,7 @@ def test_while_it_waits_the_pools_only_connection_is_free(engine, shop, runtime_
     one.dispose()
 
 
+@pytest.mark.direct(reason="LISTEN")
 def test_all_who_wait_through_an_engine_share_a_connection_and_the_last_one_closes_it(engine, shop):
     tasks = [shop.spawn(app.double.call(number=n)) for n in range(5)]
     waiting = [in_thread(wait_for, engine, WorkTask, task, timeout=LONG) for task in tasks]

@@ -73,10 +73,11 @@ class AsyncDoor:
 
 
 @contextmanager
-def open_door(kind: str, url: str, **settings: str) -> Iterator[Door]:
+def open_door(kind: str, url: str, *, isolation: str | None = None, **settings: str) -> Iterator[Door]:
     """A door with an engine of its own; `settings` are PostgreSQL's, for its connections."""
+    of_engine = {"isolation_level": isolation} if isolation else {}
     if kind == "psycopg":
-        engine = create_engine(url, connect_args=_psycopg(settings))
+        engine = create_engine(url, connect_args=_psycopg(settings), **of_engine)
         with Session(engine) as session:
             yield SyncDoor(session, Durable(session), engine)
         engine.dispose()
@@ -84,7 +85,9 @@ def open_door(kind: str, url: str, **settings: str) -> Iterator[Door]:
     driver = {"psycopg async": "postgresql+psycopg", "asyncpg": "postgresql+asyncpg"}[kind]
     arguments = {"server_settings": settings} if kind == "asyncpg" else _psycopg(settings)
     with asyncio.Runner() as runner:
-        async_engine = create_async_engine(make_url(url).set(drivername=driver), connect_args=arguments)
+        async_engine = create_async_engine(
+            make_url(url).set(drivername=driver), connect_args=arguments, **of_engine
+        )
         session = AsyncSession(async_engine)
         try:
             yield AsyncDoor(session, async_engine.sync_engine, runner)

@@ -49,6 +49,7 @@ def test_the_first_attempts_late_write_to_a_checkpoint_of_the_second_is_rejected
 
 
 # B9: the fence is a lock, not a look
+@pytest.mark.pooled(connections=3, reason="who locks, who waits for that, who looks")
 def test_a_save_and_a_sweep_of_the_same_task_exclude_each_other(engine):
     [task] = spawn(engine, retry=Fixed())
     [first] = claim(engine)

@@ -231,6 +231,7 @@ def test_a_task_that_is_just_being_retried_stays(engine, session):
     assert clean(engine) == CleanedUp(0, 0) and left(engine) == {task}
 
 
+@pytest.mark.pooled(connections=3, reason="who locks, who waits for that, who looks")
 def test_whoever_spawns_a_key_waits_for_its_holders_deletion(engine, session):
     over(engine, idempotency_key="k", hold="forever")
     assert Durable(session).clean_up(MailTask, older_than=DAY).tasks == 1

@@ -56,8 +56,8 @@ def test_an_event_is_there_once_the_caller_commits_and_not_before(engine, databa
 
 @pytest.mark.parametrize("kind", DOORS)
 def test_emitting_one_name_twice_at_once_is_no_conflict_when_serializable(engine, database_url, kind):
-    settings = {"default_transaction_isolation": "serializable"}
-    with open_door(kind, database_url, **settings) as one, open_door(kind, database_url, **settings) as other:
+    strict = {"isolation": "SERIALIZABLE"}
+    with open_door(kind, database_url, **strict) as one, open_door(kind, database_url, **strict) as other:
         for door in (one, other):
             door.durable.emit(MailTask, "e", 1)
         one.session.commit()
@@ -65,6 +65,7 @@ def test_emitting_one_name_twice_at_once_is_no_conflict_when_serializable(engine
     assert len(events_of(engine)) == 2
 
 
+@pytest.mark.direct(reason="prepared statements and their plans")
 @pytest.mark.parametrize("kind", DOORS)
 def test_an_emit_is_one_insert_however_often_it_is_prepared_and_run(engine, database_url, kind):
     with open_door(kind, database_url, plan_cache_mode="force_generic_plan") as door:
@@ -177,6 +178,7 @@ def test_two_workers_settle_different_names_and_neither_waits(engine, session):
     assert [done for _, _, done, _ in events_of(engine)] == [False, True]
 
 
+@pytest.mark.pooled(connections=3, reason="who locks, who waits for that, who looks")
 def test_who_needs_an_event_that_another_worker_is_deciding_waits_for_that_decision(engine, session):
     emit(engine, "e", 1)
     events.settle(session, MailTask, limit=10)

@@ -82,6 +82,7 @@ USES = {
 }
 
 
+@pytest.mark.direct(reason="prepared statements and their plans")
 @pytest.mark.parametrize("plan", ["auto", "force_generic_plan"])
 @pytest.mark.parametrize("kind", DOORS)
 def test_every_statement_works_however_often_it_is_prepared_and_run(engine, database_url, kind, plan):  # A6

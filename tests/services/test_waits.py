@@ -214,6 +214,7 @@ def test_a_run_that_lost_its_claim_registers_nothing(engine):
     assert rows(engine) == []
 
 
+@pytest.mark.pooled(connections=3, reason="who locks, who waits for that, who looks")
 @pytest.mark.parametrize("moment", ["before", "between", "after"])
 def test_a_cancelled_task_leaves_no_wait_behind(engine, session, moment):
     waiter = run(engine)

@@ -1,0 +1,86 @@
+"""A plugin: the tests' databases are behind a PgBouncer with two connections for each, `make test-pooler`.
+
+Through it goes whatever SQLAlchemy connects to a test's database, in this process and in those that it starts
+(rerouting.py). Tests that are marked `direct` say why they can't be here. `pooled` gives a test more connections: those
+that it holds itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, create_engine, make_url, text
+
+from tests import proxy
+from tests.faults import rerouting
+from tests.faults.pooler import Pooler, pooler, version
+
+POOL = int(os.environ.get("POOL") or 2)
+# Those settings are PgBouncer's to carry.
+LEFT = """
+SELECT 'session', pg_backend_pid()::text
+UNION ALL SELECT 'setting', name FROM pg_settings WHERE source = 'session' AND name NOT IN
+    ('client_encoding', 'DateStyle', 'TimeZone', 'standard_conforming_strings', 'application_name')
+UNION ALL SELECT 'listens', pg_listening_channels()
+UNION ALL SELECT 'advisory lock', objid::text FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+UNION ALL SELECT 'temporary', relname FROM pg_class WHERE relnamespace = pg_my_temp_schema()
+UNION ALL SELECT 'prepared', statement FROM pg_prepared_statements
+"""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    direct = [item for item in items if item.get_closest_marker("direct")]
+    config.hook.pytest_deselected(items=direct)
+    items[:] = [item for item in items if item not in direct]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def through_pooler(server_url: str) -> Iterator[Pooler]:
+    """Set up before any database is made."""
+    assert version(), "there is no pgbouncer here"
+    with pooler(server_url, POOL) as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in rerouting.environment(make_url(server_url), running.url).items():
+            patch.setenv(name, value)
+        rerouting.install()
+        server = make_url(server_url)
+
+        def in_front(url: URL) -> URL:
+            return running.url.set(database=url.database) if rerouting.same(server, url.query) else url
+
+        patch.setattr(proxy, "in_front", in_front)
+        yield running
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left(through_pooler: Pooler, server_url: str) -> Iterator[None]:
+    """No session carries anything from one client to the next, after all the tests of a file."""
+    yield
+    for name in {server["database"] for server in through_pooler.ask("SHOW SERVERS")}:
+        if name.startswith("test_"):
+            engine = create_engine(make_url(server_url).set(database=name))
+            with ExitStack() as stack:
+                sessions = [stack.enter_context(engine.begin()) for _ in range(POOL)]  # all there are
+                found = {tuple(row) for session in sessions for row in session.execute(text(LEFT))}
+            engine.dispose()
+            assert {what for what, _ in found} == {"session"} and len(found) == POOL, found
+
+
+@pytest.fixture(autouse=True)
+def connections(request: pytest.FixtureRequest, through_pooler: Pooler) -> Iterator[None]:
+    """As many as the test needs for itself, and two."""
+    marker = request.node.get_closest_marker("pooled")
+    if marker is None:
+        yield
+        return
+    through_pooler.ask(f"SET default_pool_size = {marker.kwargs['connections']}")
+    yield
+    through_pooler.ask(f"SET default_pool_size = {POOL}")
+    through_pooler.ask("RECONNECT")  # those that are too many go
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    terminalreporter.write_line(f"through PgBouncer {version()}, {POOL} connections for each database")
