@@ -20,7 +20,7 @@ from tests.faults import rerouting
 from tests.faults.pooler import Pooler, pooler, version
 
 POOL = int(os.environ.get("POOL") or 2)
-# Those settings are PgBouncer's to carry.
+# PgBouncer carries those settings; what asyncpg prepared it closes on whichever connection it has by then.
 LEFT = """
 SELECT 'session', pg_backend_pid()::text
 UNION ALL SELECT 'setting', name FROM pg_settings WHERE source = 'session' AND name NOT IN
@@ -28,7 +28,7 @@ UNION ALL SELECT 'setting', name FROM pg_settings WHERE source = 'session' AND n
 UNION ALL SELECT 'listens', pg_listening_channels()
 UNION ALL SELECT 'advisory lock', objid::text FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
 UNION ALL SELECT 'temporary', relname FROM pg_class WHERE relnamespace = pg_my_temp_schema()
-UNION ALL SELECT 'prepared', statement FROM pg_prepared_statements
+UNION ALL SELECT 'prepared', statement FROM pg_prepared_statements WHERE name NOT LIKE '\\_\\_asyncpg%'
 """
 
 

@@ -62,6 +62,7 @@ def test_a_worker_whose_clock_is_an_hour_off_keeps_the_databases_time(worker_off
     assert running.lease_expires_at - running.started_at == 30 * SECOND
 
 
+@pytest.mark.direct(reason="sa_durable.testing.clock moves the time of sessions")
 @pytest.mark.owner
 def test_when_the_databases_time_jumps_over_a_lease_the_run_is_as_lost_as_if_its_worker_had_hung(
     engine, shop
