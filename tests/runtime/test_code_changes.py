@@ -10,7 +10,10 @@ from sa_durable import InvalidParams, InvalidResult, NoRetry, TaskContext
 from sa_durable.testing import clock, run_until_idle
 from tests.runtime.app import WorkTask
 
-pytestmark = pytest.mark.owner  # the clock is moved
+pytestmark = [
+    pytest.mark.owner,
+    pytest.mark.direct(reason="sa_durable.testing.clock moves the time of sessions"),
+]
 DAY = timedelta(days=1)
 
 

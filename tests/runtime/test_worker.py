@@ -106,6 +106,7 @@ def test_steps_of_one_handler_run_at_the_same_time(engine, shop):
 
 # B5, through a worker (the delays themselves: tests/services/test_runs.py)
 @pytest.mark.owner
+@pytest.mark.direct(reason="sa_durable.testing.clock moves the time of sessions")
 def test_retries_back_off_and_end_as_failed_with_every_run_in_the_history(engine, shop, caplog):
     caplog.set_level(logging.INFO, "sa_durable.worker")
     with clock(engine) as time, working(engine):
@@ -138,6 +139,7 @@ def test_retry_none_is_one_attempt(engine, shop):
 
 # B13
 @pytest.mark.owner
+@pytest.mark.direct(reason="sa_durable.testing.clock moves the time of sessions")
 def test_a_sleep_resumes_the_same_run_and_attempt_and_is_not_slept_again(engine, shop):
     with clock(engine) as time, working(engine):
         task = shop.spawn(app.naps.call(seconds=300))
