@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from threading import Lock
@@ -73,6 +74,7 @@ spawn_hooks: list[SpawnHook] = []
 run_hooks: list[RunHook] = []
 _counts: Counter[tuple[str, str, str]] = Counter()
 _lock = Lock()
+_held_back: ContextVar[list[Spawned] | None] = ContextVar("held_back", default=None)
 
 
 def on_spawn(hook: Hook) -> Hook:
@@ -169,12 +171,37 @@ def record_created(queue: str, names: Sequence[str], ids: Iterable[UUID]) -> Non
 
 def record(queue: str, task: str, outcome: SpawnOutcome, task_id: UUID, *, params_match: bool = True) -> None:
     """Count a spawn, log a duplicate (without key and params: they may be private) and call the hooks."""
+    if (held_back := _held_back.get()) is not None:
+        held_back.append(Spawned(queue, task, outcome, task_id, params_match))
+        return
     with _lock:
         _counts[queue, task, outcome.value] += 1
     if outcome is not SpawnOutcome.CREATED:
         logger.info("duplicate spawn of %s.%s %s: task %s holds the key", queue, task, outcome.value, task_id)
     if _hooks:
         _call_hooks(Spawned(queue, task, outcome, task_id, params_match))
+
+
+@contextmanager
+def held_back(*, unless: tuple[type[Exception], ...]) -> Iterator[None]:
+    """What is recorded in here counts from the end of it, `unless` that is one of these exceptions."""
+    outcomes: list[Spawned] = []
+    before = _held_back.set(outcomes)
+    try:
+        yield
+    except unless:
+        outcomes.clear()
+        raise
+    finally:
+        _held_back.reset(before)
+        for spawned in outcomes:
+            record(
+                spawned.queue,
+                spawned.task,
+                spawned.outcome,
+                spawned.task_id,
+                params_match=spawned.params_match,
+            )
 
 
 def _call_hooks(spawned: Spawned) -> None:

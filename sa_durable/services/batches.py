@@ -20,6 +20,7 @@ from ..statements import arrays
 from ..statements import keys as key_stmt
 from ..statements import tasks as stmt
 from ..values import OnDuplicate, SpawnKeywords
+from .cancellation import Busy, until_free
 from .database import ensure_schema, execute
 from .notifications import can_notify
 from .preparing import Model, Parent, Prepared, own_attributes, prepare_all
@@ -55,9 +56,11 @@ def spawn_many(
             plain[model].append(prepared)
             if len(plain[model]) == CHUNK:
                 _spawn_queue(session, plain.pop(model), results)
+        has_taken = False
         for model in in_order({*plain, *keyed}):
             keyed[model].sort(key=_KEY)
-            _spawn_queue(session, plain[model] + keyed[model], results)
+            _spawn_queue(session, plain[model] + keyed[model], results, has_taken=has_taken)
+            has_taken = has_taken or bool(keyed[model])
     return results
 
 
@@ -66,25 +69,47 @@ _KEY: Callable[[Prepared], Any] = attrgetter(
 )  # those with the same one stay in the order of their calls
 
 
-def _spawn_queue(session: Session, spawns: Sequence[Prepared], results: SpawnResults[Any]) -> None:
+class _Late(Exception):
+    """These keys come before some that have been taken: they are to be spawned singly."""
+
+    def __init__(self, keys: set[str]) -> None:
+        super().__init__()
+        self.keys = keys
+
+
+def _spawn_queue(
+    session: Session, spawns: Sequence[Prepared], results: SpawnResults[Any], *, has_taken: bool = False
+) -> None:
     """Spawn these, which are of one queue and sorted by key.
 
     Free keys are taken in a statement or two, in their order. Where a held one has to be changed after all (its holder is
     updated, replaced, over for long, or has just left) and later ones are ours by then, that would be against the
     order: all is undone, and those keys are spawned singly, each in its place.
+
+    The order of keys is none of holders: a cascade takes a family from root to leaf. So no holder is waited for while
+    something is ours: all is undone, and begun again when that holder is free; unless this batch `has_taken` keys of
+    another queue.
     """
     singly: set[str] = set()
     for _ in range(ROUNDS):
-        with session.begin_nested() if spawns[-1].key is not None else nullcontext() as attempt:
-            created, late = _spawn_in_order(session, spawns, singly, results)
-            if late and attempt is not None:
-                attempt.rollback()
-        if not late:
+        savepoint = session.begin_nested() if spawns[-1].key is not None else nullcontext()
+        try:
+            with telemetry.held_back(unless=(_Late, Busy)), savepoint:
+                created = _spawn_in_order(session, spawns, singly, results)
+        except _Late as late:
+            singly |= late.keys
+        except Busy as busy:
+            if has_taken:
+                raise RetryTransaction(
+                    f"tasks of queue {busy.model.__queue__!r} are being changed by another transaction, and this batch has "
+                    "taken keys of another queue: nothing was written; roll back and run the transaction again"
+                ) from busy
+            until_free(session, busy)
+        else:
             names = [prepared.kind.name for prepared in created]
             ids = (results.task_id(prepared.position) for prepared in created)
             telemetry.record_created(spawns[0].model.__queue__, names, ids)
             return
-        singly |= late
     raise RetryTransaction(
         f"keys of a batch changed hands {ROUNDS} times while it was spawned in queue {spawns[0].model.__queue__!r}: "
         "nothing was written; roll back and run the transaction again"
@@ -93,9 +118,9 @@ def _spawn_queue(session: Session, spawns: Sequence[Prepared], results: SpawnRes
 
 def _spawn_in_order(
     session: Session, spawns: Sequence[Prepared], singly: set[str], results: SpawnResults[Any]
-) -> tuple[list[Prepared], set[str]]:
-    """Returns those of the new tasks that were inserted together; or the keys that are to be spawned `singly`, and then
-    all is to be undone."""
+) -> list[Prepared]:
+    """Returns those of the new tasks that were inserted together. Raises _Late, with keys that are to be spawned `singly`,
+    or Busy: then all is to be undone."""
     created: list[Prepared] = []
     rest: list[Prepared] = []
     for alone, group in (
@@ -103,7 +128,7 @@ def _spawn_in_order(
     ):
         if alone:
             for prepared in group:
-                results.put(prepared.position, insert_or_get(session, prepared))
+                results.put(prepared.position, insert_or_get(session, prepared, wait=False))
             continue
         first, repeating = _firsts(list(group))
         rest += repeating
@@ -111,11 +136,11 @@ def _spawn_in_order(
             new, held = _insert(session, chunk, results)
             created += new
             rest += held
-    if not rest:
-        return created, set()
-    rest.sort(key=lambda prepared: (prepared.key or "", prepared.position))
-    taken = {prepared.key for prepared in created if prepared.key} | singly  # those are ours
-    return created, _duplicates(session, rest, taken, results)
+    if rest:
+        rest.sort(key=lambda prepared: (prepared.key or "", prepared.position))
+        taken = {prepared.key for prepared in created if prepared.key} | singly  # those are ours
+        _duplicates(session, rest, taken, results)
+    return created
 
 
 def _firsts(spawns: list[Prepared]) -> tuple[list[Prepared], list[Prepared]]:
@@ -231,9 +256,9 @@ def _columns(spawns: list[Prepared]) -> dict[str, Sequence[Any]]:
 
 def _duplicates(
     session: Session, spawns: Sequence[Prepared], taken: set[str], results: SpawnResults[Any]
-) -> set[str]:
-    """What spawns come to that were not inserted: one select for those that just want the holder, the rest singly; or,
-    of the latter, the keys that come before one that is `taken`, and then nothing has happened."""
+) -> None:
+    """What spawns come to that were not inserted: one select for those that just want the holder, the rest singly.
+    Raises _Late, before anything happens, if one of the latter comes before a key that is `taken`."""
     found: dict[int, Any] = {}
     asking = [prepared for prepared in spawns if prepared.options.on_duplicate is OnDuplicate.RETURN]
     for chunk in _chunks(asking):
@@ -246,18 +271,17 @@ def _duplicates(
             if not row.expired:
                 found[chunk[row.position - 1].position] = row
     changing = {prepared.key or "" for prepared in spawns if prepared.position not in found}
-    if late := {key for key in changing - taken if taken and key < max(taken)}:
-        return late
+    if taken and any(key < max(taken) for key in changing - taken):
+        raise _Late(changing - taken)
     if any(prepared.options.on_duplicate is OnDuplicate.REPLACE for prepared in spawns):
         found.clear()  # who is replaced takes descendants along, which may hold other keys
     for prepared in spawns:
         position, holder = prepared.position, found.get(prepared.position)
         if holder is None or prepared.key in changing:  # as it is by then
-            results.put(position, insert_or_get(session, prepared))
+            results.put(position, insert_or_get(session, prepared, wait=False))
         else:
             check_same_task(prepared, holder)
             results.put(position, returned(session, prepared, holder))
-    return set()
 
 
 def _chunks(spawns: Sequence[Prepared]) -> Iterator[list[Prepared]]:

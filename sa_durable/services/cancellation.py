@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ..codec import dumps
@@ -22,21 +23,52 @@ if TYPE_CHECKING:
     from ..models import DurableTask
 
 
-def cancel(session: Session, model: type[DurableTask], task_id: UUID) -> bool:
+_LOCKED = "55P03"
+
+
+class Busy(Exception):
+    """Another transaction has locked one of these tasks, and they weren't waited for: this one has to be undone up to
+    its savepoint."""
+
+    def __init__(self, model: type[DurableTask], ids: list[UUID]) -> None:
+        super().__init__(model.__queue__, ids)
+        self.model, self.ids = model, ids
+
+
+def cancel(session: Session, model: type[DurableTask], task_id: UUID, *, wait: bool = True) -> bool:
     """Cancel a task and its descendants in every queue of its Base. False: it was terminal already.
 
     Root to leaf, and each generation's rows in the order of their ids: whoever locks several tasks does it in this
-    order, so none of them deadlock. What a completed descendant left running goes on. Raises TaskNotFound.
+    order, so none of them deadlock; who can't keep to it doesn't `wait`. What a completed descendant left running
+    goes on. Raises TaskNotFound, and Busy without `wait`.
     """
     if execute(session, task_stmt.outcome(model), {"task_id": task_id}, model=model).first() is None:
         raise TaskNotFound(model.__queue__, task_id)
-    return _cancel(session, model, {model: [task_id]}) > 0
+    return _cancel(session, model, {model: [task_id]}, wait=wait) > 0
 
 
 def cancel_descendants(session: Session, model: type[DurableTask], task_id: UUID) -> int:
     """Cancel what descends from a task that has just ended without a result, and whose row this transaction has
     locked. Returns how many."""
-    return _cancel(session, model, _children(session, model, [task_id]))
+    return _cancel(session, model, _children(session, model, [task_id]), wait=True)
+
+
+def lock(session: Session, model: type[DurableTask], ids: list[UUID], *, wait: bool) -> list[UUID]:
+    """Lock those of these tasks that are active, and return them. Raises Busy without `wait`."""
+    statement = stmt.lock_active(model, wait=wait)
+    try:
+        return list(execute(session, statement, {"ids": uuids(ids)}, model=model).scalars())
+    except DBAPIError as error:
+        if wait or getattr(error.orig, "sqlstate", None) != _LOCKED:
+            raise
+        raise Busy(model, ids) from error
+
+
+def until_free(session: Session, busy: Busy) -> None:
+    """Wait until nobody has locked these tasks, and lock none of them."""
+    with session.begin_nested() as locks:
+        lock(session, busy.model, busy.ids, wait=True)
+        locks.rollback()
 
 
 def with_children(session: Session, model: type[DurableTask], task_ids: Iterable[UUID]) -> set[UUID]:
@@ -68,15 +100,17 @@ def cancel_locked(
 
 
 def _cancel(
-    session: Session, model: type[DurableTask], generation: Mapping[type[DurableTask], list[UUID]]
+    session: Session,
+    model: type[DurableTask],
+    generation: Mapping[type[DurableTask], list[UUID]],
+    *,
+    wait: bool,
 ) -> int:
     cancelled = 0
     while generation:
         ended: list[UUID] = []
         for queue, ids in generation.items():
-            locked = list(
-                execute(session, stmt.lock_active(queue), {"ids": uuids(ids)}, model=queue).scalars()
-            )
+            locked = lock(session, queue, ids, wait=wait)
             cancel_locked(session, queue, locked)
             ended += locked
         cancelled += len(ended)

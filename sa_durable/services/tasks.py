@@ -27,7 +27,7 @@ from ..statements import keys as key_stmt
 from ..statements import tasks as stmt
 from ..telemetry import SpawnOutcome
 from ..values import OnDuplicate, SpawnKeywords, SpawnResult, TaskError, TaskResult, TaskState
-from .cancellation import cancel
+from .cancellation import cancel, lock
 from .database import connection_for, execute, run
 from .notifications import can_notify
 from .preparing import Prepared, own_attributes, prepare
@@ -50,8 +50,12 @@ def spawn(session: Session, call: Call[Any, R], keywords: SpawnKeywords) -> Spaw
     return insert_or_get(session, prepared)
 
 
-def insert_or_get(session: Session, prepared: Prepared) -> SpawnResult[Any]:
-    """The loop. Raises DuplicateTask, IdempotencyConflict, RetryTransaction or SchemaOutdated."""
+def insert_or_get(session: Session, prepared: Prepared, *, wait: bool = True) -> SpawnResult[Any]:
+    """The loop. Raises DuplicateTask, IdempotencyConflict, RetryTransaction or SchemaOutdated.
+
+    Without `wait` a holder that is there isn't waited for, by its key neither (an insert waits for whoever is just
+    ending the holder): Busy, if it has to be changed and somebody else has locked it.
+    """
     model, row = prepared.model, prepared.row()
     connection = connection_for(session, model)
     insert = stmt.insert_task(
@@ -64,8 +68,8 @@ def insert_or_get(session: Session, prepared: Prepared) -> SpawnResult[Any]:
     )
     parameters = {**row, **prepared.own} if prepared.own else row
     replaced = False
-    for _ in range(ROUNDS):
-        created = run(connection, insert, parameters).first()
+    for number in range(ROUNDS):
+        created = run(connection, insert, parameters).first() if wait or number else None
         if created is not None:
             outcome = SpawnOutcome.REPLACED if replaced else SpawnOutcome.CREATED
             telemetry.record(model.__queue__, row["name"], outcome, row["id"])
@@ -79,7 +83,7 @@ def insert_or_get(session: Session, prepared: Prepared) -> SpawnResult[Any]:
         if holder.expired:
             execute(session, key_stmt.release_expired(model, holder.id), model=model)
             continue
-        if (found := _settle(session, prepared, holder)) is not None:
+        if (found := _settle(session, prepared, holder, wait=wait)) is not None:
             return found
         replaced = prepared.options.on_duplicate is OnDuplicate.REPLACE
     raise RetryTransaction(
@@ -88,7 +92,7 @@ def insert_or_get(session: Session, prepared: Prepared) -> SpawnResult[Any]:
     )
 
 
-def _settle(session: Session, prepared: Prepared, holder: Any) -> SpawnResult[Any] | None:
+def _settle(session: Session, prepared: Prepared, holder: Any, *, wait: bool) -> SpawnResult[Any] | None:
     """What a spawn comes to whose key `holder` holds; None: the key may be free now, insert again."""
     check_same_task(prepared, holder)
     match prepared.options.on_duplicate:
@@ -96,10 +100,12 @@ def _settle(session: Session, prepared: Prepared, holder: Any) -> SpawnResult[An
             _record(prepared, SpawnOutcome.RAISED, holder)
             raise DuplicateTask(prepared.model.__queue__, prepared.key or "", holder.id, holder.state)
         case OnDuplicate.UPDATE if not holder.started and not TaskState(holder.state).terminal:
+            if not wait:
+                lock(session, prepared.model, [holder.id], wait=False)
             return _update(session, prepared, holder)
         case OnDuplicate.REPLACE:
             with suppress(TaskNotFound):  # it was cleaned up meanwhile
-                cancel(session, prepared.model, holder.id)
+                cancel(session, prepared.model, holder.id, wait=wait)
             # What holds for ever, or has succeeded, is not freed by its end.
             execute(session, key_stmt.release_held(prepared.model, holder.id), model=prepared.model)
             return None

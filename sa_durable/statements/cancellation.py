@@ -34,10 +34,11 @@ Model = type["DurableTask"]
 
 
 @memo
-def lock_active(model: Model) -> Select[Any]:
+def lock_active(model: Model, *, wait: bool = True) -> Select[Any]:
     """Lock those of the tasks `ids` that aren't terminal, in the order of ids, as every statement that locks several
-    does."""
-    return select(model.id).where(_among(model.id), text(ACTIVE)).order_by(model.id).with_for_update()
+    does. Without `wait` it is an error (55P03) if somebody else has locked one."""
+    active = select(model.id).where(_among(model.id), text(ACTIVE)).order_by(model.id)
+    return active.with_for_update(nowait=not wait)
 
 
 @memo

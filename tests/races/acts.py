@@ -133,6 +133,7 @@ OTHERS: dict[str, Act] = {
     "spawn, update": Act(_spawn(on_duplicate="update"), ("new", *ALL)),
     "spawn, replace": Act(_spawn(on_duplicate="replace"), ("completed", *ALIVE)),
     "spawn_many, replace": Act(_spawn_many(on_duplicate="replace"), ("completed", *ALIVE)),
+    "spawn_many, update": Act(_spawn_many(on_duplicate="update"), ("new", *ALL)),
     "complete many": Act(_complete_many, RUNNING),
     "fail many": Act(_fail_many, RUNNING),
     "cancel a twin": Act(lambda s, scene, _: Durable(s).cancel(BillingTask, scene.twins[0].task_id), ALIVE),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Engine, delete, func, insert, literal
+from sqlalchemy import Connection, Engine, delete, func, insert, literal, select
 
 from sa_durable.ids import uuid7
 from sa_durable.values import Claim
@@ -68,80 +68,82 @@ OVER = ("failed", "cancelled", "completed")
 
 def empty(engine: Engine) -> None:
     with engine.begin() as connection:
-        for table in reversed(Base.metadata.sorted_tables):
-            connection.execute(delete(table))
+        connection.execute(_EMPTY)
+
+
+# At once: a meeting of two is over in some milliseconds, and each is on empty tables.
+_TABLES = {f"t{number}": table for number, table in enumerate(Base.metadata.tables.values())}
+_EMPTY = select(literal(1)).add_cte(*(delete(table).cte(name) for name, table in _TABLES.items()))
 
 
 def scene(engine: Engine, name: str) -> Scene:
     """The rows of a scene, in tables that were empty."""
     ended = name in OVER
     family = over("completed", result=None) if ended else _running()
-    root = tasks(engine, MailTask, [family])[0]
-    twins = [
-        {
-            "key_hold": "active",
-            **TWINS[name],
-            "idempotency_key": key,
-            "parent_queue": "mail",
-            "parent_id": root.task_id,
-            "awaited": not ended,
-        }
-        for key in KEYS
-    ]
-    claims = tasks(engine, BillingTask, twins)
-    child = {**family, "parent_queue": "billing", "parent_id": claims[0].task_id}
-    made = Scene(engine, root, claims, tasks(engine, MailTask, [child])[0])
-    if name in ("failed", "cancelled"):
-        _end(engine, made, name)
-    if name in ("waiting", "awake"):
-        wait(engine, BillingTask, claims, [("e", "billing")], settled=name == "awake")
-    if not ended:
-        _add_sleepers(engine, made)
     with engine.begin() as connection:
-        open_ = {"name": "e", "payload": literal(1, BillingTask.Event.__table__.c.payload.type)}
-        if name == "awake":
-            open_ |= {"settled_at": NOW - DAY}
-        connection.execute(insert(BillingTask.Event.__table__).values(open_))
-        old = {"name": "long ago", "payload": open_["payload"], "settled_at": NOW - DAY}
-        connection.execute(insert(BillingTask.Event.__table__).values(old))
+        [root] = tasks(connection, MailTask, [family])
+        born = {"parent_queue": "mail", "parent_id": root.task_id, "awaited": not ended}
+        twins = [{"key_hold": "active", **TWINS[name], "idempotency_key": key, **born} for key in KEYS]
+        claims = tasks(connection, BillingTask, twins)
+        child = {**family, "parent_queue": "billing", "parent_id": claims[0].task_id}
+        made = Scene(engine, root, claims, *tasks(connection, MailTask, [child]))
+        if name in ("failed", "cancelled"):
+            _end(connection, made, name)
+        if name in ("waiting", "awake"):
+            wait(
+                connection,
+                BillingTask,
+                [(claim, "e", "billing") for claim in claims],
+                settled=name == "awake",
+            )
+        if not ended:
+            _add_sleepers(connection, made)
+        payload = literal(1, BillingTask.Event.__table__.c.payload.type)
+        settled = {"e": NOW - DAY if name == "awake" else None, "long ago": NOW - DAY}
+        events = [{"name": e, "payload": payload, "settled_at": at} for e, at in settled.items()]
+        connection.execute(insert(BillingTask.Event.__table__).values(events))
     return made
 
 
-def tasks(engine: Engine, model: Any, rows: list[dict[str, Any]]) -> list[Claim]:
+def tasks(connection: Connection, model: Any, rows: list[dict[str, Any]]) -> list[Claim]:
+    """Tasks of `rows`, which have the same columns."""
     name = "charge" if model is BillingTask else "send"
-    claims = []
-    with engine.begin() as connection:
-        for row in rows:
-            claim = Claim(
-                model.__queue__,
-                uuid7(),
-                uuid7(),
-                name,
-                {"order_id": 1} if model is BillingTask else {"to": "ada"},
-                None,
-                attempt=1,
-                max_attempts=row.get("max_attempts", 3),
-                retry=None,
-                token=1,
-                resumed=False,
-            )
-            made = {"id": claim.task_id, "run_id": claim.run_id, "name": name, "params": claim.params}
-            connection.execute(insert(model.__table__).values({**made, "max_attempts": 3, **row}))
-            claims.append(claim)
+    params = {"order_id": 1} if model is BillingTask else {"to": "ada"}
+    claims = [
+        Claim(
+            model.__queue__,
+            uuid7(),
+            uuid7(),
+            name,
+            params,
+            None,
+            attempt=1,
+            max_attempts=row.get("max_attempts", 3),
+            retry=None,
+            token=1,
+            resumed=False,
+        )
+        for row in rows
+    ]
+    made = [
+        {"id": c.task_id, "run_id": c.run_id, "name": name, "params": params, "max_attempts": 3, **row}
+        for c, row in zip(claims, rows, strict=True)
+    ]
+    connection.execute(insert(model.__table__).values(made))
     return claims
 
 
-def _end(engine: Engine, made: Scene, state: str) -> None:
+def _end(connection: Connection, made: Scene, state: str) -> None:
     """The history of the twins."""
-    with engine.begin() as connection:
-        for twin in made.twins:
-            run = {"id": twin.run_id, "task_id": twin.task_id, "attempt": 1, "state": state}
-            connection.execute(insert(BillingTask.Run.__table__).values({**run, "worker": "a worker"}))
+    how = {"attempt": 1, "state": state, "worker": "a worker"}
+    runs = [{"id": twin.run_id, "task_id": twin.task_id, **how} for twin in made.twins]
+    connection.execute(insert(BillingTask.Run.__table__), runs)
 
 
 def wait(
-    engine: Engine, model: Any, claims: list[Claim], events: list[tuple[str, str]], *, settled: bool = False
+    connection: Connection, model: Any, waits: list[tuple[Claim, str, str]], *, settled: bool = False
 ) -> None:
+    """Waits of claims for events: their names and queues."""
     rows = [
         {
             "task_id": claim.task_id,
@@ -150,16 +152,17 @@ def wait(
             "event_queue": queue,
             "settled": settled,
         }
-        for claim in claims
-        for event, queue in events
+        for claim, event, queue in waits
     ]
-    with engine.begin() as connection:
-        connection.execute(insert(model.Wait.__table__), rows)
+    connection.execute(insert(model.Wait.__table__), rows)
 
 
-def _add_sleepers(engine: Engine, made: Scene) -> None:
+def _add_sleepers(connection: Connection, made: Scene) -> None:
     asleep = _given_back(state="sleeping", available_at=None)
-    first, second = tasks(engine, MailTask, [asleep, asleep])
-    ends = [(f"$task:{twin.task_id}", "billing") for twin in made.twins]
-    wait(engine, MailTask, [first], ends)
-    wait(engine, MailTask, [second], ends[::-1])
+    first, second = tasks(connection, MailTask, [asleep, asleep])
+    ends = [f"$task:{twin.task_id}" for twin in made.twins]
+    wait(
+        connection,
+        MailTask,
+        [(first, end, "billing") for end in ends] + [(second, end, "billing") for end in ends[::-1]],
+    )

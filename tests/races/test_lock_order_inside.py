@@ -33,8 +33,9 @@ def meet_inside(here: Stage, gate: Session, *acts) -> list[bool]:
 
 def test_clean_up_passes_over_the_waits_that_are_just_being_settled(engine):
     """The cascade of a foreign key locks rows in an order of its own: it deadlocked with whoever settled them."""
-    claims = tasks(engine, MailTask, [over("completed", result=1) for _ in range(3)])
-    wait(engine, MailTask, claims[::-1], [("e", "mail")])
+    with engine.begin() as connection:
+        claims = tasks(connection, MailTask, [over("completed", result=1) for _ in range(3)])
+        wait(connection, MailTask, [(claim, "e", "mail") for claim in claims[::-1]])
     with Session(engine) as session, session.begin():
         Durable(session).emit(MailTask, "e", 1)
     with no_deadlock(engine), stage(engine) as here, Session(engine) as gate:

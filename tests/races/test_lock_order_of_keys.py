@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from sa_durable import Durable, RetryTransaction
+from sa_durable import Durable
 from sa_durable.services import children
 from sa_durable.telemetry import Spawned, on_spawn, remove_hook
 from tests.consistency import complaints
 from tests.races.overlapping import overlap, stage
 from tests.races.racing import no_deadlock
 from tests.races.scenes import KEYS, Scene, empty, scene
-from tests.shop import BillingTask, MailTask, charge
+from tests.races.ways import FULL
+from tests.shop import BillingTask, MailTask, charge, send_mail
 
-FULL = os.environ.get("SA_DURABLE_LOCK_ORDER") == "full"
 pytestmark = pytest.mark.service
 Act = Callable[[Session, Scene], Any]
 
 
-def every_way(engine: Engine, where: str, first: Act, second: Act) -> set[str]:
+def every_way(
+    engine: Engine,
+    where: str,
+    first: Act,
+    second: Act,
+    *,
+    prepare: Callable[[Scene], None] | None = None,
+    step: int | None = None,
+) -> set[str]:
     """Both orders, the first one held before its statements, each or a few of them: no deadlock, and all is well.
     Returns what they came to."""
     seen: set[str] = set()
@@ -32,10 +39,14 @@ def every_way(engine: Engine, where: str, first: Act, second: Act) -> set[str]:
         for early, late in ((first, second), (second, first)):
             met, sent = None, 1
             for hold_after in (None, *range(1, 40)):
-                if hold_after and (hold_after >= sent or not (FULL or hold_after % (1 + sent // 6) == 0)):
+                if hold_after and (
+                    hold_after >= sent or not (FULL or hold_after % (step or 1 + sent // 6) == 0)
+                ):
                     continue
                 empty(engine)
                 rows = scene(engine, where)
+                if prepare:
+                    prepare(rows)
                 acts = [lambda session, act=act, rows=rows: act(session, rows) for act in (early, late)]
                 met = overlap(here, *acts, hold_after=hold_after)
                 sent = max(sent, met.sent)
@@ -117,25 +128,57 @@ def test_a_batch_whose_holder_leaves_while_it_is_spawned_undoes_what_it_took_too
     assert sorted(spawned.outcome for spawned in seen) == ["created", "created", "returned", "returned"]
 
 
-def test_a_batch_that_replaces_siblings_against_their_parents_cascade_is_a_retryable_error(engine, session):
-    """Keys are taken in their order and brothers and sisters in that of their ids, so here is one deadlock that is left:
-    PostgreSQL finds it, one of the two is to be run again, and nothing is lost."""
-    rows = scene(engine, "running")
-    calls = [replacing(key) for key in KEYS]
+def make_generations(rows: Scene) -> None:
+    """The younger twin becomes the elder one's child."""
+    elder, younger = rows.twins
+    born = {"parent_queue": elder.queue, "parent_id": elder.task_id}
+    with rows.engine.begin() as connection:
+        connection.execute(
+            update(BillingTask.__table__).where(BillingTask.id == younger.task_id).values(born)
+        )
 
-    def spawn(session: Session) -> object:
+
+@pytest.mark.parametrize("prepare", [None, make_generations], ids=["siblings", "parent and child"])
+@pytest.mark.parametrize(("where", "how"), [("running", "replace"), ("new", "update")])
+def test_a_batch_that_changes_relatives_against_their_cascade_is_neither_a_deadlock_nor_an_error(
+    engine, where, how, prepare
+):
+    """Keys are taken in their order and families from root to leaf: a batch lets go of what it has, and waits."""
+    calls = [charge.call(2).using(idempotency_key=key, on_duplicate=how) for key in KEYS]
+
+    def batch(session: Session, _: Scene) -> object:
         return Durable(session).spawn_many(calls)
 
-    with stage(engine) as here, here.part(spawn, hold_after=14) as batch:
-        assert not here.until_still(batch)  # it has replaced the younger one
-        with here.part(lambda session: cancel_root(session, rows)) as cascade:
-            assert here.until_still(cascade)
-            batch.go.set()
-            errors = [part.outcome.exception(20) for part in (batch, cascade)]
-            for part in (batch, cascade):
-                part.session.commit()
-    [error] = filter(None, errors)
-    assert isinstance(error, RetryTransaction) and error.sqlstate == "40P01"
-    cancel_root(session, rows)
-    session.commit()
-    assert complaints(engine, BillingTask, MailTask) == []
+    assert every_way(engine, where, batch, cancel_root, prepare=prepare, step=3) == {"done"}
+
+
+def test_a_batch_that_has_taken_keys_of_another_queue_waits_for_no_holder(engine, session):
+    rows = scene(engine, "running")
+    calls = [replacing(KEYS[0]), send_mail.call("ada").using(idempotency_key="k", on_duplicate="replace")]
+    with session.begin():
+        sent = Durable(session).spawn(send_mail.call("ada"), idempotency_key="k")
+    with stage(engine) as here, Session(engine) as other:
+        other.execute(select(MailTask).where(MailTask.id == sent.task_id).with_for_update())
+        with here.part(lambda session: Durable(session).spawn_many(calls)) as batch:
+            assert not here.until_still(batch)
+            assert batch.outcome.result() == "RetryTransaction"
+            batch.session.commit()
+    assert Durable(session).result(BillingTask, rows.twins[0].task_id).state == "running"
+
+
+def test_what_a_batch_undid_is_not_counted(engine, session):
+    """It has replaced one holder when it finds that somebody has locked the next."""
+    rows = scene(engine, "running")
+    seen: list[Spawned] = []
+    hook = on_spawn(seen.append)
+    with stage(engine) as here, Session(engine) as other:
+        other.execute(select(BillingTask).where(BillingTask.id == rows.twins[0].task_id).with_for_update())
+        with here.part(
+            lambda session: Durable(session).spawn_many([replacing(key) for key in KEYS])
+        ) as batch:
+            assert here.until_still(batch)
+            other.rollback()
+            assert batch.outcome.result(20) == "done"
+            batch.session.commit()
+    remove_hook(hook)
+    assert [spawned.outcome for spawned in seen] == ["replaced", "replaced"]
