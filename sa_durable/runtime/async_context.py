@@ -85,15 +85,13 @@ class AsyncTaskContext(Context):
         if inspect.isawaitable(value):
             value = await value
         text = encode(coder, value, slot.key)
-        stored = await self._verbs.threads.call(self._verbs.steps.save, self._run, slot.key, text)
+        stored = await self._verbs.save(self._run, slot.key, text)
         return decode(coder, stored, slot.key)
 
     async def complete_step(self, step: Step[R], value: R) -> R:
         """As TaskContext.complete_step."""
         text = step.encode(self._run, value)
-        return step.complete(
-            await self._verbs.threads.call(self._verbs.steps.save, self._run, step.key, text)
-        )
+        return step.complete(await self._verbs.save(self._run, step.key, text))
 
     async def now(self) -> datetime:
         """As TaskContext.now."""
@@ -120,7 +118,7 @@ class AsyncTaskContext(Context):
         if isinstance(slot, Recorded):
             return decode(coder, slot.value, slot.key)  # type: ignore[no-any-return]  # of this kind
         text = encode(coder, draw(), slot.key)
-        stored = await self._verbs.threads.call(self._verbs.steps.save, self._run, slot.key, text)
+        stored = await self._verbs.save(self._run, slot.key, text)
         return decode(coder, stored, slot.key)  # type: ignore[no-any-return]  # as above
 
     async def heartbeat(self) -> None:

@@ -86,6 +86,7 @@ def _apart(engine: Engine) -> Engine:
 _LOG = "sa_durable"  # of the logger sqlalchemy.engine.Engine.sa_durable
 logging.getLogger(f"sqlalchemy.engine.Engine.{_LOG}").addFilter(lambda record: record.levelno > logging.DEBUG)
 
+Kept: TypeAlias = tuple[Session, float]  # with a connection, and until when
 _introduced: WeakSet[Dialect] = WeakSet()
 _introducing = Lock()
 
@@ -100,9 +101,13 @@ class Database:
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._read_committed = self._engine.execution_options(isolation_level="READ COMMITTED")
         self._lock = Lock()
-        self._kept: list[tuple[Session, float]] = []  # with a connection, and until when
+        self._kept: list[Kept] = []
         self._wanting = 0  # threads on their way to the pool
         self._keeps, self._closed = apart, False
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
 
     @contextmanager
     def once(self) -> Iterator[Session]:
@@ -135,21 +140,40 @@ class Database:
         back, and a session's own life cost three times what a statement does (docs/decisions/0009)."""
         kept = self._take()
         if kept is None:
-            session, until = Session(self._autocommit), monotonic() + KEPT
-            self._connect(session)
-        else:
-            session, until = kept
+            kept = Session(self._autocommit), monotonic() + KEPT
+            self._connect(kept[0])
         try:
-            yield session
+            yield kept[0]
         except BaseException:
-            self._give_back(session)
+            self._give_back(kept[0])
             raise
+        self.hand_back(kept)
+
+    def borrow(self) -> Kept | None:
+        """A session that was kept, with a connection in AUTOCOMMIT whose plans fit; None, if there is none. It has to be
+        handed back, or let go."""
+        with self._lock:
+            kept = self._kept.pop() if self._kept else None
+        if kept is not None and not self._plans.fit(kept[0]):
+            self.hand_back(kept)
+            return None
+        return kept
+
+    def hand_back(self, kept: Kept, *, took: float = 0.0) -> None:
+        """`took`: seconds that a statement took."""
+        if took:
+            self._plans.took(took)
+        session, until = kept
         with self._lock:
             keep = self._keeps and not self._wanting and monotonic() < until
             if keep:
-                self._kept.append((session, until))
+                self._kept.append(kept)
         if not keep:
             self._give_back(session)
+
+    def let_go(self, kept: Kept) -> None:
+        """Close the connection: nobody knows what state it is in."""
+        kept[0].invalidate()
 
     def _give_back(self, session: Session) -> None:
         if self._closed:  # the pool is gone: nobody would ever close the connection
@@ -157,7 +181,7 @@ class Database:
         else:
             session.close()
 
-    def _take(self, *, for_its_connection: bool = False) -> tuple[Session, float] | None:
+    def _take(self, *, for_its_connection: bool = False) -> Kept | None:
         """A session that was kept. Who then asks the pool has to call `_connect`: until then, nobody keeps any."""
         with self._lock:
             kept = self._kept.pop() if self._kept else None
@@ -165,7 +189,7 @@ class Database:
                 self._wanting += 1
         return kept
 
-    def _connect(self, session: Session, instead_of: tuple[Session, float] | None = None) -> None:
+    def _connect(self, session: Session, instead_of: Kept | None = None) -> None:
         try:
             if instead_of is not None:
                 instead_of[0].close()

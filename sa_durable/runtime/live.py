@@ -69,6 +69,11 @@ class LiveRun:
             self.end(LeaseLost(f"task {self.claim.task_id}: the lease could not be extended in time"))
 
     @property
+    def lasts(self) -> bool:
+        """Whether `check` would raise nothing."""
+        return self.signal is None and monotonic() <= self.deadline
+
+    @property
     def left(self) -> float:
         """Seconds until the lease may be over."""
         return max(0.0, self.deadline - monotonic())

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from ..statements import planning
 
 SLOW = 0.005  # seconds
+HARM = 0.05  # seconds in slow statements within PAUSE: less is the machine's, mostly, and a plan made while idle is a bad one
 PAUSE = 1.0
 _KEY = "sa_durable_planned"
 
@@ -25,17 +26,36 @@ class Plans:
 
     def __init__(self) -> None:
         self._outdated = 0.0  # of monotonic(): plans from before that are
+        self._lost = (0.0, 0.0)  # seconds in slow statements, since when
 
     @contextmanager
     def watching(self, session: Session) -> Iterator[None]:
         """While the session's statements run."""
         began = monotonic()
-        if self._outdated:
-            made = session.connection().info
-            if made.get(_KEY, 0.0) < self._outdated:
-                session.execute(planning.plan_anew())
-                made[_KEY] = began = monotonic()
+        if not self.fit(session):
+            session.execute(planning.plan_anew())
+            _made(session)[_KEY] = began = monotonic()
         yield
-        now = monotonic()
-        if now - began > SLOW and now - self._outdated > PAUSE:
-            self._outdated = now
+        self.took(monotonic() - began)
+
+    def fit(self, session: Session) -> bool:
+        """Whether the plans of its connection do, as far as is known."""
+        return not self._outdated or _made(session).get(_KEY, 0.0) >= self._outdated
+
+    def took(self, seconds: float) -> None:
+        """A statement did. Any thread; that two of them race costs a plan at most."""
+        if seconds <= SLOW:
+            return
+        now, (lost, since) = monotonic(), self._lost
+        if now - since > PAUSE:
+            lost, since = 0.0, now
+        lost += seconds
+        if lost > HARM and now - self._outdated > PAUSE:
+            self._outdated, lost = now, 0.0
+        self._lost = lost, since
+
+
+def _made(session: Session) -> dict[str, float]:
+    """What is known of its connection."""
+    made: dict[str, float] = session.connection().info
+    return made

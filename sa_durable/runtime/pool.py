@@ -26,6 +26,7 @@ class DaemonThreads:
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._lock = Lock()
         self._threads = 0
+        self.turn = asyncio.Semaphore(size)  # for calls, and for what takes their place
         self._free = 0  # waiting threads, less the calls on their way to them
 
     def submit(self, fn: Callable[..., object], *args: Any) -> None:
@@ -48,8 +49,9 @@ class DaemonThreads:
             with suppress(RuntimeError):  # the loop is closed: nobody asks any more
                 loop.call_soon_threadsafe(reply)
 
-        self._put(work)
-        return await future
+        async with self.turn:
+            self._put(work)
+            return await future
 
     def _put(self, call: Callable[[], object]) -> None:
         with self._lock:

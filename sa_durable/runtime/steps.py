@@ -13,11 +13,13 @@ from weakref import WeakKeyDictionary
 from ..codec import Coder, NotJson, dumps
 from ..errors import DeclarationError, InvalidResult
 from ..services import checkpoints, runs
+from ..services.checkpoints import Saved
 from ..values import Json
 from .database import Database
 from .heartbeat import extend
 from .live import LiveRun
 from .persist import persist
+from .saving import Saving
 from .wakeup import Wakeup
 
 UNTYPED = Coder(Any)
@@ -30,15 +32,25 @@ class Steps:
     def __init__(self, database: Database, *, lease: timedelta, asleep: Wakeup) -> None:
         """`asleep` is hinted when a run has gone to sleep."""
         self._database, self._lease, self._asleep = database, lease, asleep
+        self._saving = Saving(database)
 
     def save(self, run: LiveRun, name: str, text: str) -> Json:
         """Save a checkpoint; returns what is stored under its name. Raises the signal that ends the run."""
 
         def write() -> Json:
+            if (saved := self._saving.save(run, name, text)) is not None:
+                return saved.value
             with self._database.once() as session:
                 return checkpoints.save(session, run.model, run.claim, name, text)
 
         return persist(run, write)
+
+    async def save_soon(self, run: LiveRun, name: str, text: str) -> Saved | None:
+        """As `save`, on the event loop. None: that didn't work, or can't; `save` does."""
+        return await self._saving.save_soon(run, name, text) if run.lasts else None
+
+    def close(self) -> None:
+        self._saving.close()
 
     def now(self, run: LiveRun, name: str) -> str:
         """The database's time in ISO format, saved as a checkpoint. Raises as `save`."""

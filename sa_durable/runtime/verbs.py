@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..values import Json
+from .live import LiveRun
 from .pool import DaemonThreads
 from .steps import Steps
 from .transactions import Transactions
@@ -23,7 +25,14 @@ class Verbs:
     threads: DaemonThreads
     user_threads: DaemonThreads
 
+    async def save(self, run: LiveRun, name: str, text: str) -> Json:
+        """As Steps.save, for who can't block."""
+        async with self.threads.turn:
+            saved = await self.steps.save_soon(run, name, text)
+        return await self.threads.call(self.steps.save, run, name, text) if saved is None else saved.value
+
     def close(self) -> None:
+        self.steps.close()
         self.threads.stop()
         self.user_threads.stop()
         self.transactions.close()

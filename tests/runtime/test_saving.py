@@ -1,0 +1,298 @@
+"""Checkpoints saved the short way: the same values and the same fence as the long way has, or no answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.orm import Session
+
+from sa_durable import Durable, LeaseLost
+from sa_durable.runtime.database import Database, settings_of
+from sa_durable.runtime.live import LiveRun
+from sa_durable.runtime.plans import HARM, SLOW, Plans
+from sa_durable.runtime.saving import SHORT, Saving
+from sa_durable.runtime.steps import Steps
+from sa_durable.runtime.verbs import THREADS, DaemonThreads
+from sa_durable.runtime.wakeup import Wakeup
+from sa_durable.services import checkpoints, leases
+from tests.runtime.app import WorkTask
+from tests.waiting import in_thread, wait_until, wait_until_blocked
+
+pytestmark = pytest.mark.service
+MINUTE = timedelta(minutes=1)
+VALUES = [
+    '{"b": 1e3, "a": [null, "ü 🙂"]}',
+    "1.0",
+    "-0.0",
+    "123456789012345678901234567890",
+    "0.1",
+    '"x\\"y"',
+    "null",
+]
+
+
+@dataclass
+class Scene:
+    engine: Engine
+    database: Database
+    run: LiveRun
+    saving: Saving
+
+    def long_way(self, name: str, value: str) -> Any:
+        with self.database.once() as session:
+            return checkpoints.save(session, WorkTask, self.run.claim, name, value)
+
+    def saved(self) -> dict[str, Any]:
+        with self.database.once() as session:
+            return checkpoints.load(session, WorkTask, [self.run.claim.task_id])[self.run.claim.task_id]
+
+    def execute(self, statement: str) -> None:
+        with self.database.once() as session:  # the connection that is kept
+            session.execute(text(statement))
+
+
+class Kept(Plans):
+    """Plans are never made anew, however slow the machine is."""
+
+    def took(self, seconds: float) -> None:
+        pass
+
+
+@contextmanager
+def scene(engine: Engine, source: Engine | None = None) -> Iterator[Scene]:
+    with Session(engine) as session, session.begin():
+        Durable(session).spawn(WorkTask, "stepping", {})
+    with Session(engine) as session, session.begin():
+        [claim] = leases.claim(session, WorkTask, names=["stepping"], worker="w1", lease=MINUTE, limit=1)
+    database = Database(source or engine, plans=Kept())
+    saving = Saving(database)
+    try:
+        yield Scene(engine, database, LiveRun(WorkTask, claim, monotonic() + 60), saving)
+    finally:
+        saving.close()
+        database.close()
+
+
+Save = Callable[[Scene, str, str], Any]
+
+
+@pytest.fixture(params=["waiting", "on a loop"])
+def save(request) -> Save:
+    """Both ways, on a connection that is prepared where it can be."""
+
+    def waiting(here: Scene, name: str, value: str) -> Any:
+        return here.saving.save(here.run, name, value)
+
+    def on_a_loop(here: Scene, name: str, value: str) -> Any:
+        here.saving.save(here.run, "prepared", "1")
+        return asyncio.run(asyncio.wait_for(here.saving.save_soon(here.run, name, value), 20))
+
+    return waiting if request.param == "waiting" else on_a_loop
+
+
+def test_a_value_comes_back_as_the_long_way_gives_it(engine, save):
+    with scene(engine) as here:
+        for number, value in enumerate(VALUES):
+            expected = here.long_way(f"long {number}", value)
+            short = save(here, f"short {number}", value)
+            assert (repr(short.value), short.first) == (repr(expected), True)
+        saved = here.saved()
+        assert all(repr(saved[f"long {n}"]) == repr(saved[f"short {n}"]) for n in range(len(VALUES)))
+
+
+def test_there_is_no_answer_without_a_connection_that_is_kept(engine, save):
+    with scene(engine) as here:
+        assert save(here, "a", "1") is None
+        assert here.saved() == {}
+
+
+def test_the_first_value_of_a_name_stays(engine, save):
+    with scene(engine) as here:
+        assert here.long_way("a", "1") == 1
+        assert save(here, "a", "2") is None
+        assert here.saved()["a"] == 1
+
+
+def test_who_lost_the_claim_saves_nothing(engine, save):
+    with scene(engine) as here:
+        here.long_way("a", "1")
+        assert save(here, "b", "1").value == 1
+        with Session(engine) as session, session.begin():
+            session.get(WorkTask, here.run.claim.task_id).token += 1
+        assert save(here, "late", "1") is None
+        assert "late" not in here.saved()
+        with pytest.raises(LeaseLost):
+            here.long_way("late", "1")
+
+
+def test_a_connection_that_is_lost_gives_no_answer_and_the_step_is_saved_on_another(engine, save):
+    with scene(engine) as here:
+        here.long_way("a", "1")
+        assert save(here, "b", "1").value == 1
+        with here.database.once() as session, engine.connect() as killer:
+            pid = session.scalar(text("SELECT pg_backend_pid()"))
+            killer.execute(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": pid})
+        assert save(here, "c", "1") is None
+        assert Steps(here.database, lease=MINUTE, asleep=Wakeup()).save(here.run, "c", "2") == 2
+        assert here.saved()["c"] == 2
+
+
+def test_a_statement_that_is_gone_is_prepared_again(engine, save):
+    with scene(engine) as here:
+        here.long_way("a", "1")
+        assert save(here, "b", "1").value == 1
+        here.execute("DEALLOCATE ALL")
+        assert save(here, "c", "1") is None or here.saved()["c"] == 1
+        assert save(here, "d", "1").value == 1
+
+
+def test_a_connection_that_comes_from_the_pool_again_goes_on_with_what_is_prepared_on_it(engine, save):
+    with scene(engine) as here:
+        here.long_way("a", "1")
+        assert save(here, "b", "1").value == 1
+        with here.database.transaction() as session:
+            session.execute(text("SELECT 1"))  # takes the kept one's connection
+        here.long_way("c", "1")
+        assert save(here, "d", "1").value == 1
+
+
+def test_a_connection_whose_plans_are_outdated_is_not_lent(engine):
+    database = Database(engine, plans=(plans := Kept()))
+    with database.once() as session:
+        session.execute(text("SELECT 1"))
+    Plans.took(plans, SLOW)  # no reason yet
+    kept = database.borrow()
+    assert kept is not None
+    database.hand_back(kept)
+    Plans.took(plans, HARM + 0.01)
+    assert database.borrow() is None
+    with database.once() as session:  # plans anew
+        session.execute(text("SELECT 1"))
+    kept = database.borrow()
+    assert kept is not None
+    database.hand_back(kept)
+    database.close()
+
+
+def test_who_hears_statements_hears_these_too(engine, save):
+    with scene(engine) as here:
+        heard: list[str] = []
+        note = lambda *args: heard.append(args[2])  # noqa: E731 - to remove it again
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            here.long_way("a", "1")
+            assert save(here, "b", "1") is None
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+        assert any("durable_work_checkpoints" in said for said in heard)
+
+
+def test_where_nothing_may_be_prepared_nothing_is(engine, save):
+    url = engine.url.update_query_dict({"prepare_threshold": "none"})
+    bare = create_engine(**settings_of(url))
+    with scene(engine, bare) as here:
+        here.long_way("a", "1")
+        assert save(here, "b", "1") is None
+    bare.dispose()
+
+
+def test_tables_are_where_the_engine_has_them(engine, save):
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA IF EXISTS elsewhere CASCADE"))
+        connection.execute(text("CREATE SCHEMA elsewhere"))
+    moved = engine.execution_options(schema_translate_map={None: "elsewhere"})
+    with moved.begin() as connection:
+        WorkTask.metadata.create_all(connection)
+    try:
+        with scene(moved) as here:
+            here.long_way("a", "1")
+            assert save(here, "b", "2").value == 2
+            assert {name: here.saved()[name] for name in "ab"} == {"a": 1, "b": 2}
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("DROP SCHEMA elsewhere CASCADE"))
+
+
+def test_a_loop_sends_and_reads_no_long_values(engine):
+    with scene(engine) as here:
+        here.long_way("a", "1")
+        long = '"' + SHORT * "x" + '"'
+        assert here.saving.save(here.run, "b", long).value == SHORT * "x"
+        assert asyncio.run(here.saving.save_soon(here.run, "c", long)) is None
+
+
+def test_a_save_whose_caller_is_cancelled_arrives_and_its_connection_is_used_again(engine):
+    with scene(engine) as here:
+        here.long_way("a", "1")
+        assert here.saving.save(here.run, "b", "1").value == 1
+        with here.database.once() as session:
+            pid = session.scalar(text("SELECT pg_backend_pid()"))
+
+        async def main() -> Any:
+            with Session(engine) as holder:
+                holder.get(WorkTask, here.run.claim.task_id, with_for_update=True)
+                task = asyncio.create_task(here.saving.save_soon(here.run, "c", "1"))
+                await asyncio.sleep(0)
+                await asyncio.wrap_future(in_thread(wait_until_blocked, engine, pid))
+                task.cancel()
+                await asyncio.wait([task])
+                assert task.cancelled()
+                assert here.database.borrow() is None  # it is on its way
+            while (kept := here.database.borrow()) is None:  # noqa: ASYNC110 - nobody is told of this
+                await asyncio.sleep(0.01)
+            here.database.hand_back(kept)
+            return await here.saving.save_soon(here.run, "d", "2")
+
+        assert asyncio.run(asyncio.wait_for(main(), 30)).value == 2
+        assert here.saved() == {"a": 1, "b": 1, "c": 1, "d": 2}
+
+
+def test_what_is_on_its_way_at_the_end_is_let_go(engine):
+    with scene(engine) as here:
+        here.long_way("a", "1")
+        assert here.saving.save(here.run, "b", "1").value == 1
+        with here.database.once() as session:
+            pid = session.scalar(text("SELECT pg_backend_pid()"))
+
+        async def main() -> Any:
+            with Session(engine) as holder:
+                holder.get(WorkTask, here.run.claim.task_id, with_for_update=True)
+                task = asyncio.create_task(here.saving.save_soon(here.run, "c", "1"))
+                await asyncio.sleep(0)
+                await asyncio.wrap_future(in_thread(wait_until_blocked, engine, pid))
+                here.saving.close()
+                here.database.close()
+                return await task
+
+        assert asyncio.run(asyncio.wait_for(main(), 30)) is None
+        with engine.connect() as connection:
+            gone = text("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = :pid)")
+            wait_until(lambda: connection.scalar(gone, {"pid": pid}))
+
+
+def test_no_more_connections_save_at_once_than_there_are_threads_for_it(engine):
+    with scene(engine) as here:
+        steps = Steps(here.database, lease=MINUTE, asleep=Wakeup())
+        threads = DaemonThreads("test", THREADS)
+
+        async def one(number: int) -> None:
+            async with threads.turn:
+                saved = await steps.save_soon(here.run, f"n {number}", str(number))
+            if saved is None:
+                await threads.call(steps.save, here.run, f"n {number}", str(number))
+
+        async def main() -> None:
+            await asyncio.gather(*map(one, range(200)))
+
+        asyncio.run(asyncio.wait_for(main(), 60))
+        threads.stop()
+        assert here.saved() == {f"n {number}": number for number in range(200)}
+        assert here.database.engine.pool.checkedout() <= 2 * THREADS
