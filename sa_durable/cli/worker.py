@@ -12,7 +12,7 @@ from threading import Thread
 import click
 from sqlalchemy.exc import ArgumentError
 
-from ..errors import DurableError
+from ..errors import DurableError, SchemaOutdated
 from ..runtime import Worker
 from . import application
 
@@ -105,7 +105,10 @@ def worker(
     except (DurableError, ArgumentError) as error:
         raise click.UsageError(str(error)) from error
     Thread(target=_leave, args=(running,), daemon=True).start()
-    running.run()
+    try:
+        running.run()
+    except SchemaOutdated as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _leave(running: Worker) -> None:

@@ -26,7 +26,8 @@ def stop_signals(call: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            # None: something that Python didn't install, and can't put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def wind_up(loop: asyncio.AbstractEventLoop) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from sa_durable import SchemaOutdated
 from sa_durable.runtime import Worker
-from tests.databases import throwaway
+from tests.databases import throwaway, url_of
 from tests.runtime.app import Base, OtherTask, WorkTask
 
 
@@ -28,6 +30,20 @@ def test_a_worker_does_not_start_on_a_schema_that_it_cant_work_with_and_says_wha
         with pytest.raises(SchemaOutdated, match=r"column awaited is missing.*run `alembic upgrade head`"):
             asyncio.run(started(Worker(engine, [WorkTask])))
         asyncio.run(started(Worker(engine, [OtherTask])))  # whose tables are as they should be
+
+
+@pytest.mark.owner
+def test_the_command_says_so_in_a_line(server_url):
+    with throwaway(server_url, Base.metadata) as engine:
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE durable_work_tasks DROP COLUMN awaited"))
+        command = ["worker", "tests.runtime.app", "--queue", "work", "--database-url", url_of(engine)]
+        said = subprocess.run(
+            [sys.executable, "-m", "sa_durable.cli", *command], capture_output=True, text=True, check=False
+        )
+    assert said.returncode == 1
+    assert "alembic upgrade head" in said.stderr.splitlines()[-1]
+    assert "Traceback" not in said.stderr
 
 
 @pytest.mark.owner
