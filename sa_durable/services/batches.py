@@ -64,9 +64,8 @@ def spawn_many(
     return results
 
 
-_KEY: Callable[[Prepared], Any] = attrgetter(
-    "key"
-)  # those with the same one stay in the order of their calls
+# A sort keeps those with the same one in the order of their calls.
+_KEY: Callable[[Prepared], Any] = attrgetter("key")
 
 
 class _Late(Exception):
