@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -41,6 +42,13 @@ def engine(server_url: str):
         yield engine
 
 
+@pytest.fixture
+def database(engine) -> Iterator[Database]:
+    database = Database(create_engine(engine.url, pool_size=1))
+    yield database
+    database.close()
+
+
 def claim(session: Session) -> list:
     return leases.claim(session, GrowingTask, names=["charge"], worker="w", lease=LEASE, limit=10)
 
@@ -57,9 +65,9 @@ def plan(session: Session) -> Plan:
     return Plan(found[0]["Plan"] if not isinstance(found, str) else json.loads(found)[0]["Plan"])
 
 
-def test_a_claim_that_took_long_is_planned_for_the_table_as_it_is_now(engine, monkeypatch):
-    database = Database(create_engine(engine.url, pool_size=1))
+def test_a_claim_that_took_long_is_planned_for_the_table_as_it_is_now(engine, database, monkeypatch):
     monkeypatch.setattr(plans, "SLOW", 1e6)
+    monkeypatch.setattr(plans, "HARM", 0)
     for _ in range(20):  # until it is prepared, with a plan for whatever parameters
         with database.once() as session:
             assert claim(session) == []
@@ -76,7 +84,6 @@ def test_a_claim_that_took_long_is_planned_for_the_table_as_it_is_now(engine, mo
     with database.once() as session:
         assert len(claim(session)) == 10
         assert "Seq Scan" not in types(plan(session))
-    database.close()
 
 
 def types(found: Plan) -> set[str]:
