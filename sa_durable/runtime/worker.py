@@ -52,8 +52,8 @@ class Worker:
     """Runs the tasks of queues: `Worker(engine, [BillingTask], concurrency=20).run()`.
 
     `engine` is a URL, an Engine or an AsyncEngine. The worker's own statements go through connections of its own (at
-    most eleven), at READ COMMITTED, whatever the engine's settings; it starts without the database and outlives its
-    restarts. At most `concurrency` handlers run at once: async ones on the event loop, plain ones in threads. A task
+    most eleven, and one for each plain handler that saves just then), at READ COMMITTED, whatever the engine's settings; it
+    starts without the database and outlives its restarts. At most `concurrency` handlers run at once: async ones on the event loop, plain ones in threads. A task
     whose worker dies is run again after `lease` plus `sweep_interval` at the latest. `prefetch` is how many tasks are
     claimed ahead; by default it follows their pace. A worker runs once: make a new one to start again.
 
