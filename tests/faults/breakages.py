@@ -21,7 +21,7 @@ from sa_durable.services import maintenance, runs
 from sa_durable.statements import checkpoints, leases, tasks
 from sa_durable.statements import runs as run_statements
 
-COMMIT = 0.005  # seconds that a COMMIT takes on a disk; here nothing waits for one
+COMMIT = 0.02  # seconds that a COMMIT takes on a busy disk; here nothing waits for one
 BETWEEN = 0.02  # seconds from one transaction to the next, as on a busy machine
 
 

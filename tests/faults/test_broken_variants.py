@@ -14,7 +14,7 @@ from tests.faults.app import TASKS
 from tests.faults.load import Load
 
 SECONDS = 8.0
-RUNS = 5
+RUNS = 7
 
 
 @pytest.fixture
