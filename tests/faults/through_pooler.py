@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy import URL, NullPool, create_engine, make_url, text
 
 from tests import proxy
 from tests.faults import rerouting
@@ -59,27 +59,40 @@ def through_pooler(server_url: str) -> Iterator[Pooler]:
 def nothing_is_left(through_pooler: Pooler, server_url: str) -> Iterator[None]:
     """No session carries anything from one client to the next, after all the tests of a file."""
     yield
-    for name in {server["database"] for server in through_pooler.ask("SHOW SERVERS")}:
-        if name.startswith("test_"):
-            engine = create_engine(make_url(server_url).set(database=name))
-            with ExitStack() as stack:
-                sessions = [stack.enter_context(engine.begin()) for _ in range(POOL)]  # all there are
-                found = {tuple(row) for session in sessions for row in session.execute(text(LEFT))}
-            engine.dispose()
-            assert {what for what, _ in found} == {"session"} and len(found) == POOL, found
+    look_for_leaks(through_pooler, server_url, POOL)
+
+
+def look_for_leaks(through_pooler: Pooler, server_url: str, connections: int) -> None:
+    """In all the sessions that there are. Whoever looks next gets new ones."""
+    try:
+        for name in {server["database"] for server in through_pooler.ask("SHOW SERVERS")}:
+            if name.startswith("test_"):
+                found = _left(server_url, name, connections)
+                assert {what for what, _ in found} == {"session"} and len(found) == connections, found
+    finally:
+        through_pooler.ask("RECONNECT")
+
+
+def _left(server_url: str, database: str, connections: int) -> set[tuple[str, str]]:
+    engine = create_engine(make_url(server_url).set(database=database), poolclass=NullPool)
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(engine.begin()) for _ in range(connections)]
+        return {tuple(row) for session in sessions for row in session.execute(text(LEFT))}
 
 
 @pytest.fixture(autouse=True)
-def connections(request: pytest.FixtureRequest, through_pooler: Pooler) -> Iterator[None]:
-    """As many as the test needs for itself, and two."""
+def connections(request: pytest.FixtureRequest, through_pooler: Pooler, server_url: str) -> Iterator[None]:
+    """As many as the test needs for itself, and those that are left are for the library."""
     marker = request.node.get_closest_marker("pooled")
     if marker is None:
         yield
         return
     through_pooler.ask(f"SET default_pool_size = {marker.kwargs['connections']}")
     yield
-    through_pooler.ask(f"SET default_pool_size = {POOL}")
-    through_pooler.ask("RECONNECT")  # those that are too many go
+    try:
+        look_for_leaks(through_pooler, server_url, marker.kwargs["connections"])
+    finally:
+        through_pooler.ask(f"SET default_pool_size = {POOL}")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -81,6 +81,7 @@ def test_only_the_first_of_a_name_counts_and_a_second_wakes_nobody(home, flavour
     assert set(home.steps(task)) == {"$await:e", "$await:e#2", "$await:e##2", "$await:e#3"}
 
 
+@pytest.mark.pooled(connections=4, reason="two transactions that stay open, and two for everybody")
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_an_open_transaction_that_has_emitted_holds_up_nobody(home, flavour):  # B17
     """Neither those who wait for the event, nor those who emit it, nor the other events."""

@@ -114,6 +114,7 @@ def test_an_outage_longer_than_the_lease_hands_tasks_on_and_nothing_of_the_first
     assert app.seen == ["LeaseLost"] and app.calls["late"] == 1
 
 
+@pytest.mark.direct(reason="LISTEN")
 @pytest.mark.parametrize("kind", ["psycopg", "psycopg async", "asyncpg"])
 def test_who_waits_for_a_task_outlives_an_outage(server, engine, shop, kind):
     task = shop.spawn(app.double.call(number=4))

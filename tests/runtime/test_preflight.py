@@ -64,6 +64,7 @@ def test_it_starts_without_the_database(caplog):
 
 
 @pytest.mark.owner
+@pytest.mark.direct(reason="the pooler's connections are all one role's")
 def test_a_role_that_may_make_no_temporary_tables_starts_all_the_same(server_url, caplog):
     with throwaway(server_url, Base.metadata) as engine:
         role = f"worker_{engine.url.database}"

@@ -26,7 +26,7 @@ from sa_durable.services import checkpoints, leases
 from tests.runtime.app import WorkTask
 from tests.waiting import in_thread, wait_until, wait_until_blocked
 
-pytestmark = pytest.mark.service
+pytestmark = [pytest.mark.service, pytest.mark.direct(reason="prepared statements of our own")]
 MINUTE = timedelta(minutes=1)
 VALUES = [
     '{"b": 1e3, "a": [null, "ü 🙂"]}',

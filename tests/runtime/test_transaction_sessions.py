@@ -38,6 +38,7 @@ def test_without_factories_sessions_are_on_the_workers_engine(books, play, make)
     assert ended(books, ledger.afree, source=source).state == "completed" and count(books) == 2
 
 
+@pytest.mark.direct(reason="PgBouncer takes no `options` of a connection")
 @pytest.mark.parametrize("given", ["engine", "async engine"])
 def test_what_the_application_made_its_engine_with_counts_for_every_connection(books, play, given):
     make: Any = create_engine if given == "engine" else create_async_engine
