@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
 from statistics import median
+from typing import Any
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import Engine, create_engine, func, make_url, select, text
+from sqlalchemy.orm import Session
 
+from sa_durable import Durable
 from sa_durable.runtime.database import settings_of
 from tests.databases import throwaway, url_of
 from tests.faults.conftest import missing, seconds
 from tests.faults.load import Load, Plan, under_load
 from tests.faults.pooler import pooler, version
+from tests.runtime import app, ledger
+from tests.runtime.conftest import working
+from tests.runtime.ledger import Entry, LedgerTask
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -71,3 +81,51 @@ def test_a_url_says_that_nothing_is_to_be_prepared():
     settings = settings_of(url.update_query_dict({"prepare_threshold": "3"}))
     assert settings["connect_args"]["prepare_threshold"] == 3
     assert "prepare_threshold" not in settings_of(make_url("postgresql://me@there/db"))["connect_args"]
+
+
+HANDLERS, LEASE = 3, timedelta(seconds=4)
+
+
+@pytest.mark.parametrize(
+    ("pool", "others", "enough"),
+    [(3, 0, False), (4, 0, True), (4, 1, False), (5, 1, True)],
+    ids=["as many", "one more", "one more, which the application holds", "two more, of which it holds one"],
+)
+def test_leases_are_kept_where_the_pool_has_more_connections_than_transactions_are_open(
+    steady, monkeypatch, pool, others, enough
+):
+    if not version():
+        missing("there is no pgbouncer: C6 was not run")
+    inside: list[None] = []
+
+    def stay(session: Session) -> None:
+        session.add(Entry(task_id=uuid4(), attempt=1))
+        session.flush()
+        inside.append(None)
+        app.gate.wait(60)
+
+    app.reset()
+    monkeypatch.setattr(ledger, "script", stay)
+    with ExitStack() as stack:
+        through = stack.enter_context(pooler(steady.url, pool))
+        direct = stack.enter_context(throwaway(steady.url, ledger.Base.metadata))
+        url = through.url.set(database=direct.url.database)
+        engine = create_engine(url, connect_args={"prepare_threshold": None})
+        stack.callback(engine.dispose)
+        with Session(direct) as session, session.begin():
+            for n in range(HANDLERS):
+                Durable(session).spawn((ledger.scripted, ledger.scripted_whole)[n % 2].call())
+        options = {"listen_url": url_of(direct), "lease": LEASE, "concurrency": HANDLERS}
+        stack.enter_context(working(engine, LedgerTask, **options))
+        wait_until(lambda: len(inside) == HANDLERS)
+        for _ in range(others):
+            stack.enter_context(engine.connect()).execute(text("SELECT 1"))
+        last = look(direct, select(func.max(LedgerTask.lease_expires_at)))
+        wait_until(lambda: look(direct, select(func.clock_timestamp() > last)))
+        kept = select(func.count()).where(LedgerTask.lease_expires_at > func.clock_timestamp())
+        assert look(direct, kept) == (HANDLERS if enough else 0)
+
+
+def look(engine: Engine, statement: Any) -> Any:
+    with Session(engine) as session:
+        return session.scalar(statement)
