@@ -6,6 +6,7 @@ import threading
 from datetime import timedelta
 from uuid import UUID
 
+import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session, aliased
 
@@ -72,6 +73,7 @@ def clean(engine: Engine, stop: threading.Event) -> int:
     return deleted
 
 
+@pytest.mark.direct(reason="waits for the server's connections to end, which are the pooler's")
 def test_families_events_and_joins_go_on_beside_clean_ups_that_keep_nothing(engine, shop):
     stop = threading.Event()
     with no_deadlock(engine), working(engine, *QUEUES, concurrency=8):
