@@ -74,7 +74,8 @@ def verify(bind: Engine | Connection, metadata: MetaData) -> list[Difference]:
     `await connection.run_sync(verify, Base.metadata)`.
     """
     if isinstance(bind, Engine):
-        with bind.connect() as connection:
+        # A savepoint needs a transaction, and the engine may be in AUTOCOMMIT.
+        with bind.execution_options(isolation_level="READ COMMITTED").connect() as connection:
             return verify(connection, metadata)
     began = not bind.in_transaction()
     try:

@@ -138,6 +138,10 @@ def test_nothing_is_found_where_nothing_differs(fresh):
         assert connection.scalar(text(leftovers)) == 0
 
 
+def test_through_an_engine_in_autocommit(fresh):
+    assert verify(fresh.execution_options(isolation_level="AUTOCOMMIT"), Base.metadata) == []
+
+
 def test_through_an_async_engine(fresh):
     async def check() -> object:
         engine = create_async_engine(url_of(fresh).replace("+psycopg", "+asyncpg"))
