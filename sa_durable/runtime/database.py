@@ -72,12 +72,14 @@ def _apart(engine: Engine) -> Engine:
     """`engine` with a pool of its own: whatever connects the one (connect_args, events, tokens that expire) connects
     the other too, and handlers that hold all of the application's connections don't keep the worker from writing.
     """
+    # Isolation is set by engines made of this one, and of two such options the older would win.
+    options = {name: v for name, v in engine.get_execution_options().items() if name != "isolation_level"}
     # What tasks carry is nobody's business in a log: no parameters of statements, and no rows at level DEBUG.
     return Engine(
         engine.pool.recreate(),
         engine.dialect,
         engine.url,
-        execution_options=engine.get_execution_options(),
+        execution_options=options,
         logging_name=_LOG,
         hide_parameters=True,
     )

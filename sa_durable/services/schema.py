@@ -75,8 +75,8 @@ def verify(bind: Engine | Connection, metadata: MetaData) -> list[Difference]:
     """
     if isinstance(bind, Engine):
         # A savepoint needs a transaction, and the engine may be in AUTOCOMMIT.
-        with bind.execution_options(isolation_level="READ COMMITTED").connect() as connection:
-            return verify(connection, metadata)
+        with bind.connect() as connection:
+            return verify(connection.execution_options(isolation_level="READ COMMITTED"), metadata)
     began = not bind.in_transaction()
     try:
         return differences(bind, [t for t in metadata.tables.values() if "sa_durable" in t.info])

@@ -32,13 +32,21 @@ def test_async_and_plain_handlers_of_two_queues_run_and_their_results_are_stored
     assert done.claimed_by and done.lease_expires_at is None and shop.runs(doubled) == []
 
 
-@pytest.mark.parametrize("make", ["url", "asyncpg", "psycopg_async", "repeatable_read"])
+@pytest.mark.parametrize(
+    "make", ["url", "asyncpg", "psycopg_async", "repeatable_read", "serializable_option", "autocommit_option"]
+)
 def test_a_worker_takes_a_url_or_any_engine(engine, shop, runtime_url, make):
     source = {
         "url": lambda: runtime_url.replace("+psycopg", ""),
         "asyncpg": lambda: create_async_engine(runtime_url.replace("+psycopg", "+asyncpg")),
         "psycopg_async": lambda: create_async_engine(runtime_url),
         "repeatable_read": lambda: create_engine(runtime_url, isolation_level="REPEATABLE READ", pool_size=1),
+        "serializable_option": lambda: create_engine(runtime_url).execution_options(
+            isolation_level="SERIALIZABLE"
+        ),
+        "autocommit_option": lambda: create_engine(runtime_url).execution_options(
+            isolation_level="AUTOCOMMIT"
+        ),
     }[make]()
     task = shop.spawn(app.triple.call(number=2))
     with working(source):
