@@ -15,7 +15,6 @@ import json
 import os
 import select
 import signal
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from sqlalchemy.orm import Session, configure_mappers
 
 from sa_durable import AsyncTaskContext, TaskContext, Worker
 from sa_durable.runtime.database import Database
+from sa_durable.runtime.saving import Saving
 
 QUEUES = [OrderTask, ParcelTask, MailTask]
 WITH_FUNCTION = ("step", "transaction")
@@ -59,6 +59,10 @@ class Boundaries:
             handler.fn = self._watched(handler.name, handler.fn, begins=True)
         event.listen(Session, "after_commit", self._committed)
         Database.once = self._watched_once(Database.once)
+        Saving.save, Saving.save_soon = (
+            self._watched_save(Saving.save),
+            self._watched_save_soon(Saving.save_soon),
+        )
 
     def _watched_once(self, once: Callable[..., Any]) -> Callable[..., Any]:
         """What is sent there is committed, statement by statement, without a commit of the session's."""
@@ -71,6 +75,26 @@ class Boundaries:
 
         return watched
 
+    def _watched_save(self, save: Callable[..., Any]) -> Callable[..., Any]:
+        """What goes straight to libpq passes no session. It returns what is committed, or None: then it is tried in one."""
+
+        def watched(*args: Any) -> Any:
+            saved = save(*args)
+            if saved is not None:
+                self._committed(None)
+            return saved
+
+        return watched
+
+    def _watched_save_soon(self, save: Callable[..., Any]) -> Callable[..., Any]:
+        async def watched(*args: Any) -> Any:
+            saved = await save(*args)
+            if saved is not None:
+                self._committed(None)
+            return saved
+
+        return watched
+
     def _pass(self, name: str) -> None:
         with self._lock:
             self._passed[name] += 1
@@ -79,7 +103,7 @@ class Boundaries:
             if numbered == self._die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def _committed(self, _: Session) -> None:
+    def _committed(self, _: Session | None) -> None:
         thread = current_thread().name
         if thread in OF_HANDLERS:
             self._pass(f"{self._doing} committed")
@@ -145,14 +169,16 @@ def serve() -> None:
     """Fork a worker with the arguments that a line holds; an empty line, or the end of the input, kills it. Print
     how it ended."""
     configure_mappers()
-    for line in iter(sys.stdin.readline, ""):
+    # Unbuffered: who is told to start and at once to end must not keep the second line where select doesn't see it.
+    orders = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - as long as the process
+    for line in iter(orders.readline, b""):
         if line.isspace():  # to kill one that has died by itself
             continue
         if (pid := os.fork()) == 0:
             work(**json.loads(line))
         while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
-            if select.select([sys.stdin], [], [], 0.005)[0]:
-                sys.stdin.readline()
+            if select.select([orders], [], [], 0.005)[0]:
+                orders.readline()
                 os.kill(pid, signal.SIGKILL)
                 ended = os.waitpid(pid, 0)
                 break
