@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import as_completed
 from datetime import timedelta
 
 import pytest
@@ -21,13 +22,17 @@ pytestmark = pytest.mark.service
 
 
 def meet_inside(here: Stage, gate: Session, *acts) -> list[bool]:
-    """Let each act go until it waits, if it does, and then open the gate. Returns who had to wait."""
+    """Let each act go until it waits, if it does, and then open the gate. Returns who had to wait.
+
+    Either may be done first then, and the other one may wait until that has committed.
+    """
     with here.part(acts[0]) as first, here.part(acts[1]) as second:
         waited = [here.until_still(first), here.until_still(second)]
         gate.rollback()
-        for part in sorted((first, second), key=lambda part: not part.outcome.done()):
-            part.outcome.result(20)
-            part.session.commit()
+        parts = {part.outcome: part for part in (first, second)}
+        for done in as_completed(parts, 20):
+            done.result()
+            parts[done].session.commit()
     return waited
 
 
