@@ -90,6 +90,8 @@ class Flusher:
             self._live.remove([run for run, _ in ended])
             if kind is Failed:
                 self._hint([outcome for _, outcome in ended])
+            elif kind is Released:
+                self._ready.set()
             if len(ended) == len(self._writing):  # mostly: all are of one kind, and nobody has one locked
                 self._writing = []
             else:

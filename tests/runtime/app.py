@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import DeclarativeBase
@@ -31,7 +33,15 @@ class OtherTask(DurableTask, Base):
 
 
 NOW = Fixed(timedelta(0), jitter=0)
-calls: Counter[str] = Counter()  # what ran in this process
+
+
+class Calls(Counter[str]):
+    """Handlers count in several threads at once. No Python code comes between the look and the write: none is lost."""
+
+    __missing__ = [].count  # type: ignore[assignment]  # 0; Counter's own is Python code
+
+
+calls: Counter[str] = Calls()  # what ran in this process
 seen: list[Any] = []
 gate = threading.Event()  # closed until a test opens it
 
@@ -41,13 +51,16 @@ class Crowd:
 
     def __init__(self) -> None:
         self.now = self.most = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> None:
-        self.now += 1
-        self.most = max(self.most, self.now)
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
 
     def __exit__(self, *_: object) -> None:
-        self.now -= 1
+        with self._lock:
+            self.now -= 1
 
 
 crowd = Crowd()
@@ -216,7 +229,7 @@ def waits(ctx: TaskContext, label: str) -> str:
     """Holds a slot until the gate opens."""
     with crowd:
         calls[label] += 1
-        gate.wait(30)
+        gate.wait(120)
     return label
 
 
@@ -230,7 +243,7 @@ def quick(ctx: TaskContext, label: str) -> str:
 @WorkTask.handler()
 def waits_then_steps(ctx: TaskContext) -> None:
     calls["inside"] += 1
-    gate.wait(30)
+    gate.wait(120)
     try:
         ctx.step("late", count, "late")
     except BaseException as error:
@@ -256,9 +269,10 @@ async def ahangs(ctx: AsyncTaskContext) -> str:
 
 
 @WorkTask.handler()
-def takes(ctx: TaskContext, seconds: float) -> str:
+def waits_for_file(ctx: TaskContext, path: str) -> str:
     ctx.step("begun", lambda: True)
-    time.sleep(seconds)
+    while not Path(path).exists():
+        time.sleep(0.01)
     return "done"
 
 
@@ -315,11 +329,12 @@ def plain_computes(ctx: TaskContext, seconds: float) -> str:
 
 
 @WorkTask.handler(retry=NOW)
-def holds_gil(ctx: TaskContext, seconds: int) -> str:
-    """In the first attempt a C call that keeps the GIL for longer than a lease: nothing else runs here meanwhile."""
+def holds_gil(ctx: TaskContext, pipe: str) -> str:
+    """In the first attempt a C call that keeps the GIL until a test writes into the pipe: nothing else runs here meanwhile."""
     if ctx.attempt == 1:
+        end = os.open(pipe, os.O_RDWR)  # which waits for nobody
         ctx.step("begun", lambda: True)
-        ctypes.PyDLL(None).sleep(seconds)
+        ctypes.PyDLL(None).read(end, ctypes.create_string_buffer(1), 1)
         ctx.step("late", lambda: True)
     return f"attempt {ctx.attempt}"
 

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, create_engine, delete, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Call, Durable
-from sa_durable.runtime import Worker
+from sa_durable.runtime import Worker, heartbeat
 from tests.databases import throwaway, url_of
 from tests.runtime import app, family, ledger, verbs_app
 from tests.runtime.app import Base, WorkTask
@@ -168,6 +168,13 @@ def play(monkeypatch):
     return lambda fn: monkeypatch.setattr(ledger, "play", fn)
 
 
+@pytest.fixture
+def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats come ten times a second, while a lease lasts a minute: no machine stands still for that long."""
+    monkeypatch.setattr(heartbeat, "PER_LEASE", 600)
+    monkeypatch.setattr(heartbeat, "YOUNG", 0.0)
+
+
 @contextmanager
 def working(engine: Any, *queues: Any, **options: Any) -> Iterator[Worker]:
     """A worker that runs in a thread of its own until the block ends."""
@@ -185,7 +192,7 @@ def working(engine: Any, *queues: Any, **options: Any) -> Iterator[Worker]:
         app.gate.set()
         verbs_app.gate.set()
         worker.request_stop()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive(), "the worker didn't stop"
 
 

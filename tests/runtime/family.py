@@ -163,7 +163,7 @@ async def breaks(ctx: AsyncTaskContext) -> None:
 
 @ChildTask.handler(**ONCE)
 def waits_at_gate(ctx: TaskContext) -> str:
-    gate.wait(30)
+    gate.wait(120)
     return "let through"
 
 

@@ -41,7 +41,7 @@ class Gate:
 
     def __call__(self) -> None:
         self.reached.set()
-        assert self.open.wait(20)
+        assert self.open.wait(60)
 
     async def awaited(self) -> None:
         await asyncio.to_thread(self)
@@ -74,10 +74,10 @@ def test_the_first_attempts_late_write_is_rejected_once_a_second_has_begun(books
 
     task = books.spawn(perform(monkeypatch, handler, scenario))
     with working(books.engine, LedgerTask) as frozen:
-        assert gate.reached.wait(20)
+        assert gate.reached.wait(60)
         for chore in (frozen._heartbeat.chore, frozen._claimer.chore):
             chore.stop()
-            chore.join(20)
+            chore.join(60)
         books.set(task, lease_expires_at=func.now() - timedelta(minutes=5))
         with working(books.engine, LedgerTask, sweep_interval=timedelta(seconds=0.1)):
             assert books.ended(task).result == "attempt 2"
@@ -140,7 +140,8 @@ def test_two_sleeps_keep_their_own_times_and_none_is_slept_twice(books, monkeypa
     times = []
     with working(books.engine, LedgerTask):
         for number in (1, 2):
-            wait_until(lambda: books.task(task).state == "sleeping" and len(runs) == number)  # noqa: B023 - called before the loop goes on
+            # In this order: else its state may be from before it woke.
+            wait_until(lambda: len(runs) == number and books.task(task).state == "sleeping")  # noqa: B023 - called before the loop goes on
             times.append(books.task(task).available_at)
             past = func.now() - HOUR
             with Session(books.engine) as session, session.begin():
@@ -168,7 +169,7 @@ def test_a_freed_slot_refills_at_once_and_no_more_run_than_may(books, monkeypatc
     call = perform(monkeypatch, handler, scenario)
     slow = books.spawn(call)
     with working(books.engine, LedgerTask, concurrency=2, poll_interval=timedelta(minutes=1)) as worker:
-        assert gate.reached.wait(20)
+        assert gate.reached.wait(60)
         quick = [books.spawn(call) for _ in range(20)]
         worker._ready.set()
         assert {task.state for task in books.ended(*quick)} == {"completed"}  # in one slot, without a poll

@@ -83,12 +83,12 @@ def test_families_events_and_joins_go_on_beside_clean_ups_that_keep_nothing(engi
             for number in range(FAMILIES):
                 task = shop.spawn(family.call(number=number))
                 shop.spawn(stranger.call(task_id=task))
-            wait_until(lambda: app.calls["done"] >= FAMILIES and len(app.seen) >= FAMILIES, 60)
-            wait_until(lambda: not left(engine), 60, "everything to be deleted")
+            wait_until(lambda: app.calls["done"] >= FAMILIES and len(app.seen) >= FAMILIES, 120)
+            wait_until(lambda: not left(engine), 120, "everything to be deleted")
         finally:
             stop.set()
-            deleted = sum(thread.result(20) for thread in threads)
-            emitter.result(20)
+            deleted = sum(thread.result(60) for thread in threads)
+            emitter.result(60)
     assert sorted(app.seen) == [number + 2 for number in range(FAMILIES)]
     assert deleted == 4 * FAMILIES
 

@@ -74,5 +74,6 @@ def test_when_the_databases_time_jumps_over_a_lease_the_run_is_as_lost_as_if_its
         wait_until(lambda: app.calls["inside"] == 2)  # the same worker has swept it, and claimed it again
         app.gate.set()
         done = shop.ended(task)
+        wait_until(lambda: app.seen)  # the first attempt has a thread of its own
     assert (done.state, done.attempt, app.seen) == ("completed", 2, ["LeaseLost"])
     assert [run.error["type"] for run in shop.runs(task)] == ["LeaseExpired"]

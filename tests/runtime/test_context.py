@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from uuid import UUID
 
 import pytest
@@ -48,9 +48,10 @@ def test_a_heartbeat_extends_the_lease_now(verbs, handler):
     task_id = verbs.spawn(handler.call())
     with working(verbs.engine, VerbTask, lease=timedelta(hours=1)):
         wait_until(lambda: app.calls["inside"])
-        past = datetime(2000, 1, 1, tzinfo=UTC)
-        verbs.set(task_id, lease_expires_at=past)
-        wait_until(lambda: verbs.task(task_id).lease_expires_at != past)
+        first = verbs.task(task_id).lease_expires_at
+        wait_until(
+            lambda: verbs.task(task_id).lease_expires_at > first
+        )  # the worker's own come every 15 minutes
         app.gate.set()
         assert verbs.ended(task_id).result == "done"
 

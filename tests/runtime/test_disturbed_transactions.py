@@ -109,7 +109,9 @@ def test_a_task_that_was_lost_in_between_writes_nothing(books, script, handler, 
 
 @pytest.mark.parametrize("handler", [ledger.afree, ledger.afree_whole])
 @pytest.mark.parametrize("driver", [PLAIN, "postgresql+asyncpg"])
-def test_an_async_function_is_ended_when_its_task_is_cancelled(books, monkeypatch, handler, driver):
+def test_an_async_function_is_ended_when_its_task_is_cancelled(
+    books, monkeypatch, quick_beats, handler, driver
+):
     inside, left = Event(), []
 
     async def work(session: AsyncSession) -> None:
@@ -126,8 +128,8 @@ def test_an_async_function_is_ended_when_its_task_is_cancelled(books, monkeypatc
 
     monkeypatch.setattr(ledger, "play", play)
     task = books.spawn(handler.call())
-    with at_work(books, driver, lease=timedelta(seconds=2)) as worker:
-        assert inside.wait(20)
+    with at_work(books, driver) as worker:
+        assert inside.wait(60)
         with Session(books.engine) as session, session.begin():
             Durable(session).cancel(LedgerTask, task)
         wait_until(lambda: left and not len(worker._live))  # the heartbeat found out
@@ -144,13 +146,13 @@ def test_a_worker_that_gave_the_task_back_commits_nothing_of_it(books, script, h
         enter(session)
         session.flush()
         inside.set()
-        assert gate.wait(20)
+        assert gate.wait(60)
         ledger.tries.append(None)
 
     script(work)
     task = books.spawn(handler.call())
     with at_work(books) as worker:
-        assert inside.wait(20)
+        assert inside.wait(60)
         worker.request_stop()
         worker.request_stop()
         given_back = books.state_is(task, "pending")

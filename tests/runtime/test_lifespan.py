@@ -19,7 +19,7 @@ from tests.runtime.app import WorkTask
 from tests.runtime.conftest import ROOT
 from tests.waiting import wait_until
 
-QUICK = {"poll_interval": timedelta(milliseconds=20), "shutdown_timeout": timedelta(seconds=10)}
+QUICK = {"poll_interval": timedelta(milliseconds=20), "shutdown_timeout": timedelta(seconds=60)}
 
 
 @asynccontextmanager
@@ -99,6 +99,6 @@ def test_a_plain_script_runs_until_it_is_told_to_stop(engine, shop, number):
         try:
             assert shop.ended(task).result == 6
             process.send_signal(number)
-            assert process.communicate(timeout=15)[0] == "ended\n" and process.returncode == 0
+            assert process.communicate(timeout=60)[0] == "ended\n" and process.returncode == 0
         finally:
             process.kill()

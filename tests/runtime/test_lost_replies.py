@@ -49,7 +49,7 @@ class FirstCommit:
             link.reply_lost = True
             return data
         link.close_client()
-        assert self.let_go.wait(20)
+        assert self.let_go.wait(60)
         if not self._arrives:
             link.close()
         return data
@@ -125,7 +125,8 @@ def test_a_commit_that_hangs_costs_no_more_than_the_lease(books, variant, driver
     """Its connection is neither alive nor closed, and PostgreSQL keeps the task's row locked."""
     commit = FirstCommit(arrives=True, at_once=False)
     task = books.spawn(HANDLERS[variant][0].call(""))
-    with through(books, driver, commit, lease=timedelta(seconds=3), concurrency=1) as worker:
+    options = {"lease": timedelta(seconds=6), "sweep_interval": timedelta(seconds=0.1), "concurrency": 1}
+    with through(books, driver, commit, **options) as worker:
         wait_until(lambda: ledger.tries and not len(worker._live), what="the run to be given up")
         assert (
             books.ended(books.spawn(HANDLERS[variant][0].call(""))).state == "completed"

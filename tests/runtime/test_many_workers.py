@@ -38,7 +38,7 @@ def test_fifty_tasks_and_ten_workers_run_each_task_once(engine, shop):
             wait_until(lambda: worker._loop)  # noqa: B023 - called before the loop goes on
             worker.request_stop()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
     assert app.calls == Counter({f"{n}": 1 for n in range(50)})
     with Session(engine) as session:
         ends = Counter(map(tuple, session.execute(select(WorkTask.state, WorkTask.attempt, WorkTask.token))))

@@ -124,7 +124,7 @@ def test_a_call_whose_caller_was_cancelled_costs_no_thread():
 
     def blocks() -> None:
         inside.set()
-        gate.wait(20)
+        gate.wait(60)
 
     async def main() -> list[str]:
         loop = asyncio.get_running_loop()

@@ -93,7 +93,7 @@ def save(request) -> Save:
 
     def on_a_loop(here: Scene, name: str, value: str) -> Any:
         here.saving.save(here.run, "prepared", "1")
-        return asyncio.run(asyncio.wait_for(here.saving.save_soon(here.run, name, value), 20))
+        return asyncio.run(asyncio.wait_for(here.saving.save_soon(here.run, name, value), 60))
 
     return waiting if request.param == "waiting" else on_a_loop
 
@@ -251,7 +251,7 @@ def test_a_save_whose_caller_is_cancelled_arrives_and_its_connection_is_used_aga
             here.database.hand_back(kept)
             return await here.saving.save_soon(here.run, "d", "2")
 
-        assert asyncio.run(asyncio.wait_for(main(), 30)).value == 2
+        assert asyncio.run(asyncio.wait_for(main(), 60)).value == 2
         assert here.saved() == {"a": 1, "b": 1, "c": 1, "d": 2}
 
 
@@ -272,7 +272,7 @@ def test_what_is_on_its_way_at_the_end_is_let_go(engine):
                 here.database.close()
                 return await task
 
-        assert asyncio.run(asyncio.wait_for(main(), 30)) is None
+        assert asyncio.run(asyncio.wait_for(main(), 60)) is None
         gone = text("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = :pid)")
         # a transaction would see the same view for as long as it lasts
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

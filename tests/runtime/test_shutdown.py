@@ -11,7 +11,9 @@ from datetime import timedelta
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
+from sa_durable import Durable
 from sa_durable.cli import main
 from tests.runtime import app
 from tests.runtime.conftest import ROOT, working
@@ -35,20 +37,23 @@ def test_sigterm_gives_back_what_is_not_done_in_time(worker_process, shop, handl
     wait_until(lambda: "begun" in shop.steps(task))
     sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    wait_until(lambda: shop.task(task).state == "pending", timeout=4)
-    assert unharmed(shop, task).run_id == run_id and time.monotonic() - sent < 4
-    assert process.wait(15) == 0
+    wait_until(lambda: shop.task(task).state == "pending")
+    assert unharmed(shop, task).run_id == run_id
+    assert time.monotonic() - sent < 20, "that wasn't 0.5 s, but the 30 that are the default"
+    assert process.wait(60) == 0
 
 
 # B29
-def test_sigterm_lets_running_tasks_finish_and_claims_nothing_more(worker_process, shop):
-    running = shop.spawn(app.takes.call(seconds=1.5))
+def test_sigterm_lets_running_tasks_finish_and_claims_nothing_more(worker_process, shop, tmp_path):
+    running = shop.spawn(app.waits_for_file.call(path=str(tmp_path / "go on")))
     process = worker_process("--concurrency", "1", "--prefetch", "1")
     wait_until(lambda: "begun" in shop.steps(running))
     fetched = shop.spawn(app.triple.call(number=1))
     wait_until(lambda: shop.task(fetched).state == "running")  # claimed ahead, no slot yet
     process.send_signal(signal.SIGTERM)
-    assert process.wait(15) == 0
+    wait_until(lambda: "stopping: " in process.stderr.readline())
+    (tmp_path / "go on").touch()
+    assert process.wait(60) == 0
     assert shop.task(running).result == "done" and unharmed(shop, fetched)
 
 
@@ -61,9 +66,9 @@ def test_a_second_sigterm_gives_back_at_once(worker_process, shop):
     wait_until(lambda: "stopping: 1 tasks" in process.stderr.readline())
     assert shop.task(task).state == "running"
     process.send_signal(signal.SIGTERM)
-    wait_until(lambda: shop.task(task).state == "pending", timeout=5)
+    wait_until(lambda: shop.task(task).state == "pending", timeout=20)
     unharmed(shop, task)
-    assert process.wait(15) == 0
+    assert process.wait(60) == 0
 
 
 # B29
@@ -72,9 +77,9 @@ def test_a_handler_that_blocks_the_loop_does_not_keep_the_worker_from_giving_bac
     process = worker_process("--shutdown-timeout", "0.5")
     wait_until(lambda: "begun" in shop.steps(task))
     process.send_signal(signal.SIGTERM)
-    wait_until(lambda: shop.task(task).state == "pending", timeout=5)
+    wait_until(lambda: shop.task(task).state == "pending", timeout=20)
     unharmed(shop, task)
-    assert process.wait(15) == 0
+    assert process.wait(60) == 0
 
 
 # B29
@@ -86,7 +91,7 @@ def test_an_idle_worker_and_a_sleeping_task_end_at_once(worker_process, shop, nu
     wait_until(lambda: shop.task(asleep).state == "sleeping")
     before = shop.task(asleep)
     process.send_signal(number)
-    assert process.wait(5) == 0
+    assert process.wait(60) == 0
     after = shop.task(asleep)
     assert (after.state, after.token, after.available_at) == ("sleeping", before.token, before.available_at)
 
@@ -97,7 +102,7 @@ def test_what_was_given_back_is_safe_from_a_sigkill_that_follows(worker_process,
     process = worker_process("--shutdown-timeout", "0.2")
     wait_until(lambda: "begun" in shop.steps(task))
     process.send_signal(signal.SIGTERM)
-    wait_until(lambda: shop.task(task).state == "pending", timeout=5)
+    wait_until(lambda: shop.task(task).state == "pending", timeout=20)
     process.kill()
     with working(engine):
         assert shop.ended(task).result == [True, 1]  # the step was replayed, in the same attempt
@@ -105,7 +110,7 @@ def test_what_was_given_back_is_safe_from_a_sigkill_that_follows(worker_process,
 
 def test_stop_inside_an_application_gives_back_what_was_fetched_ahead(engine, shop):
     first = shop.spawn(app.waits.call(label="first"))
-    with working(engine, concurrency=1, prefetch=5, shutdown_timeout=timedelta(seconds=20)) as worker:
+    with working(engine, concurrency=1, prefetch=5, shutdown_timeout=timedelta(seconds=60)) as worker:
         wait_until(lambda: app.calls["first"])
         fetched = [shop.spawn(app.quick.call(label="fetched")) for _ in range(3)]
         wait_until(lambda: all(shop.task(task).state == "running" for task in fetched))
@@ -114,20 +119,25 @@ def test_stop_inside_an_application_gives_back_what_was_fetched_ahead(engine, sh
         assert shop.task(first).state == "running"
         app.gate.set()
         assert shop.ended(first).result == "first"
-        assert worker.closed.wait(10)
+        assert worker.closed.wait(60)
     assert all(unharmed(shop, task) for task in fetched) and app.calls["fetched"] == 0
 
 
 def test_what_waits_too_long_for_a_slot_is_given_back_to_others(engine, shop):
-    with working(engine, concurrency=1, poll_interval=timedelta(seconds=30)) as worker:
+    def held() -> list[tuple[str, int]]:
+        return sorted((task.state, task.token) for task in map(shop.task, tasks))
+
+    seldom = {"poll_interval": timedelta(minutes=10), "notify": False}
+    with working(engine, concurrency=1, **seldom) as worker:
         worker._slots._mean = 0.001  # as after many quick tasks
-        tasks = [shop.spawn(app.waits.call(label=f"{n}")) for n in range(3)]
+        with Session(engine) as session, session.begin():  # so that one claim finds them all
+            spawned = Durable(session).spawn_many([app.waits.call(label=f"{n}") for n in range(3)])
+        tasks = [one.task_id for one in spawned]
         worker._ready.set()
-        wait_until(lambda: sum(app.calls.values()) == 1)
-        wait_until(lambda: [shop.task(task).state for task in tasks].count("pending") == 2, timeout=5)
+        wait_until(lambda: held() == [("pending", 2), ("pending", 2), ("running", 1)])
         assert worker._slots.prefetch == 0
         app.gate.set()
-        worker._ready.set()
+        # It looks for the others again as soon as it has room, and not at the next poll.
         assert {task.state for task in shop.ended(*tasks)} == {"completed"}
 
 
@@ -171,4 +181,4 @@ def test_the_command_runs_the_queues_it_is_told_to(worker_process, shop):
     assert shop.ended(others, model=app.OtherTask).result == "other.other"
     assert shop.task(ours).state == "pending"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0

@@ -153,7 +153,8 @@ def test_a_sleep_resumes_the_same_run_and_attempt_and_is_not_slept_again(engine,
         task = shop.spawn(app.naps.call(seconds=300))
         before = shop.task(task).run_id
         for sleeps in (1, 2):
-            wait_until(lambda: shop.task(task).state == "sleeping" and app.calls["naps"] == sleeps)  # noqa: B023 - as above
+            # In this order: else its state may be from before it woke.
+            wait_until(lambda: app.calls["naps"] == sleeps and shop.task(task).state == "sleeping")  # noqa: B023 - as above
             asleep = shop.task(task)
             assert (asleep.attempt, asleep.claimed_by, asleep.lease_expires_at) == (1, None, None)
             time.move_to(asleep.available_at)
@@ -164,8 +165,8 @@ def test_a_sleep_resumes_the_same_run_and_attempt_and_is_not_slept_again(engine,
 
 def test_a_short_sleep_wakes_when_it_is_due_and_not_at_the_next_poll(engine, shop):
     task = shop.spawn(app.anaps.call(seconds=0.05))
-    with working(engine, poll_interval=timedelta(seconds=30)):
-        assert shop.ended(task, timeout=10).result == 1
+    with working(engine, poll_interval=timedelta(minutes=10)):
+        assert shop.ended(task).result == 1
 
 
 # B24
@@ -226,9 +227,9 @@ def test_a_swallowed_suspend_is_final_nothing_more_is_written(engine, shop):
 
 
 # B28, B7
-def test_a_swallowed_cancellation_is_final_and_the_slot_survives(engine, shop):
+def test_a_swallowed_cancellation_is_final_and_the_slot_survives(engine, shop, quick_beats):
     task = shop.spawn(app.aswallows.call())
-    with working(engine, lease=timedelta(seconds=1), concurrency=1):
+    with working(engine, concurrency=1):
         wait_until(lambda: app.calls["aswallows"])
         with Session(engine) as session, session.begin():
             Durable(session).cancel(WorkTask, task)
@@ -241,7 +242,7 @@ def test_a_swallowed_cancellation_is_final_and_the_slot_survives(engine, shop):
 # B23
 def test_concurrency_is_never_exceeded_and_a_freed_slot_refills_at_once(engine, shop):
     slow = shop.spawn(app.waits.call(label="slow"))
-    with working(engine, concurrency=2, poll_interval=timedelta(seconds=30)) as worker:
+    with working(engine, concurrency=2, poll_interval=timedelta(minutes=10)) as worker:
         wait_until(lambda: app.calls["slow"])
         quick = [shop.spawn(app.quick.call(label=f"quick {n}")) for n in range(20)]
         worker._ready.set()  # as a notification will
@@ -249,7 +250,17 @@ def test_concurrency_is_never_exceeded_and_a_freed_slot_refills_at_once(engine, 
         assert shop.task(slow).state == "running" and app.crowd.most == 2
 
 
-def test_a_thousand_tasks_are_each_run_once(engine, shop):
+def test_a_thousand_tasks_are_each_run_once(engine, shop, monkeypatch):
+    ran: list[int] = []
+
+    async def double(_: object, number: int) -> None:
+        ran.append(number)
+
+    def triple(_: object, number: int) -> None:
+        ran.append(number)
+
+    monkeypatch.setattr(app.double, "fn", double)
+    monkeypatch.setattr(app.triple, "fn", triple)
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -261,8 +272,9 @@ def test_a_thousand_tasks_are_each_run_once(engine, shop):
     completed = select(func.count()).select_from(WorkTask).where(WorkTask.state == "completed")
     with working(engine), Session(engine) as session:
         wait_until(lambda: session.scalar(completed) == 1000)
-        most = session.execute(select(func.max(WorkTask.token), func.max(WorkTask.attempt))).one()
-    assert tuple(most) == (1, 1)
+        assert session.scalar(select(func.max(WorkTask.attempt))) == 1
+    # Not by their tokens: what waits for a slot while the machine stands still is given back, and claimed again.
+    assert sorted(ran) == list(range(1, 1001))
 
 
 @pytest.mark.owner

@@ -31,6 +31,7 @@ from sa_durable import (
     TaskContext,
     current_context,
 )
+from tests.runtime.app import Calls
 
 
 class Base(DeclarativeBase):
@@ -69,7 +70,7 @@ class VerbTask(DurableTask, Base):
     __run_defaults__: ClassVar = {"non_retryable": Closed}
 
 
-calls: Counter[str] = Counter()  # what ran in this process
+calls: Counter[str] = Calls()  # what ran in this process
 seen: list[Any] = []
 gate = threading.Event()  # closed until a test opens it
 
@@ -446,7 +447,7 @@ def _told(error: BaseException) -> None:
 def slow(ctx: TaskContext) -> str:
     calls["slow"] += 1
     if ctx.attempt == 1:
-        gate.wait(30)
+        gate.wait(120)
         for late in (lambda: ctx.step("late", lambda: True), ctx.heartbeat) * 2:
             try:
                 late()
@@ -472,7 +473,7 @@ async def aslow(ctx: AsyncTaskContext) -> str:
 
 @VerbTask.handler(timeout=SHORT, max_attempts=1)
 async def blocks_the_loop(ctx: AsyncTaskContext) -> str:
-    gate.wait(30)
+    gate.wait(120)
     return "done"
 
 
@@ -481,7 +482,7 @@ def slow_transactional(ctx: TaskContext) -> str:
     ctx.session.add(Audit(what=f"attempt {ctx.attempt}"))
     ctx.session.flush()
     if ctx.attempt == 1:
-        gate.wait(30)
+        gate.wait(120)
     return f"attempt {ctx.attempt}"
 
 
@@ -513,27 +514,27 @@ async def anaps(ctx: AsyncTaskContext) -> int:
 
 @VerbTask.handler()
 def stays(ctx: TaskContext) -> None:
-    gate.wait(30)
+    gate.wait(120)
 
 
 @VerbTask.handler(transactional=True)
 def stays_transactional(ctx: TaskContext) -> None:
-    gate.wait(30)
+    gate.wait(120)
 
 
 @VerbTask.handler()
 async def astays(ctx: AsyncTaskContext) -> None:
-    await asyncio.to_thread(gate.wait, 30)
+    await asyncio.to_thread(gate.wait, 120)
 
 
 @VerbTask.handler(transactional=True)
 async def astays_transactional(ctx: AsyncTaskContext) -> None:
-    await asyncio.to_thread(gate.wait, 30)
+    await asyncio.to_thread(gate.wait, 120)
 
 
 @VerbTask.handler()
 async def stays_on_the_loop(ctx: AsyncTaskContext) -> None:
-    gate.wait(30)
+    gate.wait(120)
 
 
 # What hooks see.

@@ -156,7 +156,7 @@ def spawns_itself(ctx: TaskContext) -> None:
 
 @KitTask.handler()
 def hangs(ctx: TaskContext) -> None:
-    gate.wait(30)
+    gate.wait(120)
 
 
 @KitTask.handler()

@@ -20,6 +20,7 @@ from tests.databases import throwaway
 from tests.testing import app
 from tests.testing.app import WEEK, KitTask, SideTask
 from tests.testing.conftest import ROOT
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.service  # PostgreSQL and SQLAlchemy differ in much of what it builds on
 
@@ -296,6 +297,11 @@ def test_what_a_killed_process_left_is_taken_over(engine, kit_url):
         "with clock(sys.argv[1]) as time: time.advance(datetime.timedelta(days=7)); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", leave, kit_url], check=True, cwd=ROOT)
+    held = text(
+        "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database "
+        "WHERE locktype = 'advisory' AND datname = current_database()"
+    )
+    wait_until(lambda: not seen(engine, held), what="the server to notice")
     engine.dispose()
     assert seen(engine) > seen(engine, REAL) + HOUR
     with clock(engine) as time:

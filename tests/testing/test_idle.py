@@ -207,7 +207,7 @@ def test_a_lock_of_the_tests_own_ends_in_a_clear_error(kit):
 
 
 def test_a_pool_of_one_connection_is_enough(kit_url, kit):
-    small = create_engine(kit_url, pool_size=1, max_overflow=0, pool_timeout=1)
+    small = create_engine(kit_url, pool_size=1, max_overflow=0, pool_timeout=60)
     for handler in (app.plain, app.coroutine):
         kit.spawn(handler.call(number=1))
     kit.spawn(app.parent.call())
