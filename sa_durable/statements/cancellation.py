@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from ..models.predicates import ACTIVE, LIMITED
 from . import clock, events, notifications
 from .memo import memo
-from .planning import among, at_most
+from .planning import ONE, among, at_most
 from .tasks import table_of
 
 if TYPE_CHECKING:
@@ -135,6 +135,6 @@ def next_overdue(model: Model) -> Select[Any]:
         select(table.c.cancel_at)
         .where(text(LIMITED), table.c.cancel_at > clock.now())
         .order_by(table.c.cancel_at)
-        .limit(1)  # not min(): as in maintenance.promote
+        .limit(ONE)  # not min(): as in maintenance.promote
     )
     return select(first.scalar_subquery() - clock.now())

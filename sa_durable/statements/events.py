@@ -34,7 +34,7 @@ from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 from . import clock
 from .memo import memo
 from .notifications import Kind, hint
-from .planning import among, at_most, looked_up
+from .planning import ONE, among, at_most, looked_up
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -138,6 +138,6 @@ def find(model: Model) -> Select[Any]:
         )
         .where(table.c.name == bindparam("name", type_=Text()), ~table.c.dropped)
         .order_by(table.c.settled_at.is_(None), table.c.id)
-        .limit(1)
+        .limit(ONE)
     )
     return cast("Select[Any]", found)

@@ -38,10 +38,9 @@ from sqlalchemy.sql.selectable import LateralFromClause
 
 from ..models.predicates import PENDING, RUNNING, SLEEPING
 from . import clock
-from .arrays import array
 from .memo import memo
 from .notifications import Kind, hint
-from .planning import among, at_most
+from .planning import among, at_most, unseen
 from .tasks import table_of
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def claim(model: Model, *, behind: bool = False) -> ReturningUpdate[Any]:
     table = table_of(model)
     ready = table.alias("ready")
     known = (
-        func.unnest(array("names", Text())).table_valued(column("name", Text())).render_derived(name="known")
+        func.unnest(unseen("names", Text())).table_valued(column("name", Text())).render_derived(name="known")
     )
     order = ("priority", "available_at", "id")
     candidates = (
@@ -121,7 +120,7 @@ def _within_reach(candidates: Select[Any], known: FromClause, ready: FromClause)
     PostgreSQL before 18 finds no place in the ready index by a due time alone, only behind a priority. A part needs no sort
     of its own: its walks come in its order, and they in that of the parts.
     """
-    arrays = (array("lows", SmallInteger()), array("highs", SmallInteger()), array("withins", Interval()))
+    arrays = (unseen("lows", SmallInteger()), unseen("highs", SmallInteger()), unseen("withins", Interval()))
     columns = (column("low", SmallInteger()), column("high", SmallInteger()), column("within", Interval()))
     part = func.unnest(*arrays).table_valued(*columns, with_ordinality="number").render_derived(name="part")
     reached = candidates.where(
@@ -174,7 +173,7 @@ def paused(model: Model) -> ColumnElement[bool]:
 def held() -> TableValuedAlias:
     """The claims that a worker speaks for: arrays `ids` and `tokens`."""
     return (
-        func.unnest(array("ids", Uuid()), array("tokens", BigInteger()))
+        func.unnest(unseen("ids", Uuid()), unseen("tokens", BigInteger()))
         .table_valued(column("id", Uuid()), column("token", BigInteger()))
         .render_derived(name="held")
     )

@@ -21,11 +21,10 @@ from sqlalchemy import (
 
 from ..models.predicates import LIMITED, PENDING, RUNNING, SLEEPING
 from . import clock
-from .arrays import array
 from .events import table_of as event_table
 from .leases import in_time, paused
 from .memo import memo
-from .planning import looked_up
+from .planning import ONE, looked_up, unseen
 from .tasks import table_of
 from .waits import table_of as wait_table
 
@@ -68,7 +67,7 @@ def _due(number: int, model: Model) -> list[ColumnElement[Any]]:
     event, wait = event_table(model), wait_table(model)
     ready = table_of(model).alias("ready")
     known = (
-        func.unnest(array(names_of(number), Text()))
+        func.unnest(unseen(names_of(number), Text()))
         .table_valued(column("name", Text()))
         .render_derived(name="known")
     )
@@ -76,7 +75,7 @@ def _due(number: int, model: Model) -> list[ColumnElement[Any]]:
         select(ready.c.id)
         .where(text(f"ready.{PENDING}"), ready.c.name == known.c.name, in_time(ready))
         .order_by(ready.c.priority, ready.c.available_at, ready.c.id)
-        .limit(1)
+        .limit(ONE)
         .lateral("first")
     )
     claimable = select(first.c.id).select_from(known.join(first, true())).where(~paused(model))
@@ -109,5 +108,5 @@ def _ended(_: int, model: Model) -> list[ColumnElement[Any]]:
 def _until_first(model: Model, column: str, predicate: str) -> ColumnElement[Any]:
     table = table_of(model)
     first = table.c[column]
-    at = select(first).where(text(predicate), first.is_not(None)).order_by(first).limit(1)
+    at = select(first).where(text(predicate), first.is_not(None)).order_by(first).limit(ONE)
     return at.scalar_subquery() - clock.now()

@@ -9,7 +9,7 @@ from sqlalchemy import Select, any_, func, select, text, update
 from ..models.predicates import SLEEPING
 from . import clock
 from .memo import memo
-from .planning import at_most
+from .planning import ONE, at_most
 from .tasks import table_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def promote(model: Model) -> Select[Any]:
         select(later.c.available_at)
         .where(text(f"later.{SLEEPING}"), later.c.available_at > clock.now())
         .order_by(later.c.available_at)
-        .limit(1)  # and not min(): where the planner expects a single row, it reads all for that
+        .limit(ONE)  # and not min(): where the planner expects a single row, it reads all for that
         .scalar_subquery()
     ) - clock.now()
     return select(

@@ -34,10 +34,10 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from ..models.predicates import RUNNING, TERMINAL
 from ..models.tables import TIME
 from . import clock, notifications
-from .arrays import array
 from .events import announce, announces
 from .leases import still_held
 from .memo import memo
+from .planning import unseen
 from .tasks import table_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def complete_many(model: Model, *, wait: bool = False) -> Select[Any]:
     """
     table = table_of(model)
     ended = (
-        func.unnest(array("ids", Uuid()), array("tokens", BigInteger()), array("results", Text()))
+        func.unnest(unseen("ids", Uuid()), unseen("tokens", BigInteger()), unseen("results", Text()))
         .table_valued(
             column("id", Uuid()),
             column("token", BigInteger()),
@@ -95,11 +95,11 @@ def fail_many(model: Model, *, wait: bool = False) -> Select[Any]:
     table, runs = table_of(model), cast(Table, model.Run.__table__)  # type: ignore[attr-defined]  # mapped imperatively
     ended = (
         func.unnest(
-            array("ids", Uuid()),
-            array("tokens", BigInteger()),
-            array("errors", Text()),
-            array("delays", Float()),
-            array("next_runs", Uuid()),
+            unseen("ids", Uuid()),
+            unseen("tokens", BigInteger()),
+            unseen("errors", Text()),
+            unseen("delays", Float()),
+            unseen("next_runs", Uuid()),
         )
         .table_valued(
             column("id", Uuid()),

@@ -43,7 +43,7 @@ from ..models.predicates import RUNNING, TERMINAL
 from . import clock
 from .arrays import array
 from .memo import memo
-from .planning import among
+from .planning import among, unseen
 from .tasks import table_of as tasks_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def register(model: Model) -> Select[Any]:
     step: ColumnElement[Any] = sql_cast(bindparam("step", type_=Text()), Text())
     claim = _claim(tasks)
     events = (
-        func.unnest(array("names", Text()), array("queues", Text()))
+        func.unnest(unseen("names", Text()), unseen("queues", Text()))
         .table_valued(column("name", Text()), column("queue", Text()))
         .render_derived(name="events")
     )

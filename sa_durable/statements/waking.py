@@ -28,10 +28,9 @@ from sqlalchemy.sql.selectable import LateralFromClause
 
 from ..values import TERMINAL, TaskState
 from . import clock
-from .arrays import array
 from .memo import memo
 from .notifications import Kind, hint
-from .planning import among, at_most, looked_up
+from .planning import ONE, among, at_most, looked_up, unseen
 from .tasks import table_of as tasks_of
 from .waits import table_of
 
@@ -65,7 +64,7 @@ def awaited(model: Model) -> Select[Any]:
     that of the array `after`, in order, some more than once."""
     table = table_of(model)
     asked = (
-        func.unnest(array("queues", Text()), array("after", Text()))
+        func.unnest(unseen("queues", Text()), unseen("after", Text()))
         .table_valued(column("queue", Text()), column("after", Text()))
         .render_derived(name="asked")
     )
@@ -162,7 +161,7 @@ def _settled_steps(table: Table) -> CTE:
         select(first.c.task_id, first.c.step)
         .where(text("first.settled"))
         .order_by(first.c.task_id, first.c.step)
-        .limit(1)
+        .limit(ONE)
         .cte("steps", recursive=True)
     )
     following = (
@@ -172,7 +171,7 @@ def _settled_steps(table: Table) -> CTE:
             tuple_(then.c.task_id, then.c.step) > tuple_(steps.c.task_id, steps.c.step),
         )
         .order_by(then.c.task_id, then.c.step)
-        .limit(1)
+        .limit(ONE)
         .lateral("following")
     )
     rest = select(following.c.task_id, following.c.step).select_from(steps.join(following, true()))

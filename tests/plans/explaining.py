@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,9 @@ from psycopg._queries import PostgresQuery
 from psycopg.adapt import Transformer
 from sqlalchemy import Connection, Engine, Executable, event
 from sqlalchemy.orm import Session
+
+LITTLE = 150  # buffers, of thousands: there may be pages of dead entries, which tests before this one left in an index
+TRIES = 5  # plans for the parameters of an execution, before PostgreSQL makes one for any
 
 
 @dataclass(frozen=True)
@@ -108,16 +112,35 @@ def check(engine: Engine, case: Case, mode: str) -> None:
 
 def explain(session: Session, statement: str, parameters: Any, mode: str) -> Plan:
     """The plan of what SQLAlchemy sends, prepared and run in the session's transaction."""
+    raw = session.connection().connection.cursor()
+    raw.execute(f"SET LOCAL plan_cache_mode = {mode}")
+    with prepared(session, statement, parameters) as execute:
+        raw.execute(sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ") + execute)
+        [[found]] = raw.fetchall()
+    return Plan((found if isinstance(found, list) else json.loads(found))[0]["Plan"])
+
+
+@contextmanager
+def prepared(session: Session, statement: str, parameters: Any) -> Iterator[sql.Composed]:
+    """What SQLAlchemy sends, prepared as "plan" in the session's transaction, and how to execute that."""
     query = PostgresQuery(Transformer())
     query.convert(statement, parameters)
     raw = session.connection().connection.cursor()
-    raw.execute(f"SET LOCAL plan_cache_mode = {mode}")
     raw.execute(b"PREPARE plan AS " + query.query)
     values = [parameters[name] for name in query._order or []]
-    execute = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE plan{}").format(
-        sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Literal, values))) if values else sql.SQL("")
-    )
-    raw.execute(execute)
-    [[found]] = raw.fetchall()
+    given = sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Literal, values))) if values else sql.SQL("")
+    yield sql.SQL("EXECUTE plan{}").format(given)
     raw.execute("DEALLOCATE plan")
-    return Plan((found if isinstance(found, list) else json.loads(found))[0]["Plan"])
+
+
+def kept(engine: Engine, case: Case) -> bool:
+    """Whether PostgreSQL keeps a plan for all parameters once it has tried the case's a few times: it keeps none that
+    looks dearer than a plan for those and its making."""
+    with Session(engine) as session:
+        sent = as_sent(session.connection(), case.statement, case.parameters)
+        with prepared(session, *sent) as execute:
+            raw = session.connection().connection.cursor()
+            for _ in range(TRIES + 1):
+                raw.execute(sql.SQL("EXPLAIN ") + execute)
+            raw.execute("SELECT generic_plans > 0 FROM pg_prepared_statements WHERE name = 'plan'")
+            return raw.fetchall() == [(True,)]

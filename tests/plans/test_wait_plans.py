@@ -10,7 +10,7 @@ import pytest
 from sa_durable.statements import events, waits, waking
 from sa_durable.statements.arrays import texts, uuids
 from tests.plans.crowd import RUNNING, SLEEPING, row
-from tests.plans.explaining import Case, check
+from tests.plans.explaining import LITTLE, Case, check
 from tests.shop import BillingTask, MailTask
 
 UPDATE = 40  # buffers: a walk of each index of the table, twice where the row moves
@@ -27,9 +27,11 @@ def named(*names: str) -> dict[str, str]:
 never = [f"never {n}" for n in SLEEPING[:300]]
 
 IDLE = [
-    Case("unsettled", events.unsettled(MailTask), {"limit": 500}, {"ix_mail_events_unsettled"}, touches=10),
-    Case("wake", waking.wake(MailTask), {"limit": 500}, {SETTLED}, touches=10),
-    Case("forget idle", waking.forget_idle(MailTask), {"limit": 500}, {SETTLED}, touches=10),
+    Case(
+        "unsettled", events.unsettled(MailTask), {"limit": 500}, {"ix_mail_events_unsettled"}, touches=LITTLE
+    ),
+    Case("wake", waking.wake(MailTask), {"limit": 500}, {SETTLED}, touches=LITTLE),
+    Case("forget idle", waking.forget_idle(MailTask), {"limit": 500}, {SETTLED}, touches=LITTLE),
     Case(
         "catch up",
         waking.awaited(MailTask),

@@ -1,0 +1,25 @@
+"""A worker's statements come to plans that are kept: making one anew for each execution takes longer than that does."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.plans import test_run_plans, test_sweep_plans, test_wait_plans
+from tests.plans.explaining import kept
+
+OFTEN = [
+    *test_run_plans.CASES,
+    *test_sweep_plans.IDLE,
+    *test_sweep_plans.BUSY,
+    *test_sweep_plans.KIN,
+    *test_wait_plans.IDLE,
+    *test_wait_plans.BUSY,
+    *test_wait_plans.CASES,
+]
+# They are rare, and how many rows are old enough is for the planner to see.
+SELDOM = {"clean-up of tasks", "clean-up of events", "waits of what has ended"}
+
+
+@pytest.mark.parametrize("case", [case for case in OFTEN if case.name not in SELDOM], ids=str)
+def test_a_statement_s_plan_is_kept(engine, case):
+    assert kept(engine, case)
