@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from selectors import EVENT_READ, DefaultSelector
+from typing import Any
 
 import psycopg
 from sqlalchemy.exc import SQLAlchemyError
@@ -65,8 +67,8 @@ class Listening(ABC):
                 self.connection = self._connections
                 self._began()
                 while not self.chore.stopping:
-                    for notification in connection.notifies(timeout=0):
-                        self._hear(notification.payload)
+                    for payload in _arrived(connection):
+                        self._hear(payload)
                     self._check()
                     selector.select(TICK)
         except (SQLAlchemyError, psycopg.Error, Deaf) as error:
@@ -82,6 +84,14 @@ class Listening(ABC):
         self._failures += 1
         longest = DEAF_PAUSE if isinstance(error, Deaf) else LONGEST_PAUSE
         return pause_after(self._failures, first=FIRST_PAUSE, longest=longest)
+
+
+def _arrived(connection: psycopg.Connection[Any]) -> Iterator[str]:
+    """The payloads of what has been notified. Straight from libpq: psycopg's own generator waits for the socket once more, and
+    after the last one again, while whoever was woken waits for the GIL."""
+    connection.pgconn.consume_input()
+    while (notification := connection.pgconn.notifies()) is not None:
+        yield notification.extra.decode(connection.info.encoding)
 
 
 def _explain(error: Exception) -> str:
