@@ -74,7 +74,7 @@ def test_sixteen_sessions_that_spawn_one_key_at_once_get_one_task(engine, level,
     for number, callers in enumerate(outcomes):
         committed = [o.spawned for o in callers if o.committed]
         assert bool(committed) is (str(number) in tasks)
-        assert {(s.task_id, s.run_id) for s in committed} == {tasks[str(number)]} or not committed
+        assert not committed or {(s.task_id, s.run_id) for s in committed} == {tasks[str(number)]}
         assert sum(s.created for s in committed) == bool(committed)
         if level == "READ COMMITTED":
             assert not any(o.retryable for o in callers)
