@@ -11,6 +11,8 @@ from uuid import uuid4
 from sqlalchemy import Connection, Engine, MetaData, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
+from tests.waiting import wait_until
+
 # Set: whoever is given a database with tables is no superuser there, but has the roles of docs/operations/roles.sql.
 AS_ROLES = "SA_DURABLE_TEST_ROLES"
 ROLES_SCRIPT = Path(__file__).parents[1] / "docs/operations/roles.sql"
@@ -87,10 +89,27 @@ def forget_roles(connection: Connection, *people: str) -> None:
 
 def deadlocks(engine: Engine) -> int:
     """How many PostgreSQL has resolved in this database, once all that is connected through `engine` has said so."""
-    engine.dispose()  # sessions report when they end
+    end_sessions(engine)
     with engine.connect() as connection:
         counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
         return int(connection.scalar(text(counted)))
+
+
+def end_sessions(engine: Engine) -> None:
+    """Close what is in the engine's pool, and wait until the server has noticed: a session reports what it has counted
+    when it ends, and that may be some time after its client has gone."""
+    idle = [engine.connect() for _ in range(engine.pool.checkedin())]
+    # By the protocol, and not by asking: what a pooler calls so is no backend, and doesn't end.
+    ending = [connection.connection.driver_connection.info.backend_pid for connection in idle]
+    for connection in idle:
+        connection.close()
+    engine.dispose()
+    watching = create_engine(engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    left = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(:pids) AND datname = current_database()"
+    )
+    with watching.connect() as connection:
+        wait_until(lambda: not connection.scalar(left, {"pids": ending}), what="sessions to end")
 
 
 def url_of(engine: Engine) -> str:

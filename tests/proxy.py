@@ -87,8 +87,12 @@ class Proxy:
         with suppress(OSError):  # it was closed
             while True:
                 client, _ = self._listener.accept()
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                link = Link(client, _connect(self._target))
+                try:
+                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    link = Link(client, _connect(self._target))
+                except OSError:  # one of the two isn't there: the next client may have more luck
+                    _close(client)
+                    continue
                 with self._lock:
                     self._links.append(link)
                 Thread(target=self._pump, args=(link, client, link.server), daemon=True).start()

@@ -37,15 +37,22 @@ def in_thread(call: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
     return future
 
 
+# Not for autovacuum, which locks a table for some milliseconds to give the pages at its end back, and goes away by itself.
+BLOCKED = text(
+    "SELECT EXISTS (SELECT FROM unnest(pg_blocking_pids(:pid)) AS blocking, pg_stat_get_activity(blocking)"
+    " WHERE backend_type = 'client backend')"
+)
+
+
 def pid_of(session: Session) -> int:
     return session.scalar(text("SELECT pg_backend_pid()"))
 
 
 def wait_until_blocked(engine: Engine, pid: int, timeout: float = 60) -> None:
-    """Until backend `pid` waits for a lock that another backend holds."""
+    """Until backend `pid` waits for a lock that another client holds."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         wait_until(
-            lambda: connection.scalar(text("SELECT cardinality(pg_blocking_pids(:pid)) > 0"), {"pid": pid}),
+            lambda: connection.scalar(BLOCKED, {"pid": pid}),
             timeout,
             f"backend {pid} to be blocked",
         )

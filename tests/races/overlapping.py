@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
-from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.orm import Session
 
 from sa_durable import (
@@ -31,7 +31,7 @@ from sa_durable.errors import Signal
 from sa_durable.services.checkpoints import AlreadySaved
 from sa_durable.services.database import ensure_schema
 from tests.shop import BillingTask, MailTask
-from tests.waiting import in_thread, pid_of
+from tests.waiting import BLOCKED, in_thread, pid_of
 
 LONGEST = 30.0
 # What an act may find out: each is documented, and leaves the transaction usable.
@@ -91,11 +91,10 @@ class Stage:
                 event.remove(connection, "before_cursor_execute", before)
 
     def until_still(self, part: Part) -> bool:
-        """Wait until a part is done, held, or waits for a lock. True: it waits."""
+        """Wait until a part is done, held, or waits for another client's lock. True: it waits."""
         deadline = time.monotonic() + LONGEST
         while not part.outcome.done() and not (part.held and not part.go.is_set()):
-            blocked = text("SELECT cardinality(pg_blocking_pids(:pid)) > 0")
-            if self._watching.scalar(blocked, {"pid": part.pid}):
+            if self._watching.scalar(BLOCKED, {"pid": part.pid}):
                 return True
             assert time.monotonic() < deadline, "a transaction hangs"
             time.sleep(0.001)  # a poll, not a guess

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from sqlalchemy import Engine, NullPool, create_engine, text
 
+from tests.databases import end_sessions
 from tests.waiting import wait_until
 
 T = TypeVar("T")
@@ -51,12 +52,15 @@ def race(rounds: int, callers: int, prepare: Callable[[int, int], Step[T]]) -> l
 def no_deadlock(engine: Engine) -> Iterator[None]:
     """The server resolves no deadlock in this database meanwhile. Disposes of the engine's connections: a backend
     reports what it has counted when it ends."""
-    engine.dispose()
+    end_sessions(engine)  # else what they have counted before might come while we look
     watching = create_engine(engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with watching.connect() as connection:
 
         def backends() -> set[int]:
-            here = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            here = (
+                "SELECT pid FROM pg_stat_activity"
+                " WHERE datname = current_database() AND backend_type = 'client backend'"
+            )
             return set(connection.scalars(text(here)))
 
         def deadlocks() -> int:
