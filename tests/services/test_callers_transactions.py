@@ -35,7 +35,7 @@ def test_a_lost_connection_is_the_callers_to_see_at_the_first_statement(door, en
     door.durable.count_ready(BillingTask)  # connected, and the schema is known
     pid = door.session.scalar(text("SELECT pg_backend_pid()"))
     with engine.begin() as other:
-        other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+        assert other.scalar(text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": pid})
     with statements(door.engine) as sent, pytest.raises(DBAPIError):
         VERBS[verb](door.durable, waiting)
     assert len(sent) == 1

@@ -56,14 +56,14 @@ def test_a_save_and_a_sweep_of_the_same_task_exclude_each_other(engine):
     expire(engine, [task])
     with Session(engine) as saving, saving.begin():
         checkpoints.save(saving, MailTask, first, "in time", "1")
-        assert in_thread(do, engine, maintenance.sweep_expired, limit=1).result(5) == []  # passes over it
+        assert in_thread(do, engine, maintenance.sweep_expired, limit=1).result(60) == []  # passes over it
     with Session(engine) as sweeping, Session(engine) as late:
         assert len(maintenance.sweep_expired(sweeping, MailTask, limit=1)) == 1
         pid = pid_of(late)
         write = in_thread(checkpoints.save, late, MailTask, first, "too late", "1")
         wait_until_blocked(engine, pid)
         sweeping.commit()
-        assert isinstance(write.exception(5), LeaseLost)
+        assert isinstance(write.exception(60), LeaseLost)
         late.rollback()
     assert do(engine, checkpoints.load, [task]) == {task: {"in time": 1}} and row(engine, task).attempt == 2
 

@@ -246,8 +246,8 @@ def test_a_locked_overdue_task_blocks_neither_claims_nor_sweeps(engine):
     change(engine, [locked, other], cancel_at=func.now() - HOUR)
     with Session(engine) as session, session.begin():
         session.get(MailTask, locked, with_for_update=True)
-        assert in_thread(sweep, engine).result(5) == [other]
-        assert [c.task_id for c in in_thread(claim, engine, 10).result(5)] == [ready]
+        assert in_thread(sweep, engine).result(60) == [other]
+        assert [c.task_id for c in in_thread(claim, engine, 10).result(60)] == [ready]
     assert sweep(engine) == [locked]
 
 

@@ -146,7 +146,7 @@ def test_a_run_that_needs_an_event_decides_about_it_at_once_and_for_others_too(e
 def test_emits_in_opposite_orders_do_not_wait_for_each_other(engine, session):  # B17
     with Session(engine) as rival:
         for one, other, names in ((session, rival, "ab"), (rival, session, "ba")):
-            one.execute(text("SET LOCAL lock_timeout = '5s'"))
+            one.execute(text("SET LOCAL lock_timeout = '30s'"))
             Durable(one).emit(MailTask, names[0])
             Durable(other).emit(MailTask, names[0])
         session.commit()
