@@ -170,7 +170,7 @@ def test_a_live_spawn_that_takes_a_key_in_between_wins_if_it_commits(before: Eng
             spawner.commit()
         else:
             spawner.rollback()
-        report = filling.result(timeout=20)
+        report = filling.result(timeout=120)
 
     left = {ids[7]} if commits else set()
     expected = {id_: f"k{n}" for n, id_ in enumerate(ids) if id_ not in left}
@@ -186,7 +186,7 @@ def test_a_row_that_somebody_has_locked_is_waited_for_while_the_others_get_their
         filling = in_thread(backfill, before, batch_size=4)
         wait_until(lambda: len(keys(before)) == 19 and "waiting" in caplog.text)
         other.commit()
-        filling.result(timeout=20)
+        filling.result(timeout=120)
 
     assert keys(before) == {id_: f"k{n}" for n, id_ in enumerate(ids)}
 
@@ -199,7 +199,7 @@ def test_a_winner_that_ends_during_the_backfill_makes_way_for_the_next(before: E
         filling = in_thread(backfill, before)
         wait_until(lambda: "waiting" in caplog.text)
         worker.commit()
-        filling.result(timeout=20)
+        filling.result(timeout=120)
 
     assert keys(before) == {ids[1]: "k"}
 

@@ -50,7 +50,7 @@ def test_the_old_index_serves_until_the_new_one_is_there(queue):
             writer.execute(text(f"INSERT INTO {TABLE} (id, run_id, name, params) VALUES"
                                 " (gen_random_uuid(), gen_random_uuid(), 'n', '{}')"))  # fmt: skip
         reader.rollback()
-        building.result(timeout=30)
+        building.result(timeout=120)
     assert fetch(queue, INDEXES) == [(INDEX, OTHER, True)]
 
 

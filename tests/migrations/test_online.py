@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from alembic import command
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from sa_durable.alembic import AddKeyOp, AddKeysOp, DropKeyOp, DropKeysOp
 from tests.migrations.host import (
@@ -36,12 +38,18 @@ INDEXES = (
 )
 VALID = [("uq_durable_mail_tasks_key", True), ("uq_durable_payments_tasks_key", True)]
 HELD_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+OTHERS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    " AND backend_type = 'client backend'"
+)
 VERSION = "SELECT version_num FROM alembic_version"
 
 
 @pytest.fixture(autouse=True)
 def two_rows(before: Engine) -> None:
     add(before, [{"key": "a"}, {"key": "b"}])
+    # Sessions that end have said COMMIT last, too.
+    wait_until(lambda: scalar(before, OTHERS) == 0, what="those who prepared this to be gone")
 
 
 def finish(engine: Engine) -> None:
@@ -53,8 +61,7 @@ def finish(engine: Engine) -> None:
 
 
 def test_killed_between_the_columns_of_two_queues_a_rerun_finishes(before: Engine):
-    with before.connect() as reader, alembic_process(before, "upgrade", "head") as migrator:
-        reader.execute(text(f"SELECT FROM {PAYMENTS}"))
+    with _reading(before), alembic_process(before, "upgrade", "head") as migrator:
         wait_for_query(before, f"ALTER TABLE public.{PAYMENTS}%", "relation")
         migrator.kill()
         assert fetch(before, HAS_COLUMNS) == [("durable_mail_tasks",)]
@@ -62,8 +69,7 @@ def test_killed_between_the_columns_of_two_queues_a_rerun_finishes(before: Engin
 
 
 def test_killed_in_the_index_build_whose_backend_goes_on_a_rerun_waits_for_it(before: Engine):
-    with before.connect() as old, alembic_process(before, "upgrade", "head") as migrator:
-        _hold_snapshot(old)
+    with _snapshot(before) as old, alembic_process(before, "upgrade", "head") as migrator:
         backend = wait_for_query(before, INDEX_BUILD, "virtualxid")
         migrator.kill()
         migrator.wait()
@@ -71,14 +77,13 @@ def test_killed_in_the_index_build_whose_backend_goes_on_a_rerun_waits_for_it(be
         wait_for_query(before, ASKED_FOR_THE_LOCK)
         assert fetch(before, VERSION) == [("0001",)]
         old.rollback()
-        rerun.result(timeout=30)
+        rerun.result(timeout=120)
     wait_until_gone(before, backend)
     finish(before)
 
 
 def test_an_invalid_index_that_a_killed_build_leaves_is_dropped_and_built_again(before: Engine):
-    with before.connect() as old, alembic_process(before, "upgrade", "head") as migrator:
-        _hold_snapshot(old)
+    with _snapshot(before), alembic_process(before, "upgrade", "head") as migrator:
         backend = wait_for_query(before, INDEX_BUILD, "virtualxid")
         migrator.kill()
         execute(before, f"SELECT pg_terminate_backend({backend})")
@@ -108,15 +113,14 @@ def test_killed_in_the_backfill_a_rerun_gives_the_rest_their_keys(before: Engine
 
 def test_of_two_migrators_the_second_waits_and_finds_everything_done(before: Engine):
     with (
-        before.connect() as old,
+        _snapshot(before) as old,
         alembic_process(before, "upgrade", "head") as first,
         alembic_process(before, "upgrade", "head") as second,
     ):
-        _hold_snapshot(old)
         wait_for_query(before, INDEX_BUILD, "virtualxid")
         wait_for_query(before, ASKED_FOR_THE_LOCK)
         old.rollback()
-        outputs = [first.communicate(timeout=30)[0], second.communicate(timeout=30)[0]]
+        outputs = [first.communicate(timeout=120)[0], second.communicate(timeout=120)[0]]
         assert (first.returncode, second.returncode) == (0, 0), outputs
     assert sorted("Running upgrade 0001 -> 0002" in output for output in outputs) == [False, True]
     assert sorted("waiting for it" in output for output in outputs) == [False, True]
@@ -124,23 +128,23 @@ def test_of_two_migrators_the_second_waits_and_finds_everything_done(before: Eng
 
 
 def test_an_exclusive_lock_is_not_waited_for_long_and_tried_again(before: Engine, caplog):
-    with before.connect() as reader, caplog.at_level(logging.WARNING, "sa_durable.alembic"):
-        reader.execute(text(f"SELECT FROM {PAYMENTS}"))
+    with _reading(before) as reader, caplog.at_level(logging.WARNING, "sa_durable.alembic"):
         adding = in_thread(operate, before, lambda op: op.durable_add_key(PAYMENTS, lock_timeout=0.05))
         wait_until(lambda: "attempt 2 of 30" in caplog.text)
-        # whoever came meanwhile isn't stuck behind the ALTER TABLE
-        execute(before, "SET statement_timeout = '2s'", f"UPDATE {PAYMENTS} SET attempt = 2")
+        # whoever came meanwhile isn't stuck behind the ALTER TABLE for as long as there is a reader
+        execute(before, "SET statement_timeout = '60s'", f"UPDATE {PAYMENTS} SET attempt = 2")
         reader.rollback()
-        adding.result(timeout=20)
+        adding.result(timeout=120)
     assert VALID[1] in fetch(before, INDEXES)
 
 
 def test_when_the_lock_never_comes_it_gives_up_says_why_and_can_be_run_again(before: Engine):
     unchanged = schema(before)
-    with before.connect() as reader:
-        reader.execute(text(f"SELECT FROM {PAYMENTS}"))
-        with pytest.raises(CommandError, match=r"1 attempts of 0\.05 s.*run the migration again"):
-            operate(before, lambda op: op.durable_add_key(PAYMENTS, lock_timeout=0.05, attempts=1))
+    with (
+        _reading(before),
+        pytest.raises(CommandError, match=r"1 attempts of 0\.05 s.*run the migration again"),
+    ):
+        operate(before, lambda op: op.durable_add_key(PAYMENTS, lock_timeout=0.05, attempts=1))
     assert schema(before) == unchanged
     finish(before)
 
@@ -243,7 +247,18 @@ def test_options_that_can_not_work_are_refused(before: Engine, options):
     assert fetch(before, HAS_COLUMNS) == []
 
 
-def _hold_snapshot(connection) -> None:
+@contextmanager
+def _reading(engine: Engine) -> Iterator[Connection]:
+    """In a transaction that has read the table, and keeps others from changing it."""
+    with engine.connect() as connection:
+        connection.execute(text(f"SELECT FROM {PAYMENTS}"))
+        yield connection
+
+
+@contextmanager
+def _snapshot(engine: Engine) -> Iterator[Connection]:
     """No lock on any table, but a concurrent index build waits for whoever could still see the past."""
-    connection.execution_options(isolation_level="REPEATABLE READ")
-    connection.execute(text("SELECT 1"))
+    with engine.connect() as connection:
+        connection.execution_options(isolation_level="REPEATABLE READ")
+        connection.execute(text("SELECT 1"))
+        yield connection

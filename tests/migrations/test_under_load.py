@@ -24,6 +24,7 @@ from tests.waiting import wait_until
 ROWS = int(os.environ.get("SA_DURABLE_UPGRADE_ROWS", "20000"))
 PATIENCE = 240 + ROWS / 250  # seconds: two cores that others use, too, upgrade less than 1,000 rows in one
 PROGRESS = f"SELECT count(*) FROM {PAYMENTS}"
+EVERY_WORKER = f"SELECT count(DISTINCT claimed_by) = 3 FROM {PAYMENTS} WHERE state = 'completed'"
 
 
 def test_twenty_processes_that_migrate_at_once_all_succeed_and_one_does_it(empty: Engine):
@@ -51,7 +52,7 @@ class Crew:
             )  # fmt: skip
             self.processes.append((role, process))
             assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
+            assert process.stdout.readline() == "at work\n"
 
     def stop(self) -> list[tuple[str, dict[str, Any]]]:
         """The figures of each, none of which has failed."""
@@ -91,6 +92,8 @@ def test_an_upgrade_stops_nobody_who_works_meanwhile(
     crew.start("new_spawner", 2)
     hot = "SELECT count(*) = 50 FROM durable_payments_tasks WHERE idempotency_key LIKE 'hot-%'"
     wait_until(lambda: scalar(before, hot), what="the new spawners")
+    crew.start("new_spawner", 1)  # it finds all keys taken
+    wait_until(lambda: scalar(before, EVERY_WORKER), what="both old workers and the new one")
     spawned = scalar(before, PROGRESS)
     wait_until(lambda: scalar(before, PROGRESS) > spawned + 100, what="the old spawners, after the upgrade")
 

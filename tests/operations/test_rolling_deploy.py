@@ -17,7 +17,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, exists, select
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
@@ -91,7 +91,15 @@ def releases(engine: Engine) -> Counter[int]:
         return Counter(session.scalars(select(Effect.release)))
 
 
+def at_work(engine: Engine, worker: subprocess.Popen[str]) -> bool:
+    """It has claimed a task: it is called host:pid:random."""
+    mine = DeployedTask.claimed_by.contains(f":{worker.pid}:", autoescape=True)
+    with Session(engine) as session:
+        return session.scalar(select(exists().where(mine)))
+
+
 def stop(worker: subprocess.Popen[str]) -> None:
+    """One that is `at_work`: until then a signal just ends it."""
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
 
@@ -110,6 +118,10 @@ def test_workers_of_two_releases_on_one_queue_fail_nothing_that_fits_either(data
     spawners = [spawner]
     try:
         wait_until(lambda: releases(database)[1] > 5 * SECONDS, 120)
+        wait_until(lambda: all(at_work(database, worker) for worker in old), 120)
+        wait_until(
+            lambda: {task.name for task in tasks(database) if task.state == "completed"} == {*FIRST}, 120
+        )
         new = [start(2)]
         wait_until(lambda: releases(database)[2] > 0, 60)
         stop(old[0])
@@ -120,6 +132,11 @@ def test_workers_of_two_releases_on_one_queue_fail_nothing_that_fits_either(data
         spawners.append(second)
         before = releases(database)[2]
         wait_until(lambda: releases(database)[2] > before + 5 * SECONDS, 120)
+        wait_until(lambda: at_work(database, new[1]), 120)
+        # Only the old ones know it: what a worker gives back when it ends has been begun.
+        wait_until(
+            lambda: not any(task.name == "before" and task.state != "completed" for task in tasks(database))
+        )
         stop(old[1])
         late = spawner.spawn("before", {"number": 0})  # by somebody who was forgotten
         before = releases(database)[2]
