@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -60,8 +61,15 @@ def _run(command: list[str], url: str) -> int:
         return 126 if isinstance(error, PermissionError) else 127  # as a shell says it
     for number in early:
         child.send_signal(number)
-    status = child.wait()
+    status = _end_of(child)
     return status if status >= 0 else 128 - status
+
+
+def _end_of(child: subprocess.Popen[bytes]) -> int:
+    """Looked for now and then: a signal that comes just before we wait would be forwarded only afterwards."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(1)
 
 
 def _wait(url: str) -> int:

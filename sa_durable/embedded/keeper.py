@@ -43,7 +43,7 @@ def main(directory: str, commands: list[list[str]], user: dict[str, Any]) -> int
         if (status := _attend(child, woken)) != 0:
             break
     if _owner_is_gone():
-        _remove(directory)
+        remove(directory)
     return status
 
 
@@ -69,7 +69,7 @@ def _owner_is_gone() -> bool:
     return bool(readable) and os.read(OWNER, 1) == b""
 
 
-def _remove(directory: str) -> None:
+def remove(directory: str) -> None:
     """The last children of an interrupted initdb may still be adding files: try again for five seconds."""
     for _ in range(100):
         shutil.rmtree(directory, ignore_errors=True)

@@ -3,7 +3,6 @@
 import json
 import os
 import pwd
-import shutil
 import subprocess
 import sys
 import time
@@ -152,7 +151,7 @@ class _PrivateServer(Server):
         if self._keeper is not None:
             directory.drop(self._orders)
             self._keeper.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)  # the keeper has done so, if there was one
+        keeper.remove(str(self._directory))  # the keeper has done so, unless it was told to stop before
         directory.drop(self._lock)
         self._owner = 0
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -79,7 +80,7 @@ class Workers:
         return (self._logs / self.id).read_text().splitlines()
 
     def close(self) -> None:
-        self._server.communicate(timeout=10)
+        self._server.communicate(timeout=60)
 
     def _say(self, line: str) -> None:
         self._server.stdin.write(f"{line}\n")
@@ -99,7 +100,7 @@ class Shop:
 
     def order_killed_at(self, boundary: str, ship_within: timedelta) -> Any:
         """What there is at the end, where the first worker died at `boundary`."""
-        for _ in range(5):  # two ends that are committed together are one boundary less: again, then
+        for _ in range(10):  # two ends that are committed together are one boundary less: again, then
             if self._work_on_a_new_one(ship_within, boundary)[-1:] == [boundary]:
                 break
         else:
@@ -114,6 +115,9 @@ class Shop:
         self._packed = ship_within is SOON  # then nobody packs it
         self._workers.start(die_at)
         wait_until(lambda: self._workers.died or self._over(), 60, f"the end, or {die_at}")
+        if die_at is not None:  # a commit is there to be seen before the worker notes it
+            with suppress(AssertionError):
+                wait_until(lambda: self._workers.died, 2)
         return self._workers.end()
 
     def _place(self, ship_within: timedelta) -> None:

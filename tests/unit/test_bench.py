@@ -3,6 +3,7 @@
 import time
 from contextlib import contextmanager
 from io import StringIO
+from math import inf
 
 import pytest
 from rich.console import Console
@@ -48,7 +49,8 @@ def test_names_are_nobody_elses():
     assert len(names) == len(set(names))
 
 
-def test_the_limit_and_ours_alternate_and_each_round_begins_anew():
+def test_the_limit_and_ours_alternate_and_each_round_begins_anew(monkeypatch):
+    monkeypatch.setattr(alternation, "LONGEST", inf)
     ran: list[str] = []
     sides = [Prepared(lambda: ran.append("("), lambda: ran.append("a")), lambda: ran.append("b")]
     of_a, of_b = alternation.rates(sides, rounds=2, blocks=3, block=7, before=lambda: ran.append(" "))

@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sa_durable.embedded import EmbeddedServerError, Server, directory, postgres, programs
+from sa_durable.embedded import server as server_
 from sa_durable.embedded.server import URL_VARIABLE
 from tests.embedding import FOUND, alive, ask, open_directory
 from tests.waiting import in_thread, wait_until
@@ -105,10 +106,32 @@ def test_the_error_of_a_server_that_does_not_start_ends_with_its_log(temporary):
 
 
 def test_a_server_that_is_not_ready_in_time_is_given_up_and_the_error_says_so(temporary, monkeypatch):
-    monkeypatch.setattr("sa_durable.embedded.server.START_SECONDS", 0.0)
+    monkeypatch.setattr(server_, "START_SECONDS", 0.0)
+    monkeypatch.setattr(server_._PrivateServer, "_postmaster", lambda _: [])  # however slow we are ourselves
     with pytest.raises(EmbeddedServerError, match="did not start within 0 s"), postgres(environ={}):
         pytest.fail("it started")
     assert not list(temporary.iterdir())
+
+
+def test_what_an_interrupted_initdb_goes_on_writing_is_removed_too(temporary, monkeypatch):
+    # A child of its that writes for as long as it lives itself, and a little longer. ($2 is the directory.)
+    writes = 'n=0; until [ $n = 3000 ]; do : > "$2/$((i=i+1))" || exit; kill -0 $$ || n=$((n+1)); done'
+    initdb = f'mkdir "$2" && ({writes}) 2>/dev/null & wait'
+    programs_ = temporary.with_name(f"{temporary.name}-bin")
+    programs_.mkdir(mode=0o755)
+    for name, script in (("initdb", initdb), ("postgres", "echo postgres")):
+        (programs_ / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs_ / name).chmod(0o755)
+    monkeypatch.setattr(server_, "START_SECONDS", 0.5)
+    try:
+        with (
+            pytest.raises(EmbeddedServerError, match="did not start"),
+            postgres(bin_dir=programs_, environ={}),
+        ):
+            pytest.fail("it started")
+        assert not list(temporary.iterdir())
+    finally:
+        shutil.rmtree(programs_)
 
 
 def test_a_stopped_server_starts_again_with_its_data():
@@ -141,7 +164,7 @@ def test_two_servers_start_at_once_whatever_the_clients_settings_are(monkeypatch
     one, two = postgres(environ={}), postgres(settings={"max_connections": "17"}, durable=True, environ={})
     started = in_thread(one.__enter__)
     with two as second:
-        first = started.result(30)
+        first = started.result(180)
         try:
             assert first.url != second.url
             assert ask(first.url, "show fsync") == "off"
