@@ -117,4 +117,13 @@ def _leave(running: Worker) -> None:
     time.sleep(EXIT_SECONDS)
     logging.getLogger("sa_durable.worker").warning("a handler doesn't end: leaving without it")
     logging.shutdown()
+    flushing = Thread(target=_flush, daemon=True)  # what hangs may hang in a print
+    flushing.start()
+    flushing.join(1)
     os._exit(0)
+
+
+def _flush() -> None:
+    """What handlers have printed; os._exit would lose it."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()

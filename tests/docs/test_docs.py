@@ -63,7 +63,7 @@ def test_the_quickstart_does_what_it_says(empty_url, tmp_path):
     finally:
         engine.dispose()
         worker.send_signal(signal.SIGTERM)
-        printed, logged = worker.communicate(timeout=30)
+        printed, logged = worker.communicate(timeout=120)
     assert worker.returncode == 0, logged
     assert printed == "order 7: charged 9.99\n"
 

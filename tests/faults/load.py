@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -55,6 +56,7 @@ class Load:
         self._struck: list[tuple[str, datetime]] = []
         self._log_from = cluster.log_size
         self._answers: list[Answers] = []
+        self._spawners: list[BaseProcess] = []
         self._began, self.started = time.monotonic(), self.now()
         self._url, self.pulse = url, Pulse()
 
@@ -65,8 +67,18 @@ class Load:
             ours, theirs = FORKS.Pipe(duplex=False)
             seed = f"{self.figures.seed} {number}"
             order = Order(self._url, seed, plan.tasks, plan.tasks / plan.seconds, plan.pause, plan.broken)
-            FORKS.Process(target=spawn_all, args=(order, theirs), daemon=True).start()
+            spawner = FORKS.Process(target=spawn_all, args=(order, theirs), daemon=True)
+            spawner.start()
+            self._spawners.append(spawner)
             self._pipes.append(ours)
+
+    def stop(self) -> None:
+        """Whoever is still at it: a spawner would try for ever."""
+        for spawner in self._spawners:
+            spawner.kill()
+            spawner.join()
+        self.crew.stop()
+        self.pulse.stop()
 
     @property
     def spawning(self) -> bool:
@@ -102,6 +114,12 @@ class Load:
         """The time, by the clock that the database has too."""
         return datetime.fromtimestamp(time.time(), UTC)
 
+    def took(self, since: datetime, until: datetime) -> float:
+        """Seconds from one moment to another, but for those that the machine stood still."""
+        stood_still = self.pulse.stood_still(since, until)
+        self.figures.stood_still = max(self.figures.stood_still, stood_still)
+        return (until - since).total_seconds() - stood_still
+
     def pick_up(self, since: datetime, until: datetime) -> list[float]:
         """Seconds from spawn to start of what was spawned between two moments, in order."""
         between = text(
@@ -133,9 +151,10 @@ class Load:
         """Drain; then ask whether every rule holds."""
         figures = self.figures
         self.drain()
-        figures.seconds, figures.stood_still = round(time.monotonic() - self._began, 1), self.pulse.longest
+        figures.seconds = round(time.monotonic() - self._began, 1)
         self.crew.stop()
-        checker = Checker(self.engine, undisturbed=self.undisturbed, may_fail=self.may_fail)
+        undisturbed = self._undisturbed if self.undisturbed else None
+        checker = Checker(self.engine, undisturbed=undisturbed, may_fail=self.may_fail)
         checker.remember(ack for answers in self._answers for ack in answers.acks)
         figures.findings += [*checker.findings(), *self._said()]
         figures.tasks, figures.effects = (
@@ -158,6 +177,13 @@ class Load:
         if tolerated := sum((answers.tolerated for answers in self._answers), start=Answers().tolerated):
             figures.notes["errors that spawners saw, and tried again"] = dict(tolerated)
         return figures
+
+    def _undisturbed(self, expired: datetime, ended: datetime) -> bool:
+        """Whether the machine was there for a lease to be kept, from when it was extended until it was lost."""
+        extended = expired - timedelta(seconds=self.crew._job.lease)
+        return (
+            self.pulse.stood_still(extended, ended) < self.crew._job.lease / 6
+        )  # it is extended after a third
 
     def _said(self) -> Iterator[Finding]:
         if deadlocks := self.cluster.logged("deadlock detected", self._log_from):
@@ -184,9 +210,9 @@ class Load:
         free, running = [], []
         for worker, at, began, again in rows:
             if struck := [moment for name, moment in self._struck if name == worker and began < moment < at]:
-                free.append((at - struck[0]).total_seconds())
+                free.append(self.took(struck[0], at))
                 if again is not None:
-                    running.append((again - struck[0]).total_seconds())
+                    running.append(self.took(struck[0], again))
         return free, running
 
 
@@ -203,6 +229,5 @@ def under_load(
             load.start()
             yield load
         finally:
-            load.crew.stop()
-            load.pulse.stop()
+            load.stop()
             engine.dispose()

@@ -7,9 +7,10 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 
 from sqlalchemy import create_engine, text
 
@@ -18,6 +19,7 @@ from sa_durable.embedded.server import _PrivateServer
 from tests.faults.cluster import SETTINGS, Cluster, cluster
 
 BACKUP = "pg_basebackup"
+randrange = SystemRandom().randrange  # `random` is seeded alike for all that run at once
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,10 @@ def _backup() -> str:
 
 
 def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return str(taken.getsockname()[1])
+    """None that the system would give to a client's end of a connection before it is bound again."""
+    while True:
+        with suppress(OSError), socket.create_server(("127.0.0.1", randrange(15_000, 32_000))) as taken:
+            return str(taken.getsockname()[1])
 
 
 @contextmanager

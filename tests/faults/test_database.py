@@ -36,7 +36,7 @@ def test_nothing_is_lost_or_done_twice_when_the_server_crashes_again_and_again(f
         first = text("SELECT min(at) FROM moves WHERE after = 'completed' AND at > :back")
         with load.engine.connect() as connection:
             ends = [(moment, connection.scalar(first, {"back": moment})) for moment in back]
-        found.recoveries = [(end - moment).total_seconds() for moment, end in ends if end]
+        found.recoveries = [load.took(moment, end) for moment, end in ends if end]
         bound = load.crew._job.recovery
         found.notes["recovery"] = (
             "seconds from the server's return to the first task that was completed after it"

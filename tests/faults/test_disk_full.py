@@ -50,7 +50,7 @@ def full(disk: Path) -> Iterator[None]:
     """Not a block is left."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
-        for size in (2**20, 2**12):
+        for size in (2**20, 2**12) * 5:  # the server may remove a file meanwhile
             with suppress(OSError):
                 while True:
                     file.write(bytes(size))

@@ -60,10 +60,10 @@ def test_no_acknowledged_spawn_or_completion_is_lost_when_the_standby_takes_over
             with load.engine.connect() as connection:
                 completed = {row.id: row.result for row in connection.execute(now)}
                 back = connection.scalar(after, {"struck": struck})
-        found.recoveries = [(back - struck).total_seconds()]
+        found.recoveries = [load.took(struck, back)]
         found.notes["promotion took (s)"] = round((promoted - struck).total_seconds(), 2)
         found.notes["completions seen before"] = len(seen)
-        bound = load.crew._job.recovery + (promoted - struck).total_seconds()
+        bound = load.crew._job.recovery + load.took(struck, promoted)
         if lost := [task_id for task_id, result in seen.items() if completed.get(task_id) != result]:
             found.findings.append(Finding("a completion that was seen is lost", len(lost), str(lost[0])))
         if deadlocks := servers.standby.logged("deadlock detected"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -173,6 +174,25 @@ def test_without_click_the_command_names_the_extra():
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 2 and 'pip install "sa-durable[cli]"' in done.stderr
+
+
+def test_a_command_that_leaves_a_handler_behind_loses_nothing_that_was_printed():
+    script = """
+from importlib import import_module
+from threading import Event
+from types import SimpleNamespace
+command = import_module("sa_durable.cli.worker")
+command.EXIT_SECONDS = 0
+print("printed")
+closed = Event()
+closed.set()
+command._leave(SimpleNamespace(closed=closed))
+"""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=buffered, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "printed\n"), done.stderr
 
 
 def test_the_command_runs_the_queues_it_is_told_to(worker_process, shop):
