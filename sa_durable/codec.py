@@ -38,12 +38,17 @@ def shown(value: object) -> str:
     return _quoting.repr(value)
 
 
+_END = 500
 _quoting = Repr()
 _quoting.maxstring = _quoting.maxother = 300
 
 
 class NotJson(ValueError):
-    """A value has no JSON form that PostgreSQL stores as it is. The message names the place."""
+    """A value has no JSON form that PostgreSQL stores as it is. The message names the place; of a long one, its ends: keys
+    may be megabytes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= 2 * _END else f"{message[:_END]} ... {message[-_END:]}")
 
 
 def dumps(value: Json, *, what: str = "value", limit: int = MAX_BYTES) -> str:

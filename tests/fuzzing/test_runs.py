@@ -16,7 +16,7 @@ from sa_durable.testing import run_until_idle
 from tests.databases import throwaway
 from tests.fuzzing.values import HOW, anything, is_json, same, size, texts
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore:Generating overly large repr")]
 VALUES: list[Any] = []
 
 

@@ -114,6 +114,15 @@ def test_storable_value_is_compact_text(value, text):
     assert dumps(value) == text
 
 
+@pytest.mark.parametrize(
+    "value", [{"x" * 2**20: object()}, {"x" * 2**20: {"\0": 1}}, {"a": {"\0" * 2**20: 1}}]
+)
+def test_a_place_with_long_keys_is_named_by_its_ends(value):
+    with pytest.raises(NotJson, match=r"^params.* \.\.\. .*(no JSON form here|NUL character)") as refused:
+        check_plain(value, "params")
+    assert len(str(refused.value)) < 1100
+
+
 def test_size_is_counted_in_bytes():
     assert dumps("é" * 4, limit=10)
     with pytest.raises(NotJson, match="note takes 12 bytes as JSON; 10 are allowed"):
