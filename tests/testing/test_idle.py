@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from sa_durable import Cancellation, InvalidOptions, UnknownQueue
+from sa_durable.services import front
 from sa_durable.testing import NotIdle, run_until_idle, run_until_idle_async, task_factory
 from tests.testing import app
 from tests.testing.app import Effect, KitTask, SideTask
@@ -215,7 +216,8 @@ def test_a_pool_of_one_connection_is_enough(kit_url, kit):
     small.dispose()
 
 
-def test_it_asks_the_database_little(engine):
+def test_it_asks_the_database_little(engine, monkeypatch):
+    monkeypatch.setattr(front, "EVERYTHING", 3600.0)  # else the seconds that pass decide what a claim asks
     kit, statements = Kit(engine, engine, None), []
 
     def note(_conn, _cursor, statement, *_: object) -> None:
