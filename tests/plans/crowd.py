@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
-from tests.databases import throwaway
+from tests.databases import end_sessions, throwaway
 from tests.shop import Base
 
 TERMINAL = range(1, 100_001)
@@ -172,7 +172,7 @@ def fill(engine: Engine) -> None:
         _fill(connection, _LIVE)
         for index in indexes:
             index.create(connection)
-    engine.dispose()
+    end_sessions(engine)  # nobody may be connected to what is copied
 
 
 @contextmanager
