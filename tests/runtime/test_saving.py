@@ -204,6 +204,7 @@ def test_where_nothing_may_be_prepared_nothing_is(engine, save):
     bare.dispose()
 
 
+@pytest.mark.owner
 def test_tables_are_where_the_engine_has_them(engine, save):
     with engine.begin() as connection:
         connection.execute(text("DROP SCHEMA IF EXISTS elsewhere CASCADE"))
