@@ -56,3 +56,10 @@ def wait_until_blocked(engine: Engine, pid: int, timeout: float = 60) -> None:
             timeout,
             f"backend {pid} to be blocked",
         )
+
+
+def wait_until_gone(engine: Engine, pid: int) -> None:
+    """Until backend `pid` has ended. In AUTOCOMMIT, as above: in a transaction the server's activity looks as it did at first."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        gone = text("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = :pid)")
+        wait_until(lambda: connection.scalar(gone, {"pid": pid}), what=f"backend {pid} to end")

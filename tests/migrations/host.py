@@ -118,12 +118,6 @@ def wait_for_query(engine: Engine, pattern: str, wait_event: str = "%") -> int:
         )
 
 
-def wait_until_gone(engine: Engine, pid: int) -> None:
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        count = text("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = :pid")
-        wait_until(lambda: connection.scalar(count, {"pid": pid}), what=f"backend {pid} to end")
-
-
 def schema(engine: Engine) -> list[tuple[Any, ...]]:
     """Everything about the database's tables that a schema dump has, as the catalogue spells it, in order."""
     return [row for query in _SCHEMA for row in fetch(engine, f"{query} ORDER BY 1, 2, 3, 4")]

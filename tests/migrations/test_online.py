@@ -24,10 +24,9 @@ from tests.migrations.host import (
     schema,
     upgrade,
     wait_for_query,
-    wait_until_gone,
 )
 from tests.migrations.rows import PAYMENTS, SOURCE, add, keys
-from tests.waiting import in_thread, wait_until
+from tests.waiting import in_thread, wait_until, wait_until_gone
 
 ASKED_FOR_THE_LOCK = "COMMIT"  # and doesn't wait for it in a transaction
 INDEX_BUILD = "CREATE UNIQUE INDEX CONCURRENTLY%"

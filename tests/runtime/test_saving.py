@@ -24,7 +24,7 @@ from sa_durable.runtime.verbs import THREADS, DaemonThreads
 from sa_durable.runtime.wakeup import Wakeup
 from sa_durable.services import checkpoints, leases
 from tests.runtime.app import WorkTask
-from tests.waiting import in_thread, wait_until, wait_until_blocked
+from tests.waiting import in_thread, wait_until_blocked, wait_until_gone
 
 pytestmark = [pytest.mark.service, pytest.mark.direct(reason="prepared statements of our own")]
 MINUTE = timedelta(minutes=1)
@@ -274,10 +274,7 @@ def test_what_is_on_its_way_at_the_end_is_let_go(engine):
                 return await task
 
         assert asyncio.run(asyncio.wait_for(main(), 60)) is None
-        gone = text("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = :pid)")
-        # a transaction would see the same view for as long as it lasts
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            wait_until(lambda: connection.scalar(gone, {"pid": pid}))
+        wait_until_gone(engine, pid)
 
 
 def test_no_more_connections_save_at_once_than_there_are_threads_for_it(engine):
