@@ -33,26 +33,11 @@ from .errors import (
     UnknownQueue,
 )
 from .handlers import Call, Handler
-from .models import (
-    DurableCheckpoint,
-    DurableEvent,
-    DurableQueue,
-    DurableRun,
-    DurableTask,
-    DurableWait,
-)
-from .runtime import (
-    AsyncTaskContext,
-    Step,
-    TaskContext,
-    Worker,
-    current_context,
-    wait_for,
-    wait_for_async,
-)
-from .services.aio import AsyncDurable
+from .models import DurableCheckpoint, DurableEvent, DurableQueue, DurableRun, DurableTask, DurableWait
+from .runtime import AsyncTaskContext, Step, TaskContext, Worker, current_context, wait_for, wait_for_async
+from .services.async_durable import AsyncDurable
 from .services.durable import Durable
-from .services.schema import Difference, verify
+from .services.verify import Difference, verify
 from .values import (
     Cancellation,
     CleanedUp,

@@ -8,10 +8,9 @@ The columns, the check and the index are spelled out here and not taken from the
 operation must still do the same when the models have moved on. A test compares the two for as long as they agree.
 """
 
-# ruff: noqa: S608 - names come from the catalogue through format(), texts through literal(); the source is the author's SQL
-
 from __future__ import annotations
 
+# ruff: noqa: S608 - names come from the catalogue through format(), texts through literal(); the source is the author's SQL
 from dataclasses import dataclass
 from typing import NamedTuple
 

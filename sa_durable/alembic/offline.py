@@ -5,10 +5,9 @@ that a step's query returns. A DO block could not: CREATE INDEX CONCURRENTLY is 
 than psql knows `\gexec`; there the script fails at its first line that has one.
 """
 
-# ruff: noqa: S608 - names come from the catalogue through format(), texts through literal(); the source is the author's SQL
-
 from __future__ import annotations
 
+# ruff: noqa: S608 - names come from the catalogue through format(), texts through literal(); the source is the author's SQL
 from collections.abc import Iterable
 
 from alembic.runtime.migration import MigrationContext

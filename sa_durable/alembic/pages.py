@@ -5,10 +5,9 @@ Two temporary tables of the session: `sa_durable_keys` has a line for every row 
 numbers, all rows that want one key are in one page, and which of them gets it is decided on their state right then.
 """
 
-# ruff: noqa: S608 - names come from the catalogue through format(), texts through literal(); the source is the author's SQL
-
 from __future__ import annotations
 
+# ruff: noqa: S608 - names come from the catalogue through format(), texts through literal(); the source is the author's SQL
 from ..values import ACTIVE, Hold
 from .ddl import HELD, literal
 

@@ -4,10 +4,9 @@ Definitions are PostgreSQL's own, as `pg_get_indexdef` and `pg_get_constraintdef
 difference was found in. If a server of another version spells them otherwise, a repeated step does its work again.
 """
 
-# ruff: noqa: S608 - names and definitions go through literal() and format()
-
 from __future__ import annotations
 
+# ruff: noqa: S608 - names and definitions go through literal() and format()
 from ..statements.catalog import INDEX_DEFINITION
 from .ddl import Step, Targets, literal
 

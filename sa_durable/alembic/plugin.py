@@ -20,7 +20,7 @@ from alembic.util import DispatchPriority, PriorityDispatchResult
 from sqlalchemy import DefaultClause, Table, text
 
 from ..models.names import Role, named
-from ..services.schema import INVALID, Difference, Part, verify
+from ..services.verify import INVALID, Difference, Part, verify
 from . import ddl
 from .changes import CheckOp, ColumnOp, IndexOp
 from .ddl import Targets

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from ..errors import DurableError
 from ..models import DurableTask
-from ..runtime.again import patiently
-from ..runtime.database import engine_for, explain
+from ..runtime.connections.engines import engine_for
+from ..runtime.connections.errors import explain
+from ..runtime.connections.retrying import patiently
 from ..services.durable import Durable
 from ..values import CleanedUp
 from . import application

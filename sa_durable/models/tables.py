@@ -85,9 +85,9 @@ def task_args(queue: str) -> tuple[SchemaItem, ...]:
     return (
         CheckConstraint(f"state IN ({states})", name=named("ck", table, "state")),
         CheckConstraint(KEY_CHECK, name=named("ck", table, "key")),
-        # Spawn's ON CONFLICT, and finding a key's holder: statements.tasks.insert_task, statements.keys.holder
+        # Spawn's ON CONFLICT, and finding a key's holder: statements.spawn.insert_task, statements.keys.holder
         Index(named("uq", table, "key"), "idempotency_key", unique=True, postgresql_where=text(HELD)),
-        # statements.leases.claim: one walk per known name, so that rows of unknown names cost nothing; statements.looking.due
+        # statements.claims.claim: one walk per known name, so that rows of unknown names cost nothing; statements.polling.due
         Index(
             named("ix", table, "ready"),
             "name",
@@ -96,13 +96,13 @@ def task_args(queue: str) -> tuple[SchemaItem, ...]:
             "id",
             postgresql_where=text(PENDING),
         ),
-        # statements.maintenance.promote; statements.looking.due
+        # statements.maintenance.promote; statements.polling.due
         Index(named("ix", table, "due"), "available_at", postgresql_where=text(SLEEPING)),
-        # statements.leases.expired, extend, release; statements.looking.ended: what is running, and whatever a worker writes for its claims
+        # statements.claims.expired, extend, release; statements.polling.ended: what is running, and whatever a worker writes for its claims
         Index(named("ix", table, "running"), "id", postgresql_where=text(RUNNING)),
         # statements.cancellation.children, with_children: for cancelling descendants
         Index(named("ix", table, "parent"), "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
-        # statements.cancellation.overdue, next_overdue; statements.looking.ended
+        # statements.cancellation.overdue, next_overdue; statements.polling.ended
         Index(named("ix", table, "cancel"), "cancel_at", postgresql_where=text(LIMITED)),
         # statements.cleanup.finished
         Index(
@@ -178,7 +178,7 @@ def _events(table: str, _: Table) -> list[SchemaItem]:
         Column("dropped", Boolean(), nullable=False, server_default=text("false")),
         # statements.events.find, settle, discard: not those that came too late, of which a name may have thousands
         Index(named("ix", table, "name"), "name", "id", postgresql_where=text("NOT dropped")),
-        # statements.events.unsettled; statements.looking.due
+        # statements.events.unsettled; statements.polling.due
         Index(named("ix", table, "unsettled"), "id", postgresql_where=text("settled_at IS NULL")),
         # statements.cleanup.settled
         Index(named("ix", table, "settled"), "settled_at", postgresql_where=text("settled_at IS NOT NULL")),
@@ -194,9 +194,9 @@ def _waits(table: str, tasks: Table) -> list[SchemaItem]:
         Column("timeout_at", TIME),
         Column("created_at", TIME, nullable=False, server_default=NOW),
         Column("settled", Boolean(), nullable=False, server_default=text("false")),
-        # statements.waking.settle, awaited; statements.looking.due: who waits for an event, and for which of another queue
+        # statements.wake.settle, awaited; statements.polling.due: who waits for an event, and for which of another queue
         Index(named("ix", table, "event"), "event_queue", "event_name", postgresql_where=text("NOT settled")),
-        # statements.waking.wake, forget_idle; statements.looking.due: whose event is there
+        # statements.wake.wake, forget_idle; statements.polling.due: whose event is there
         Index(named("ix", table, "settled"), "task_id", "step", postgresql_where=text("settled")),
     ]
 

@@ -1,9 +1,9 @@
 """Running tasks: the worker, and the contexts that handlers are given. asyncio and threads live here only."""
 
-from .async_context import AsyncTaskContext
-from .begun import Step
-from .current import current_context
-from .plain_context import TaskContext
+from .context.aio import AsyncTaskContext
+from .context.current import current_context
+from .context.manual_step import Step
+from .context.sync import TaskContext
 from .results import wait_for, wait_for_async
 from .worker import Worker
 

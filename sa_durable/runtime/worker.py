@@ -16,31 +16,33 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import URL, Engine
 
-from .claims import Claimer
-from .cleaner import Cleaner
-from .closing import Closer
-from .database import Database, EngineOrUrl, engine_for
-from .execute import Executor
-from .flush import Flusher, Released
-from .heartbeat import Heartbeat, lifetime
-from .intake import Intake
-from .listener import Listener
-from .live import Live, LiveRun
-from .options import check_durations, check_numbers, check_worker_id
-from .plans import Plans
-from .pool import DaemonThreads
-from .preflight import check_schema
-from .process import UNWIND, stop_signals, wind_up
-from .registry import Registry
-from .slots import Slots
-from .steps import Steps
-from .sweeper import Sweeper
-from .timeouts import Timeouts
-from .transactions import AsyncSessionFactory, SessionFactory, Transactions
-from .verbs import THREADS, Verbs
-from .waiting import Waits
-from .waker import Waker
-from .wakeup import Wakeup
+from .connections.database import Database
+from .connections.engines import EngineOrUrl, engine_for
+from .connections.plan_cache import Plans
+from .connections.schema_check import check_schema
+from .context.operations import THREADS, Verbs
+from .context.steps import Steps
+from .context.transactions import AsyncSessionFactory, SessionFactory, Transactions
+from .context.waits import Waits
+from .execution.dispatcher import Intake
+from .execution.executor import Executor
+from .execution.timeouts import Timeouts
+from .loops.claimer import Claimer
+from .loops.cleaner import Cleaner
+from .loops.heartbeat import Heartbeat
+from .loops.listener import Listener
+from .loops.sweeper import Sweeper
+from .loops.waker import Waker
+from .runs.active import Live, LiveRun
+from .runs.capacity import Slots
+from .runs.completer import Flusher, Released
+from .runs.lease import lifetime
+from .runs.registry import Registry
+from .shutdown import Closer
+from .signals import UNWIND, stop_signals, wind_up
+from .threads.pool import DaemonThreads
+from .threads.wakeup import Wakeup
+from .worker_options import check_durations, check_numbers, check_worker_id
 
 if TYPE_CHECKING:
     from ..models import DurableTask

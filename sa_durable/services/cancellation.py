@@ -13,10 +13,10 @@ from ..codec import dumps
 from ..errors import TaskNotFound
 from ..models import queues_beside
 from ..statements import cancellation as stmt
-from ..statements import tasks as task_stmt
+from ..statements import spawn as task_stmt
 from ..statements.arrays import uuids
 from ..values import TaskError
-from .database import execute
+from .execute import execute
 from .notifications import can_notify
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from ..errors import LeaseLost
 from ..statements import checkpoints as stmt
 from ..statements.arrays import uuids
 from ..values import Claim, Json
-from . import leases
-from .database import execute
+from . import claims as leases
+from .execute import execute
 
 if TYPE_CHECKING:
     from ..models import DurableTask

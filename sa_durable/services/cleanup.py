@@ -14,7 +14,7 @@ from ..errors import InvalidOptions
 from ..models import queues_beside
 from ..statements import cleanup as stmt
 from ..values import CleanedUp
-from .database import execute
+from .execute import execute
 
 if TYPE_CHECKING:
     from ..models import DurableTask

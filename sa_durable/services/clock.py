@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from sqlalchemy.orm import Session
 
 from ..statements import clock as stmt
-from .database import execute
+from .execute import execute
 
 
 def now(session: Session) -> datetime:

@@ -14,7 +14,23 @@ from ..errors import InvalidOptions, UnknownQueue
 from ..handlers import Call, call_by_name
 from ..models import DurableTask, queue_of
 from ..values import CleanedUp, SpawnKeywords, SpawnResult, TaskResult, TaskRun
-from . import batches, cancellation, cleanup, events, history, keys, leases, retries, tasks
+from . import (
+    cancellation,
+    cleanup,
+    events,
+    history,
+    keys,
+    retries,
+)
+from . import (
+    claims as leases,
+)
+from . import (
+    spawn as tasks,
+)
+from . import (
+    spawn_many as batches,
+)
 
 R = TypeVar("R")
 M = TypeVar("M", bound=DurableTask)

@@ -19,13 +19,14 @@ from ..codec import Coder, NotJson, dumps, shown
 from ..errors import InvalidEvent
 from ..ids import uuid7
 from ..models import queues_beside
+from ..statements import claims as lease_stmt
 from ..statements import events as stmt
-from ..statements import leases as lease_stmt
-from ..statements import locks, waking
+from ..statements import locks
+from ..statements import wake as waking
 from ..statements.arrays import texts, uuids
 from ..statements.events import TASK_EVENT
 from ..values import Json, TaskState
-from .database import connection_for, execute, run
+from .execute import connection_for, execute, run
 from .notifications import can_notify
 
 if TYPE_CHECKING:

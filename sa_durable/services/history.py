@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from ..errors import TaskNotFound
 from ..statements import history as stmt
 from ..values import TaskError, TaskRun, TaskState
-from .database import execute
-from .leases import read_json
+from .claims import read_json
+from .execute import execute
 
 if TYPE_CHECKING:
     from ..models import DurableTask

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from .. import policy
 from ..models import DurableTask
 from ..statements import keys as stmt
-from .database import ensure_schema, execute
+from .execute import ensure_schema, execute
 
 M = TypeVar("M", bound=DurableTask)
 

@@ -11,12 +11,12 @@ from sqlalchemy.orm import Session
 
 from .. import policy
 from ..statements import cancellation as cancel_stmt
-from ..statements import leases as lease_stmt
+from ..statements import claims as lease_stmt
 from ..statements import maintenance as stmt
 from ..values import TaskError
 from . import cancellation, runs
-from .database import execute
-from .leases import read_json
+from .claims import read_json
+from .execute import execute
 
 if TYPE_CHECKING:
     from ..models import DurableTask

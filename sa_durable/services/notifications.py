@@ -15,7 +15,7 @@ from ..statements import notifications as stmt
 from ..statements.arrays import texts
 from ..statements.notifications import Kind
 from ..values import TaskState
-from .database import execute, run
+from .execute import execute, run
 
 Model = type[DurableTask]
 

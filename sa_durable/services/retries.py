@@ -18,17 +18,17 @@ from ..ids import uuid7
 from ..models.names import named
 from ..statements import keys as key_stmt
 from ..statements import retries as stmt
-from ..statements import tasks as task_stmt
-from ..statements import waking
+from ..statements import spawn as task_stmt
+from ..statements import wake as waking
 from ..statements.arrays import uuids
-from ..statements.memo import memo
+from ..statements.cache import memo
 from ..telemetry import SpawnOutcome
 from ..values import SpawnResult, TaskState
-from .database import connection_for, execute, run
+from .execute import connection_for, execute, run
 from .notifications import can_notify
-from .preparing import own_attributes
-from .spawned import Attach
-from .tasks import ROUNDS
+from .prepare import own_attributes
+from .spawn import ROUNDS
+from .spawn_results import Attach
 
 if TYPE_CHECKING:
     from ..models import DurableTask

@@ -23,9 +23,10 @@ from ..policy import GiveUp, RetryAfter, Verdict
 from ..statements import runs as stmt
 from ..statements.arrays import numbers, texts, uuids
 from ..values import Claim, Json, RetryPolicy, TaskError, TaskState
-from . import cancellation, checkpoints, leases
+from . import cancellation, checkpoints
+from . import claims as leases
 from .checkpoints import AlreadySaved
-from .database import execute
+from .execute import execute
 
 if TYPE_CHECKING:
     from ..models import DurableTask

@@ -23,8 +23,9 @@ from ..statements.arrays import texts, uuids
 from ..statements.events import TASK_EVENT
 from ..statements.notifications import never_wait
 from ..values import Claim, Json, TaskState
-from . import checkpoints, events, leases
-from .database import execute
+from . import checkpoints, events
+from . import claims as leases
+from .execute import execute
 
 if TYPE_CHECKING:
     from ..models import DurableTask

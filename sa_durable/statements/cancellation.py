@@ -23,9 +23,9 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 
 from ..models.predicates import ACTIVE, LIMITED
 from . import clock, events, notifications
-from .memo import memo
-from .planning import ONE, among, at_most
-from .tasks import table_of
+from .cache import memo
+from .plan_shape import ONE, among, at_most
+from .spawn import table_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask

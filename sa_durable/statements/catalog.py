@@ -1,9 +1,8 @@
 """What PostgreSQL's catalogue says about tables, in its own spelling, so that two of them can be compared."""
 
-# ruff: noqa: S608 - put together from constants of this module
-
 from __future__ import annotations
 
+# ruff: noqa: S608 - put together from constants of this module
 from sqlalchemy import ARRAY, Text, TextClause, bindparam, text
 from sqlalchemy.dialects import postgresql
 

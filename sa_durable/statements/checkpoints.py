@@ -11,10 +11,10 @@ from sqlalchemy.sql.dml import ReturningInsert
 
 from ..models.predicates import RUNNING
 from . import clock
-from .memo import memo
-from .planning import among
+from .cache import memo
+from .plan_shape import among
 from .runs import wake_time
-from .tasks import table_of
+from .spawn import table_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask

@@ -35,11 +35,11 @@ from sqlalchemy.sql.dml import ReturningDelete
 
 from ..models.predicates import PENDING, RUNNING, TERMINAL
 from . import clock
+from .cache import memo
 from .events import TASK_EVENT
 from .events import table_of as event_table
-from .memo import memo
-from .planning import at_most, looked_up
-from .tasks import table_of
+from .plan_shape import at_most, looked_up
+from .spawn import table_of
 from .waits import table_of as wait_table
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _waited_for(name: ColumnElement[str], model: Model, queue: Model) -> ColumnE
 
 def _joined_with_others(since: ColumnElement[Any], queue: Model) -> ColumnElement[bool]:
     """A task of `queue` joins others, and began to before this one ended: perhaps both, and it is read when the last has
-    ended. (Its own wait is gone by then: statements.waking.forget_idle.)"""
+    ended. (Its own wait is gone by then: statements.wake.forget_idle.)"""
     join = wait_table(queue).alias("join")
     joins = select(func.min(join.c.created_at)).where(
         text('NOT "join".settled'), join.c.event_name.startswith(TASK_EVENT, autoescape=True)

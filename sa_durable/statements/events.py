@@ -32,9 +32,9 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from . import clock
-from .memo import memo
+from .cache import memo
 from .notifications import Kind, hint
-from .planning import ONE, among, at_most, looked_up
+from .plan_shape import ONE, among, at_most, looked_up
 
 if TYPE_CHECKING:
     from ..models import DurableTask

@@ -8,8 +8,8 @@ from sqlalchemy import CompoundSelect, Table, Text, Uuid, bindparam, case, null,
 from sqlalchemy import cast as sql_cast
 
 from ..models.predicates import TERMINAL
-from .memo import memo
-from .tasks import table_of
+from .cache import memo
+from .spawn import table_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask

@@ -32,9 +32,9 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from ..models.predicates import ACTIVE, HELD, TERMINAL
 from ..models.tables import KEY, TIME
 from . import arrays, clock
-from .memo import memo
+from .cache import memo
 from .notifications import hint_by_row
-from .tasks import DELAY, MAX_DURATION, RUN_AT, START_WITHIN, start, state_at, table_of
+from .spawn import DELAY, MAX_DURATION, RUN_AT, START_WITHIN, start, state_at, table_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask

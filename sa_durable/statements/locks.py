@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, Text, bindparam, column, func, literal, select
 
 from .arrays import array
-from .memo import memo
+from .cache import memo
 
 
 @memo

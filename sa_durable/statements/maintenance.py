@@ -8,9 +8,9 @@ from sqlalchemy import Select, any_, func, select, text, update
 
 from ..models.predicates import SLEEPING
 from . import clock
-from .memo import memo
-from .planning import ONE, at_most
-from .tasks import table_of
+from .cache import memo
+from .plan_shape import ONE, at_most
+from .spawn import table_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask

@@ -40,7 +40,7 @@ from ..models.predicates import TERMINAL
 from ..models.tables import TIME
 from . import clock
 from .arrays import array
-from .memo import memo
+from .cache import memo
 
 if TYPE_CHECKING:
     from ..models import DurableTask

@@ -24,9 +24,9 @@ from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from ..models.predicates import HELD, TAKES_KEY_BACK
 from . import clock
-from .memo import memo
+from .cache import memo
 from .notifications import Kind, hint
-from .tasks import parameter, table_of, unless_held
+from .spawn import parameter, table_of, unless_held
 
 if TYPE_CHECKING:
     from ..models import DurableTask

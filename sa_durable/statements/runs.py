@@ -34,11 +34,11 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from ..models.predicates import RUNNING, TERMINAL
 from ..models.tables import TIME
 from . import clock, notifications
+from .cache import memo
+from .claims import still_held
 from .events import announce, announces
-from .leases import still_held
-from .memo import memo
-from .planning import unseen
-from .tasks import table_of
+from .plan_shape import unseen
+from .spawn import table_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask

@@ -8,7 +8,7 @@ from sqlalchemy import ARRAY, Text, TextualSelect, bindparam, column, text
 
 from ..models.names import QUEUES_TABLE, Role, named, table_name
 from .catalog import relation
-from .tasks import table_of
+from .spawn import table_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask

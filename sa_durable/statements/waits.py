@@ -1,4 +1,4 @@
-"""Waits: which tasks sleep for which events. Here is the run's side; workers wake it by statements.waking.
+"""Waits: which tasks sleep for which events. Here is the run's side; workers wake it by statements.wake.
 
 A run first commits its waits and then looks for the event a last time before it sleeps. So whoever settles an event
 either sees the wait, or the event was there to be seen by the waiter: neither needs a lock on the other. Who waits for
@@ -42,9 +42,9 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from ..models.predicates import RUNNING, TERMINAL
 from . import clock
 from .arrays import array
-from .memo import memo
-from .planning import among, unseen
-from .tasks import table_of as tasks_of
+from .cache import memo
+from .plan_shape import among, unseen
+from .spawn import table_of as tasks_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -169,7 +169,7 @@ def sleep(model: Model) -> ReturningUpdate[Any]:
 
 @memo
 def forget(model: Model) -> Delete:
-    """Task `id` no longer waits in `step`. Waits that are just being settled stay: statements.waking.forget_idle has them then."""
+    """Task `id` no longer waits in `step`. Waits that are just being settled stay: statements.wake.forget_idle has them then."""
     table = table_of(model)
     mine = (
         table.c.task_id == bindparam("id", type_=Uuid()),

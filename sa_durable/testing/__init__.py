@@ -111,12 +111,7 @@ from . import factories
 from .clock import Clock, clock
 from .driven import Left, Ran
 from .idle import Idle, NotIdle, run_until_idle, run_until_idle_async
-from .spawned import (
-    assert_not_spawned,
-    assert_not_spawned_async,
-    assert_spawned,
-    assert_spawned_async,
-)
+from .spawned import assert_not_spawned, assert_not_spawned_async, assert_spawned, assert_spawned_async
 
 T = TypeVar("T", bound=DurableTask)
 M = TypeVar("M")

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from ..errors import InvalidOptions
-from ..runtime.database import EngineOrUrl, engine_for
+from ..runtime.connections.engines import EngineOrUrl, engine_for
 
 T = TypeVar("T")
 

@@ -17,11 +17,12 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..runtime import Worker
-from ..runtime.database import Database, EngineOrUrl, engine_for
-from ..runtime.flush import LOCKED
-from ..runtime.live import LiveRun
-from ..runtime.process import UNWIND
-from ..runtime.transactions import AsyncSessionFactory, SessionFactory
+from ..runtime.connections.database import Database
+from ..runtime.connections.engines import EngineOrUrl, engine_for
+from ..runtime.context.transactions import AsyncSessionFactory, SessionFactory
+from ..runtime.runs.active import LiveRun
+from ..runtime.runs.completer import LOCKED
+from ..runtime.signals import UNWIND
 from ..values import ACTIVE, TaskState
 
 if TYPE_CHECKING:

@@ -1,10 +1,9 @@
 """The factories, on factory-boy: declarations for each table, and rows that are inserted past the unit of work."""
 
-# mypy: allow-untyped-calls
-# factory-boy annotates little of itself; sa_durable.testing gives users its types.
-
 from __future__ import annotations
 
+# mypy: allow-untyped-calls
+# factory-boy annotates little of itself; sa_durable.testing gives users its types.
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 

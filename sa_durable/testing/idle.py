@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidOptions
-from ..runtime.database import EngineOrUrl
-from ..runtime.live import LiveRun
-from ..runtime.process import wind_up
-from ..runtime.transactions import AsyncSessionFactory, SessionFactory
+from ..runtime.connections.engines import EngineOrUrl
+from ..runtime.context.transactions import AsyncSessionFactory, SessionFactory
+from ..runtime.runs.active import LiveRun
+from ..runtime.signals import wind_up
 from .driven import DrivenWorker, Left, Ran
 
 if TYPE_CHECKING:

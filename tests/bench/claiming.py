@@ -11,9 +11,10 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import Durable, DurableTask
-from sa_durable.services import leases, runs
-from sa_durable.services.front import LATE, Front
+from sa_durable.services import claims as leases
+from sa_durable.services import runs
 from sa_durable.services.runs import Completed
+from sa_durable.services.watermark import LATE, Front
 from sa_durable.values import Claim
 from tests.bench.figures import Figure, figure, p95, ratio_at_most
 from tests.bench.workload import Bench, Workload

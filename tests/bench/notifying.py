@@ -15,7 +15,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable, DurableTask, Worker
-from sa_durable.services import tasks as spawning
+from sa_durable.services import spawn as spawning
 from tests.bench.figures import Figure, at_most, figure, p95, ratio_at_least
 from tests.bench.models import HANDLERS, ClamorousTask, QuietTask, SmallTask, ToldTask, queues
 from tests.bench.workload import Bench, Workload, pair

@@ -29,8 +29,8 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.orm import Session, configure_mappers
 
 from sa_durable import AsyncTaskContext, TaskContext, Worker
-from sa_durable.runtime.database import Database
-from sa_durable.runtime.saving import Saving
+from sa_durable.runtime.connections.database import Database
+from sa_durable.runtime.context.checkpoint_saver import Saving
 
 QUEUES = [OrderTask, ParcelTask, MailTask]
 WITH_FUNCTION = ("step", "transaction")

@@ -14,12 +14,15 @@ from sqlalchemy import bindparam, func, literal_column, select, text
 from sqlalchemy.orm import Session
 
 from sa_durable.models.predicates import RUNNING
-from sa_durable.runtime import effects, heartbeat, sweeper
-from sa_durable.runtime.chores import Chore
+from sa_durable.runtime.context import transaction_record as effects
+from sa_durable.runtime.loops import heartbeat, sweeper
+from sa_durable.runtime.threads.periodic import Chore
 from sa_durable.services import checkpoints as checkpoint_services
 from sa_durable.services import maintenance, runs
-from sa_durable.statements import checkpoints, leases, tasks
+from sa_durable.statements import checkpoints
+from sa_durable.statements import claims as leases
 from sa_durable.statements import runs as run_statements
+from sa_durable.statements import spawn as tasks
 
 COMMIT = 0.02  # seconds that a COMMIT takes on a busy disk; here nothing waits for one
 BETWEEN = 0.02  # seconds from one transaction to the next, as on a busy machine

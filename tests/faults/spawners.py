@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable, RetryTransaction
-from sa_durable.runtime.database import engine_for
+from sa_durable.runtime.connections.engines import engine_for
 from tests.faults import app, breakages
 from tests.faults.crew import end_with_parent
 

@@ -11,9 +11,10 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import leases, runs
-from sa_durable.services.front import Front
+from sa_durable.services import claims as leases
+from sa_durable.services import runs
 from sa_durable.services.runs import Completed
+from sa_durable.services.watermark import Front
 from sa_durable.values import Claim
 from tests.databases import throwaway
 from tests.faults.app import Base, FaultTask, whole

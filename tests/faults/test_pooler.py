@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, func, make_url, select, text
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.runtime.database import settings_of
+from sa_durable.runtime.connections.engines import settings_of
 from tests.databases import throwaway, url_of
 from tests.faults.conftest import missing, seconds
 from tests.faults.load import Load, Plan, under_load

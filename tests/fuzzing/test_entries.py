@@ -12,14 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, select
 
-from sa_durable import (
-    DurableError,
-    InvalidEvent,
-    InvalidKey,
-    InvalidOptions,
-    InvalidParams,
-    once_key,
-)
+from sa_durable import DurableError, InvalidEvent, InvalidKey, InvalidOptions, InvalidParams, once_key
 from sa_durable.handlers import call_by_name
 from tests.fuzzing.values import HOW, anything, is_json, is_text, same, size, texts
 from tests.services.doors import Door

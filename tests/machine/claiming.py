@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from sa_durable.services import leases
+from sa_durable.services import claims as leases
 from sa_durable.values import Claim
 from tests.machine.asks import CALLS, as_asked, asks, call_of, keep, pick
 from tests.machine.model import Model

@@ -9,7 +9,8 @@ from uuid import UUID
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from sa_durable.services import checkpoints, children, events, runs, waits
+from sa_durable.services import checkpoints, events, runs, waits
+from sa_durable.services import child_tasks as children
 from sa_durable.values import Claim
 from tests.machine import waits as ideal_waits
 from tests.machine.asks import as_asked, asks, call_of, keep, pick, seconds_of

@@ -22,7 +22,8 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable
 from sa_durable.demo.models import PaymentTask
-from sa_durable.services import leases, runs
+from sa_durable.services import claims as leases
+from sa_durable.services import runs
 from sa_durable.services.runs import Completed
 from tests.faults.pulse import Pulse
 from tests.migrations import first

@@ -10,10 +10,11 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import Durable, DurableTask
-from sa_durable.services import leases, runs
-from sa_durable.services.front import ALWAYS, HIGHEST, LOWEST, Reach
+from sa_durable.services import claims as leases
+from sa_durable.services import runs
 from sa_durable.services.runs import Completed
-from sa_durable.statements import leases as stmt
+from sa_durable.services.watermark import ALWAYS, HIGHEST, LOWEST, Reach
+from sa_durable.statements import claims as stmt
 from sa_durable.statements.arrays import texts
 from tests.databases import throwaway
 from tests.plans.explaining import Plan, as_sent, explain

@@ -11,9 +11,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import Durable, DurableTask
-from sa_durable.runtime import plans
-from sa_durable.runtime.database import Database
-from sa_durable.services import leases
+from sa_durable.runtime.connections import plan_cache as plans
+from sa_durable.runtime.connections.database import Database
+from sa_durable.services import claims as leases
 from tests.databases import throwaway
 from tests.plans.explaining import Plan
 

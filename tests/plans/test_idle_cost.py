@@ -11,13 +11,13 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 
-from sa_durable.runtime import waker
-from sa_durable.runtime.database import Database
-from sa_durable.runtime.registry import Registry
-from sa_durable.runtime.slots import Slots
-from sa_durable.runtime.sweeper import Sweeper
-from sa_durable.runtime.waker import Waker
-from sa_durable.runtime.wakeup import Wakeup
+from sa_durable.runtime.connections.database import Database
+from sa_durable.runtime.loops import waker
+from sa_durable.runtime.loops.sweeper import Sweeper
+from sa_durable.runtime.loops.waker import Waker
+from sa_durable.runtime.runs.capacity import Slots
+from sa_durable.runtime.runs.registry import Registry
+from sa_durable.runtime.threads.wakeup import Wakeup
 from tests.plans.explaining import explain
 from tests.shop import MailTask
 

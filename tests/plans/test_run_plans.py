@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sa_durable.statements import checkpoints, history, leases, runs, waits
+from sa_durable.statements import checkpoints, history, runs, waits
+from sa_durable.statements import claims as leases
 from sa_durable.statements.arrays import numbers, texts, uuids
 from tests.plans.crowd import PENDING, RUNNING, SLEEPING, UNKNOWN, row
 from tests.plans.explaining import Case, check

@@ -7,7 +7,9 @@ from datetime import timedelta
 import pytest
 
 from sa_durable.models import queues_beside
-from sa_durable.statements import cancellation, cleanup, leases, looking, maintenance
+from sa_durable.statements import cancellation, cleanup, maintenance
+from sa_durable.statements import claims as leases
+from sa_durable.statements import polling as looking
 from sa_durable.statements.arrays import uuids
 from tests.plans.crowd import EXPIRED, RUNNING, TERMINAL, row
 from tests.plans.explaining import LITTLE, Case, check

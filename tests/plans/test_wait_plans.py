@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sa_durable.statements import events, waits, waking
+from sa_durable.statements import events, waits
+from sa_durable.statements import wake as waking
 from sa_durable.statements.arrays import texts, uuids
 from tests.plans.crowd import RUNNING, SLEEPING, row
 from tests.plans.explaining import LITTLE, Case, check

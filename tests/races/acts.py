@@ -13,7 +13,20 @@ from typing import Any, TypeAlias
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import cancellation, checkpoints, children, events, leases, maintenance, runs, waits
+from sa_durable.services import (
+    cancellation,
+    checkpoints,
+    events,
+    maintenance,
+    runs,
+    waits,
+)
+from sa_durable.services import (
+    child_tasks as children,
+)
+from sa_durable.services import (
+    claims as leases,
+)
 from sa_durable.values import Claim, SpawnKeywords, TaskError
 from tests.races.scenes import KEYS, Scene
 from tests.shop import BillingTask, MailTask, charge, send_mail

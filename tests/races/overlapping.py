@@ -29,7 +29,7 @@ from sa_durable import (
 )
 from sa_durable.errors import Signal
 from sa_durable.services.checkpoints import AlreadySaved
-from sa_durable.services.database import ensure_schema
+from sa_durable.services.execute import ensure_schema
 from tests.shop import BillingTask, MailTask
 from tests.waiting import BLOCKED, in_thread, pid_of
 

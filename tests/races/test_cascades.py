@@ -18,7 +18,8 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Cancelled
-from sa_durable.services import cancellation, children, maintenance, runs
+from sa_durable.services import cancellation, maintenance, runs
+from sa_durable.services import child_tasks as children
 from sa_durable.values import Claim, TaskError
 from tests.races.families import (
     RACES,

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import children
+from sa_durable.services import child_tasks as children
 from sa_durable.telemetry import Spawned, on_spawn, remove_hook
 from tests.consistency import complaints
 from tests.races.overlapping import overlap, stage

@@ -13,7 +13,8 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Cancelled
-from sa_durable.services import cancellation, events, leases, maintenance, runs
+from sa_durable.services import cancellation, events, maintenance, runs
+from sa_durable.services import claims as leases
 from sa_durable.values import Claim
 from tests.races.families import RACES, nothing_is_left, put_to_sleep, running, states, transaction
 from tests.races.racing import no_deadlock, race

@@ -17,7 +17,8 @@ from sqlalchemy import Engine, create_engine, delete, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Call, Durable
-from sa_durable.runtime import Worker, heartbeat
+from sa_durable.runtime import Worker
+from sa_durable.runtime.loops import heartbeat
 from tests.databases import throwaway, url_of
 from tests.runtime import app, family, ledger, verbs_app
 from tests.runtime.app import Base, WorkTask

@@ -16,10 +16,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sa_durable.cli import main
-from sa_durable.runtime import cleaner
-from sa_durable.runtime.cleaner import Cleaner
-from sa_durable.runtime.database import Database
-from sa_durable.runtime.registry import Registry
+from sa_durable.runtime.connections.database import Database
+from sa_durable.runtime.loops import cleaner
+from sa_durable.runtime.loops.cleaner import Cleaner
+from sa_durable.runtime.runs.registry import Registry
 from sa_durable.testing import event_factory, task_factory
 from tests.proxy import Link, Proxy
 from tests.runtime import app

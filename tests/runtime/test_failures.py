@@ -14,8 +14,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable, Fail, InvalidOptions, TaskError
-from sa_durable.runtime import execute
-from sa_durable.runtime.failures import (
+from sa_durable.runtime.execution import executor as execute
+from sa_durable.runtime.runs.errors import (
     FIELD_LENGTH,
     FIELDS_LENGTH,
     LEFT_OUT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
-from sa_durable.runtime.idling import (
+from sa_durable.runtime.loops.poll_policy import (
     AGAIN,
     BURST,
     FULL,

@@ -12,9 +12,9 @@ from uuid import UUID
 
 import pytest
 
-from sa_durable.runtime.intake import STALE, Intake
-from sa_durable.runtime.live import LiveRun
-from sa_durable.runtime.slots import Slots
+from sa_durable.runtime.execution.dispatcher import STALE, Intake
+from sa_durable.runtime.runs.active import LiveRun
+from sa_durable.runtime.runs.capacity import Slots
 from tests.runtime import app
 from tests.runtime.conftest import working
 from tests.waiting import wait_until

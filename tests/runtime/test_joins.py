@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import Durable, DurableTask
 from sa_durable.ids import uuid7
-from sa_durable.runtime import waker
+from sa_durable.runtime.loops import waker
 from tests.databases import url_of
 from tests.runtime import app, family
 from tests.runtime.conftest import working

@@ -14,8 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from sa_durable import AsyncDurable, Durable
-from sa_durable.runtime import idling, listener
-from sa_durable.runtime import listening as listening_
+from sa_durable.runtime.loops import listener
+from sa_durable.runtime.loops import poll_policy as idling
+from sa_durable.runtime.threads import notification_thread as listening_
 from tests.listening import Ear, listening
 from tests.proxy import Proxy
 from tests.runtime import app, family

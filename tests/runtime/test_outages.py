@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sa_durable import wait_for, wait_for_async
 from sa_durable.embedded import postgres
-from sa_durable.runtime.chores import SILENCE
+from sa_durable.runtime.threads.periodic import SILENCE
 from tests.runtime import app
 from tests.runtime.conftest import Shop, working
 from tests.waiting import in_thread, wait_until

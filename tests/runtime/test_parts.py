@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from sa_durable import DeclarationError, InvalidParams, InvalidResult
-from sa_durable.runtime.failures import MESSAGE_LENGTH, TRACEBACK_LENGTH, describe, retryable
-from sa_durable.runtime.journal import Journal, Missing, Recorded, check_step_name
-from sa_durable.runtime.pool import DaemonThreads
-from sa_durable.runtime.slots import PREFETCH_LIMIT, Slots
-from sa_durable.runtime.steps import UNTYPED, coder_for, decode, encode
+from sa_durable.runtime.context.replay import Journal, Missing, Recorded, check_step_name
+from sa_durable.runtime.context.steps import UNTYPED, coder_for, decode, encode
+from sa_durable.runtime.runs.capacity import PREFETCH_LIMIT, Slots
+from sa_durable.runtime.runs.errors import MESSAGE_LENGTH, TRACEBACK_LENGTH, describe, retryable
+from sa_durable.runtime.threads.pool import DaemonThreads
 
 
 def test_a_step_name_is_printable_and_leaves_the_library_its_own():

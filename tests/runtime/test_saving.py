@@ -15,14 +15,16 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable, LeaseLost
-from sa_durable.runtime.database import Database, settings_of
-from sa_durable.runtime.live import LiveRun
-from sa_durable.runtime.plans import HARM, SLOW, Plans
-from sa_durable.runtime.saving import SHORT, Saving
-from sa_durable.runtime.steps import Steps
-from sa_durable.runtime.verbs import THREADS, DaemonThreads
-from sa_durable.runtime.wakeup import Wakeup
-from sa_durable.services import checkpoints, leases
+from sa_durable.runtime.connections.database import Database
+from sa_durable.runtime.connections.engines import settings_of
+from sa_durable.runtime.connections.plan_cache import HARM, SLOW, Plans
+from sa_durable.runtime.context.checkpoint_saver import SHORT, Saving
+from sa_durable.runtime.context.operations import THREADS, DaemonThreads
+from sa_durable.runtime.context.steps import Steps
+from sa_durable.runtime.runs.active import LiveRun
+from sa_durable.runtime.threads.wakeup import Wakeup
+from sa_durable.services import checkpoints
+from sa_durable.services import claims as leases
 from tests.runtime.app import WorkTask
 from tests.waiting import in_thread, wait_until_blocked, wait_until_gone
 

@@ -14,13 +14,13 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable
 from sa_durable.errors import Cancelled, LeaseLost
-from sa_durable.runtime import heartbeat
-from sa_durable.runtime.database import Database
-from sa_durable.runtime.heartbeat import Heartbeat
-from sa_durable.runtime.live import Live, LiveRun
-from sa_durable.runtime.registry import Registry
-from sa_durable.runtime.sweeper import Sweeper
-from sa_durable.runtime.wakeup import Wakeup
+from sa_durable.runtime.connections.database import Database
+from sa_durable.runtime.loops import heartbeat
+from sa_durable.runtime.loops.heartbeat import Heartbeat
+from sa_durable.runtime.loops.sweeper import Sweeper
+from sa_durable.runtime.runs.active import Live, LiveRun
+from sa_durable.runtime.runs.registry import Registry
+from sa_durable.runtime.threads.wakeup import Wakeup
 from sa_durable.testing import task_factory
 from tests.runtime import ledger
 from tests.runtime.app import OtherTask, WorkTask

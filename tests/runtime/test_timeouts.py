@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from sa_durable.runtime.whereabouts import whereabouts
+from sa_durable.runtime.runs.stack import whereabouts
 from tests.runtime import verbs_app as app
 from tests.runtime.conftest import working
 from tests.runtime.verbs_app import Audit, VerbTask

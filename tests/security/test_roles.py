@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sa_durable import Durable, DurableTask, Worker, verify, wait_for
 from sa_durable.embedded import postgres
 from sa_durable.models.names import Role
-from sa_durable.runtime.database import Database
+from sa_durable.runtime.connections.database import Database
 from sa_durable.services import cleanup, events, maintenance, notifications
 from sa_durable.testing import run_until_idle
 from tests.security.app import Base, Booking, ChildTask, VaultTask, child, everything, leaves, whole

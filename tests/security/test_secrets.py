@@ -28,7 +28,7 @@ from sa_durable import (
     once_key,
     wait_for,
 )
-from sa_durable.runtime.database import explain
+from sa_durable.runtime.connections.errors import explain
 from sa_durable.telemetry import around_run, before_spawn, remove_hook
 from tests.databases import throwaway
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import leases
+from sa_durable.services import claims as leases
 from sa_durable.values import Claim
 from tests.shop import MailTask, send_mail
 

@@ -25,8 +25,9 @@ from sqlalchemy.schema import CreateSchema
 
 from sa_durable import Durable, DurableError, DurableTask, verify
 from sa_durable.handlers import Handler
-from sa_durable.services import events, leases, runs, waits
-from sa_durable.services.database import ensure_schema
+from sa_durable.services import claims as leases
+from sa_durable.services import events, runs, waits
+from sa_durable.services.execute import ensure_schema
 from sa_durable.services.waits import Ends
 from sa_durable.values import Claim
 from tests.databases import throwaway

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from sa_durable import DuplicateTask, Durable, IdempotencyConflict, InvalidOptions, TaskState
-from sa_durable.services import batches
+from sa_durable.services import spawn_many as batches
 from tests.services.moves import LIVES, live
 from tests.services.observed import statements
 from tests.shop import BillingTask, Invoice, MailTask, Order, charge, refund, send_mail

@@ -12,13 +12,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import CleanedUp, Durable, InvalidOptions, TaskNotFound
 from sa_durable.services import cleanup
-from sa_durable.testing import (
-    checkpoint_factory,
-    event_factory,
-    queue_factory,
-    task_factory,
-    wait_factory,
-)
+from sa_durable.testing import checkpoint_factory, event_factory, queue_factory, task_factory, wait_factory
 from tests.services.claiming import change, spawn
 from tests.services.observed import statements
 from tests.shop import BillingTask, Invoice, MailTask, charge, send_mail

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Cancellation, Cancelled, Durable, Fixed, InvalidOptions, TaskError
 from sa_durable.policy import RetryAfter
-from sa_durable.services import checkpoints, leases, maintenance, runs
+from sa_durable.services import checkpoints, maintenance, runs
+from sa_durable.services import claims as leases
 from sa_durable.testing import queue_factory
 from tests.services import moves
 from tests.services.claiming import change, claim, do, expire, history, row, spawn

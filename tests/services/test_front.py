@@ -10,9 +10,9 @@ from sqlalchemy import Engine, func
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import front as fronts
-from sa_durable.services import leases
-from sa_durable.services.front import OFTEN, Front
+from sa_durable.services import claims as leases
+from sa_durable.services import watermark as fronts
+from sa_durable.services.watermark import OFTEN, Front
 from tests.services.claiming import MINUTE, change, do, spawn
 from tests.shop import MailTask, send_mail
 

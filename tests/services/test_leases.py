@@ -10,8 +10,9 @@ from sqlalchemy import Engine, func, insert, select, text
 from sqlalchemy.orm import Session
 
 from sa_durable import Cancelled, Durable, Fixed, LeaseLost
-from sa_durable.services import checkpoints, leases, maintenance, runs
-from sa_durable.statements import leases as stmt
+from sa_durable.services import checkpoints, maintenance, runs
+from sa_durable.services import claims as leases
+from sa_durable.statements import claims as stmt
 from sa_durable.statements.arrays import texts
 from sa_durable.values import TaskError
 from tests.databases import deadlocks, throwaway

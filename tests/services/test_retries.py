@@ -20,7 +20,8 @@ from sa_durable import (
     TaskNotFound,
     TaskState,
 )
-from sa_durable.services import leases, runs
+from sa_durable.services import claims as leases
+from sa_durable.services import runs
 from sa_durable.testing import checkpoint_factory, task_factory, wait_factory
 from sa_durable.values import TaskError
 from tests.databases import throwaway

@@ -12,15 +12,7 @@ import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from sa_durable import (
-    Durable,
-    Exponential,
-    InvalidResult,
-    NoRetry,
-    TaskNotFound,
-    TaskState,
-    once_key,
-)
+from sa_durable import Durable, Exponential, InvalidResult, NoRetry, TaskNotFound, TaskState, once_key
 from sa_durable.ids import uuid7
 from sa_durable.telemetry import SpawnOutcome, on_spawn, remove_hook, spawn_counts
 from tests.services import moves

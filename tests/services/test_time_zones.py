@@ -10,7 +10,8 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Cancellation, Durable
-from sa_durable.services import leases, runs, waits
+from sa_durable.services import claims as leases
+from sa_durable.services import runs, waits
 from tests.shop import MailTask, send_mail
 
 pytestmark = pytest.mark.service

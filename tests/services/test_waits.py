@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Cancelled, Durable, LeaseLost
 from sa_durable.ids import uuid7
-from sa_durable.services import checkpoints, events, looking, maintenance, runs, waits
-from sa_durable.services.looking import Due
+from sa_durable.services import checkpoints, events, maintenance, runs, waits
+from sa_durable.services import polling as looking
+from sa_durable.services.polling import Due
 from sa_durable.services.waits import Arrived, Ends, Missing, Registered
 from sa_durable.values import TaskError
 from tests.services import waiting

@@ -10,7 +10,8 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import events, leases, waits
+from sa_durable.services import claims as leases
+from sa_durable.services import events, waits
 from sa_durable.services.waits import Arrived, Ends, Event, Missing, Registered
 from sa_durable.values import Claim
 from tests.shop import BillingTask, MailTask, charge, send_mail

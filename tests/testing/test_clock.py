@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import Cancellation, DurableTask, InvalidOptions
-from sa_durable.services import leases
+from sa_durable.services import claims as leases
 from sa_durable.testing import clock, task_factory
 from tests.databases import throwaway
 from tests.testing import app

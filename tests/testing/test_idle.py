@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from sa_durable import Cancellation, InvalidOptions, UnknownQueue
-from sa_durable.services import front
+from sa_durable.services import watermark as front
 from sa_durable.testing import NotIdle, run_until_idle, run_until_idle_async, task_factory
 from tests.testing import app
 from tests.testing.app import Effect, KitTask, SideTask

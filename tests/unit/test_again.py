@@ -14,8 +14,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from sa_durable import RetryTransaction, SchemaOutdated
-from sa_durable.runtime import again as module
-from sa_durable.runtime.again import (
+from sa_durable.runtime.connections import retrying as module
+from sa_durable.runtime.connections.errors import passing
+from sa_durable.runtime.connections.retrying import (
     FIRST_PAUSE,
     LONGEST_PAUSE,
     again,
@@ -23,7 +24,6 @@ from sa_durable.runtime.again import (
     patiently_async,
     pause_after,
 )
-from sa_durable.runtime.database import passing
 
 
 class Refused(Exception):

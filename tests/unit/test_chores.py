@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from sa_durable.runtime import chores
-from sa_durable.runtime.chores import FIRST_PAUSE, SILENCE, Chore
+from sa_durable.runtime.threads import periodic as chores
+from sa_durable.runtime.threads.periodic import FIRST_PAUSE, SILENCE, Chore
 
 AWAY = OperationalError("SELECT 'a row'", None, Exception("connection refused\n\tand more"))
 

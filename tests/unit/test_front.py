@@ -7,7 +7,7 @@ from math import inf
 
 import pytest
 
-from sa_durable.services.front import (
+from sa_durable.services.watermark import (
     ALWAYS,
     DEAR,
     EVERYTHING,

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from threading import Event, get_ident
 
-from sa_durable.runtime.pool import DaemonThreads
+from sa_durable.runtime.threads.pool import DaemonThreads
 
 
 def test_a_call_whose_caller_was_cancelled_costs_no_thread():

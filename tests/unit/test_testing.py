@@ -33,7 +33,8 @@ from sa_durable import (
     UnknownQueue,
 )
 from sa_durable.policy import retry_from_json
-from sa_durable.services import leases, runs
+from sa_durable.services import claims as leases
+from sa_durable.services import runs
 from sa_durable.testing import (
     checkpoint_factory,
     event_factory,

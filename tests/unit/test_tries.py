@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from sa_durable import RetryTransaction
-from sa_durable.runtime import tries as module
-from sa_durable.runtime.live import LiveRun
-from sa_durable.runtime.tries import TRIES, Tries
+from sa_durable.runtime.context import transaction_retry as module
+from sa_durable.runtime.context.transaction_retry import TRIES, Tries
+from sa_durable.runtime.runs.active import LiveRun
 from sa_durable.services.checkpoints import AlreadySaved
 from sa_durable.values import Claim
 from tests.shop import MailTask

@@ -4,10 +4,9 @@ It can stop anywhere and start again: a row's id follows from the row, so what w
 only read.
 """
 
-# ruff: noqa: S608 - sources and expressions are the author's SQL, in a migration script; names go through the catalogue
-
 from __future__ import annotations
 
+# ruff: noqa: S608 - sources and expressions are the author's SQL, in a migration script; names go through the catalogue
 import logging
 from collections.abc import Iterable
 

@@ -5,10 +5,9 @@ again, its finished steps are replayed, and it waits anew, for as long as was le
 stop the old workers first.
 """
 
-# ruff: noqa: S608 - identifiers are quoted, texts go through literal()
-
 from __future__ import annotations
 
+# ruff: noqa: S608 - identifiers are quoted, texts go through literal()
 from collections.abc import Collection
 from enum import StrEnum
 

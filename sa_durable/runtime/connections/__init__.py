@@ -1,0 +1,1 @@
+"""The worker's own way to the database."""

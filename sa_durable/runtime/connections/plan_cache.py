@@ -1,0 +1,61 @@
+"""Plans that fit the tables as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from sqlalchemy.orm import Session
+
+from ...statements import plan_shape as planning
+
+SLOW = 0.005  # seconds
+HARM = 0.05  # seconds in slow statements within PAUSE: less is the machine's, mostly, and a plan made while idle is a bad one
+PAUSE = 1.0
+_KEY = "sa_durable_planned"
+
+
+class Plans:
+    """Has what took long planned anew, on all connections that share this, at most once a second.
+
+    A prepared statement keeps its plan. Made while a queue is empty, and vacuumed, it reads whole tables, and goes on
+    doing so when 20,000 tasks are there, 64 ms a claim instead of 3, until autovacuum has looked at the table, which it
+    does once a minute (docs/decisions/0009). No wording helps there: an empty table costs nothing to read.
+    """
+
+    def __init__(self) -> None:
+        self._outdated = 0.0  # of monotonic(): plans from before that are
+        self._lost = (0.0, 0.0)  # seconds in slow statements, since when
+
+    @contextmanager
+    def watching(self, session: Session) -> Iterator[None]:
+        """While the session's statements run."""
+        began = monotonic()
+        if not self.fit(session):
+            session.execute(planning.plan_anew())
+            _made(session)[_KEY] = began = monotonic()
+        yield
+        self.took(monotonic() - began)
+
+    def fit(self, session: Session) -> bool:
+        """Whether the plans of its connection do, as far as is known."""
+        return not self._outdated or _made(session).get(_KEY, 0.0) >= self._outdated
+
+    def took(self, seconds: float) -> None:
+        """A statement did. Any thread; that two of them race costs a plan at most."""
+        if seconds <= SLOW:
+            return
+        now, (lost, since) = monotonic(), self._lost
+        if now - since > PAUSE:
+            lost, since = 0.0, now
+        lost += seconds
+        if lost > HARM and now - self._outdated > PAUSE:
+            self._outdated, lost = now, 0.0
+        self._lost = lost, since
+
+
+def _made(session: Session) -> dict[str, float]:
+    """What is known of its connection."""
+    made: dict[str, float] = session.connection().info
+    return made

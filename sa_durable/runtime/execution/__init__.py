@@ -1,0 +1,1 @@
+"""Starting handlers, and what becomes of how they end."""

@@ -1,0 +1,106 @@
+"""From claims to handlers: what waits for a slot, and who gets the next one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from threading import Lock
+from time import monotonic
+
+from ..runs.active import LiveRun
+from ..runs.capacity import Slots
+
+STALE = 1.0  # seconds that a fetched task may wait for a slot before others get it
+
+
+class Intake:
+    """Claimed runs, in their order: one starts as soon as a slot is free.
+
+    Async handlers start on the loop. A thread that has run a plain one takes the next one itself, if that is plain, too:
+    two hops to the loop and back cost several times what a short handler does.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        *,
+        start: Callable[[LiveRun], None],  # on the loop
+        plain: Callable[[LiveRun], bool],
+        release: Callable[[LiveRun], None],  # back to the queue: it never ran
+        fill_soon: Callable[[], None],  # have the loop call `fill`
+        room: Callable[[], None],  # there may be
+    ) -> None:
+        self._slots, self._start, self._plain = slots, start, plain
+        self._release, self._fill_soon, self._room = release, fill_soon, room
+        self._waiting: deque[LiveRun] = deque()  # with the slots' ends and starts, under the lock
+        self._lock = Lock()
+        self._stopping = False
+
+    def accept(self, runs: Sequence[LiveRun]) -> None:
+        """On the loop."""
+        now = monotonic()
+        for run in runs:
+            run.started = now
+        with self._lock:
+            self._waiting.extend(runs)
+        self.fill()
+
+    def fill(self) -> None:
+        """On the loop."""
+        if self._stopping:
+            self._release_waiting()
+        while (run := self._next()) is not None:
+            self._start(run)
+
+    def ended(self, run: LiveRun) -> None:
+        """A run's slot is free. On the loop."""
+        self._give_back(run)
+        self.fill()
+        self._room()
+
+    def next_plain(self, ended: LiveRun) -> LiveRun | None:
+        """A plain run's slot is free: the run that its thread goes on with. In that thread."""
+        self._give_back(ended)
+        following = self._next(plain=True)
+        if following is None and self._waiting:
+            self._fill_soon()
+        self._room()
+        return following
+
+    def stop(self) -> None:
+        """Start nothing any more. From any thread: the loop may be gone."""
+        self._stopping = True
+        self._release_waiting()
+
+    def release_stale(self) -> None:
+        """Give back what has waited too long for a slot."""
+        with self._lock:
+            age = monotonic() - self._waiting[0].started if self._waiting else 0.0
+        if age > STALE and self._slots.adaptive:
+            self._slots.give_back_stale(age)
+            self._release_waiting()
+
+    def _next(self, *, plain: bool = False) -> LiveRun | None:
+        with self._lock:
+            if (
+                self._stopping
+                or not self._waiting
+                or self._slots.running >= self._slots.concurrency
+                or (plain and not self._plain(self._waiting[0]))
+            ):
+                return None
+            self._slots.start()
+            return self._waiting.popleft()
+
+    def _give_back(self, run: LiveRun) -> None:
+        with self._lock:
+            self._slots.give_back(monotonic() - run.started)
+
+    def _release_waiting(self) -> None:
+        with self._lock:
+            released = list(self._waiting)
+            self._waiting.clear()
+            for _ in released:
+                self._slots.give_back()
+        for run in released:
+            self._release(run)

@@ -1,0 +1,257 @@
+"""Running handlers: what they are given, and what becomes of how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from functools import partial
+from threading import get_ident
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import Session
+
+from ...codec import NotJson, dumps
+from ...errors import InvalidResult, LeaseLost, Signal
+from ...handlers import Handler
+from ...policy import RetryAfter
+from ...services import runs
+from ...services.runs import Completed, Failed
+from ..context.aio import AsyncTaskContext
+from ..context.current import make_current
+from ..context.operations import Verbs
+from ..context.sync import TaskContext
+from ..context.transaction_record import TaskDone
+from ..runs.active import Live, LiveRun
+from ..runs.completer import Flusher
+from ..runs.errors import describe, retryable
+from ..runs.registry import Registry
+from ..threads.pool import DaemonThreads
+from .run_hooks import around
+from .timeouts import Timeouts
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+logger = logging.getLogger("sa_durable.worker")
+
+
+class Executor:
+    """Starts handlers: async ones on the event loop, plain ones in threads. Whatever a handler raises ends its run
+    and nothing else; `ended` is called on the loop when its slot is free, or in a thread `next_plain`, which says what that
+    thread runs next; `settled` when a task's own transaction has
+    completed it, `raised`, in any thread, with what a handler raised before it is stored."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        verbs: Verbs,
+        flusher: Flusher,
+        timeouts: Timeouts,
+        live: Live,
+        *,
+        concurrency: int,
+        ended: Callable[[LiveRun], None],
+        next_plain: Callable[[LiveRun], LiveRun | None],
+        settled: Callable[[], None],
+        raised: Callable[[LiveRun, BaseException], None],
+    ) -> None:
+        self._registry, self._verbs, self._live = registry, verbs, live
+        self._flusher, self._timeouts = flusher, timeouts
+        self._ended, self._next_plain, self._settled, self._told = ended, next_plain, settled, raised
+        self._threads = DaemonThreads("sa_durable handler", concurrency)
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def plain(self, run: LiveRun) -> bool:
+        """Whether it has a plain handler, for a thread."""
+        return not self._registry.handler(run.model, run.claim.name).is_async
+
+    def start(self, run: LiveRun) -> None:
+        """Start a run, in an empty context: the variables of who claimed or ended before it are none of its business.
+        On the loop's thread."""
+        handler = self._registry.handler(run.model, run.claim.name)
+        if handler.is_async:
+            self._begin(run, handler)
+            loop = asyncio.get_running_loop()
+            ended = partial(self._async_ended, run)
+            task = loop.create_task(self._run_async(run, handler, ended), context=Context())
+            run.runs_as(task)
+            self.tasks.add(task)
+            # A task that is cancelled before its first step never runs its own code.
+            task.add_done_callback(ended)
+        else:
+            self._threads.submit(self._run_plain_ones, run)
+
+    def _begin(self, run: LiveRun, handler: Handler[Any, ..., Any]) -> None:
+        run.started = monotonic()
+        if (timeout := handler.run_options.timeout) is not None:
+            self._timeouts.watch(run, timeout)
+
+    def close(self) -> None:
+        self._threads.stop()
+
+    async def _run_async(
+        self,
+        run: LiveRun,
+        handler: Handler[Any, ..., Any],
+        ended: Callable[[asyncio.Task[None]], None],
+    ) -> None:
+        assert run.task is not None  # noqa: S101 - it is this one
+        run.task.remove_done_callback(ended)  # which would cost as much as the rest of a short run
+        outcome: Completed | Failed | None = None
+        run.thread = get_ident()
+        make_current(context := AsyncTaskContext(run, self._verbs))
+        try:
+            with around(context):
+                run.check()
+                arguments = handler.arguments(run.claim.params)
+                if handler.transactional:
+                    await self._in_transaction_async(run, handler, arguments)
+                else:
+                    outcome = self._returned(run, handler, await handler.fn(context, **arguments))
+        except BaseException as error:  # noqa: BLE001 - the worker's shell; a sys.exit() ends its run, not the worker
+            outcome = self._raised(run, handler, error)
+        try:
+            self._settle(run, outcome)
+        finally:
+            ended(run.task)
+
+    def _async_ended(self, run: LiveRun, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        run.task = (
+            None  # a task has its context, that has the run: the garbage collector would have to find them
+        )
+        if not run.settling:
+            self._live.remove([run])
+        self._ended(run)
+
+    def _run_plain_ones(self, first: LiveRun) -> None:
+        """In a thread: a run, and those that come after it."""
+        run: LiveRun | None = first
+        while run is not None:
+            handler = self._registry.handler(run.model, run.claim.name)
+            self._begin(run, handler)
+            try:
+                Context().run(self._run_plain, run, handler)
+            finally:
+                run = self._next_plain(run)
+
+    def _run_plain(self, run: LiveRun, handler: Handler[Any, ..., Any]) -> None:
+        outcome: Completed | Failed | None = None
+        run.thread = get_ident()
+        make_current(context := TaskContext(run, self._verbs))
+        try:
+            with around(context):
+                run.check()
+                arguments = handler.arguments(run.claim.params)
+                if handler.transactional:
+                    self._in_transaction(run, handler, arguments)
+                else:
+                    outcome = self._returned(run, handler, handler.fn(context, **arguments))
+        except BaseException as error:  # noqa: BLE001 - as above
+            outcome = self._raised(run, handler, error)
+        self._settle(run, outcome)
+
+    def _in_transaction(
+        self, run: LiveRun, handler: Handler[Any, ..., Any], arguments: Mapping[str, Any]
+    ) -> None:
+        """The whole handler and its completion as one transaction."""
+
+        def work(session: Session) -> Any:
+            make_current(context := TaskContext(run, self._verbs, session))
+            return handler.fn(context, **arguments)
+
+        self._verbs.transactions.run(run, work, TaskDone(run, partial(_result_text, run, handler)))
+        self._stored(run)
+
+    async def _in_transaction_async(
+        self, run: LiveRun, handler: Handler[Any, ..., Any], arguments: Mapping[str, Any]
+    ) -> None:
+        def work(session: AsyncSession) -> Any:
+            make_current(context := AsyncTaskContext(run, self._verbs, session))
+            return handler.fn(context, **arguments)
+
+        await self._verbs.transactions.run_async(
+            run, work, TaskDone(run, partial(_result_text, run, handler))
+        )
+        self._stored(run)
+
+    def _stored(self, run: LiveRun) -> None:
+        self._live.remove([run])
+        self._settled()
+
+    def _settle(self, run: LiveRun, outcome: Completed | Failed | None) -> None:
+        if outcome is not None and run.signal is None:
+            self._flusher.put(run, outcome)
+        elif not run.settling:  # else the closer gives it back
+            self._live.remove([run])
+
+    def _returned(self, run: LiveRun, handler: Handler[Any, ..., Any], value: Any) -> Completed | None:
+        claim = run.claim
+        if run.signal is not None:
+            _log_dropped(run, "returned")
+            return None
+        return Completed(claim.task_id, claim.token, _result_text(run, handler, value))
+
+    def _raised(self, run: LiveRun, handler: Handler[Any, ..., Any], error: BaseException) -> Failed | None:
+        if run.signal is not None:
+            if not isinstance(error, Signal | asyncio.CancelledError):
+                _log_dropped(run, f"raised {type(error).__qualname__}")
+            return None
+        try:
+            return self._failed(run, handler, error)
+        except Exception as ours:  # noqa: BLE001 - the worker's shell: it must not cost a slot, too
+            claim, kind = run.claim, type(ours).__qualname__
+            logger.error(  # noqa: TRY400 - a traceback would quote what the handler raised
+                "task %s (%s): how attempt %d ended can't be stored (%s): its lease will run out",
+                claim.task_id,
+                claim.name,
+                claim.attempt,
+                kind,
+            )
+            return None
+
+    def _failed(self, run: LiveRun, handler: Handler[Any, ..., Any], error: BaseException) -> Failed:
+        self._told(run, error)
+        claim = run.claim
+        failed = runs.failed(
+            claim, describe(error), retryable=retryable(error, handler.run_options.non_retryable)
+        )
+        match failed.verdict:
+            case RetryAfter(delay):
+                then = f"attempt {claim.attempt + 1} in {delay.total_seconds():.3g} s"
+            case _:
+                then = "the task has failed"
+        # Only the type: messages quote values.
+        logger.warning(
+            "task %s (%s): attempt %d raised %s: %s",
+            claim.task_id,
+            claim.name,
+            claim.attempt,
+            failed.error.type,
+            then,
+        )
+        return failed
+
+
+def _result_text(run: LiveRun, handler: Handler[Any, ..., Any], value: Any) -> str:
+    what = f"result of {run.claim.name}"
+    try:
+        return dumps(handler.result_coder.encode(value, what), what=what)
+    except NotJson as error:
+        raise InvalidResult(str(error)) from error
+
+
+def _log_dropped(run: LiveRun, what: str) -> None:
+    level = logging.WARNING if isinstance(run.signal, LeaseLost) else logging.INFO
+    logger.log(
+        level,
+        "task %s (%s): attempt %d %s after %s; nothing of it is stored",
+        run.claim.task_id,
+        run.claim.name,
+        run.claim.attempt,
+        what,
+        type(run.signal).__name__,
+    )

@@ -1,0 +1,1 @@
+"""What a worker does again and again: claim, extend, wake, sweep, clean up, listen."""

@@ -1,0 +1,1 @@
+"""Runs that this process holds, until their outcome is stored."""

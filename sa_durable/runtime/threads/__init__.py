@@ -1,0 +1,1 @@
+"""Threads that outlive an outage, and what wakes them."""

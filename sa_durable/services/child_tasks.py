@@ -1,0 +1,111 @@
+"""Spawning from within a run: the new tasks and the checkpoint that names them are one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from ..codec import dumps
+from ..errors import LeaseLost, RetryTransaction, Signal
+from ..handlers import Call
+from ..models import queue_of
+from ..statements import waits as stmt
+from ..values import Claim, Json, OnDuplicate, SpawnKeywords, SpawnResult, TaskState
+from . import checkpoints
+from . import claims as leases
+from . import spawn as tasks
+from . import spawn_many as batches
+from .claims import Stands
+from .execute import execute
+from .prepare import prepare
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+
+
+def spawn(
+    session: Session,
+    model: Model,
+    claim: Claim,
+    step: str,
+    calls: Sequence[Call[Any, Any]],
+    *,
+    keywords: SpawnKeywords,
+) -> Json:
+    """Spawn the children of a run and remember them as `step`, in a transaction of the library's own. Returns what is
+    remembered: `remembered` reads it.
+
+    Raises AlreadySaved, and Cancelled or LeaseLost as every write of a run; and RetryTransaction where it has changed
+    another task, and waiting for its own could be a deadlock.
+    """
+    spawned = spawn_in(session, model, claim, calls, keywords)
+    # Last, and a write: whoever cancels our task waits for this or is seen here, and doesn't miss the children. But not
+    # with the lock on a key's holder in our hands, which may be a relative: a cascade that has locked us wants it, too.
+    wait = not any(_changes_holder(call, keywords) for call in calls)
+    parameters = {"task_id": claim.task_id, "held_token": claim.token}
+    if execute(session, stmt.touch(model, wait=wait), parameters).first() is None:
+        stands = leases.standing(session, model, {claim.task_id: claim.token})[claim.task_id]
+        if isinstance(stands, Signal):
+            raise stands
+        if wait or stands is not Stands.HELD:
+            raise LeaseLost(f"task {claim.task_id} was taken away while step {step!r} was saved")
+        raise RetryTransaction(
+            f"task {claim.task_id} is being changed by another transaction while it changes the holder of a key: nothing was "
+            "written; roll back and run the transaction again"
+        )
+    text = dumps([_described(child) for child in spawned], what=f"step {step!r}", limit=NO_LIMIT)
+    return checkpoints.save_first(session, model, claim, step, text)
+
+
+def spawn_in(
+    session: Session, model: Model, claim: Claim, calls: Sequence[Call[Any, Any]], keywords: SpawnKeywords
+) -> list[SpawnResult[Any]]:
+    """Spawn children of a run in the caller's transaction, which nothing else remembers."""
+    parent = (model.__queue__, claim.task_id)
+    if len(calls) == 1:
+        return [tasks.insert_or_get(session, prepare(calls[0], keywords, parent))]
+    return list(batches.spawn_many(session, calls, keywords, parent))
+
+
+def _changes_holder(call: Call[Any, Any], keywords: SpawnKeywords) -> bool:
+    """Whether it may write a task that is there already."""
+    layers = (keywords, call.options, call.defaults, queue_of(call.model).__spawn_defaults__ or {})
+    chosen = next((layer["on_duplicate"] for layer in layers if "on_duplicate" in layer), None)
+    return chosen in (OnDuplicate.UPDATE, OnDuplicate.REPLACE)
+
+
+NO_LIMIT = 2**30  # bytes: what the library itself writes
+
+
+def _described(child: SpawnResult[Any]) -> dict[str, Json]:
+    return {
+        "task_id": str(child.task_id),
+        "run_id": str(child.run_id),
+        "attempt": child.attempt,
+        "created": child.created,
+        "state": child.state.value,
+        "params_match": child.params_match,
+    }
+
+
+def remembered(
+    calls: Sequence[Call[Any, Any]], saved: Sequence[Mapping[str, Json]]
+) -> list[SpawnResult[Any]]:
+    """The children that a checkpoint names, as they were when they were spawned."""
+    return [
+        SpawnResult(
+            UUID(child["task_id"]),
+            UUID(child["run_id"]),
+            child["attempt"],
+            child["created"],
+            TaskState(child["state"]),
+            child["params_match"],
+            queue_of(call.model),
+        )
+        for call, child in zip(calls, saved, strict=True)
+    ]

@@ -1,0 +1,217 @@
+"""Waking who waits: the workers' side of statements.waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Select,
+    Table,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    column,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    true,
+    tuple_,
+    update,
+)
+from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
+from sqlalchemy.sql.selectable import LateralFromClause
+
+from ..values import TERMINAL, TaskState
+from . import clock
+from .cache import memo
+from .notifications import Kind, hint
+from .plan_shape import ONE, among, at_most, looked_up, unseen
+from .spawn import table_of as tasks_of
+from .waits import table_of
+
+if TYPE_CHECKING:
+    from ..models import DurableTask
+
+Model = type["DurableTask"]
+
+
+@memo
+def settle(model: Model, *, notify: bool) -> ReturningUpdate[Any]:
+    """Mark whoever waits for the events `names` of `queue`. Tasks aren't touched: a locked one must not hold this up.
+    With `notify`, idle workers of theirs are told."""
+    table = table_of(model)
+    told = [hint(model, Kind.ASLEEP)] if notify else []
+    return (
+        update(table)
+        .where(
+            table.c.event_name == among("names", Text()),
+            table.c.event_queue == bindparam("queue", type_=Text()),
+            text("NOT settled"),
+        )
+        .values(settled=True)
+        .returning(table.c.task_id, *told)
+    )
+
+
+@memo
+def awaited(model: Model) -> Select[Any]:
+    """Which events of the queues `queues` open waits are for: queue and name, of each queue up to `limit` names behind
+    that of the array `after`, in order, some more than once."""
+    table = table_of(model)
+    asked = (
+        func.unnest(unseen("queues", Text()), unseen("after", Text()))
+        .table_valued(column("queue", Text()), column("after", Text()))
+        .render_derived(name="asked")
+    )
+    names = (
+        select(table.c.event_name)
+        .where(table.c.event_queue == asked.c.queue, table.c.event_name > asked.c.after, text("NOT settled"))
+        .order_by(table.c.event_name)
+        .limit(at_most())
+        .lateral("names")
+    )
+    found = select(asked.c.queue, names.c.event_name).select_from(asked.join(names, true()))
+    return found.order_by(asked.c.queue, names.c.event_name)
+
+
+@memo
+def wake(model: Model) -> Select[Any]:
+    """Make up to `limit` sleepers pending whose events are all there, passing over locked ones; those waits are over.
+    Returns how many."""
+    table, tasks = table_of(model), tasks_of(model)
+    steps = _settled_steps(table)
+    # Lateral, as leases.still_held, and with a state that the planner can't read: where it believed that nobody sleeps,
+    # it searched the index of all sleepers for each wait. A task with several steps comes several times.
+    sleeper = (
+        select(tasks.c.id)
+        .where(tasks.c.id == steps.c.task_id, text(f"{tasks.name}.state || '' = '{TaskState.SLEEPING}'"))
+        .with_for_update(skip_locked=True, key_share=True)
+        .lateral("sleeper")
+    )
+    locked = (
+        select(sleeper.c.id)
+        .select_from(steps.join(sleeper, true()))
+        .where(~_waits_for_more(table, steps))
+        .limit(at_most())
+        .cte("locked")
+    )
+    woken = (
+        update(tasks)
+        .where(tasks.c.id == any_(func.array(select(locked.c.id).scalar_subquery())))
+        .values(state="pending", available_at=clock.now())
+        .returning(tasks.c.id)
+        .cte("woken")
+    )
+    gone = (
+        delete(table)
+        .where(
+            table.c.task_id == any_(func.array(select(woken.c.id).scalar_subquery())),
+            text(f"{table.name}.settled"),
+        )
+        .returning(table.c.task_id)
+        .cte("gone")
+    )
+    return select(
+        select(func.count()).select_from(woken).scalar_subquery().label("woken"),
+        select(func.count()).select_from(gone).scalar_subquery().label("waits"),
+    )
+
+
+@memo
+def forget_ended(model: Model) -> ReturningDelete[Any]:
+    """Drop the waits of those of the tasks `ids` (an array) that are over, passing over what is locked."""
+    table, tasks = table_of(model), tasks_of(model)
+    over = (  # locked: a task that is retried meanwhile needs its new waits
+        select(tasks.c.id.label("task_id"))
+        .where(tasks.c.id == among("ids", Uuid()), tasks.c.state.in_(_ENDED))
+        .with_for_update(skip_locked=True, key_share=True)
+        .cte("over")
+    )
+    wait = _locked_waits(table, over.c.task_id)
+    return _delete(table, select(*wait.c).select_from(over.join(wait, true())))
+
+
+@memo
+def forget_idle(model: Model) -> ReturningDelete[Any]:
+    """Drop up to `limit` settled waits that wake nobody: of tasks that will look for themselves or have ended, and
+    those whose step waits for others still. A running task's own stay: it may be about to sleep."""
+    table, tasks = table_of(model), tasks_of(model)
+    steps = _settled_steps(table)
+    state = select(tasks.c.state).where(tasks.c.id == steps.c.task_id).correlate(steps).scalar_subquery()
+    idle = or_(state.in_([*_ENDED, TaskState.PENDING]), _waits_for_more(table, steps))
+    wait = _locked_waits(table, steps.c.task_id, steps.c.step, settled=True)
+    rows = select(*wait.c).select_from(steps.join(wait, true())).where(idle)
+    return _delete(table, rows.limit(at_most()))
+
+
+_ENDED = sorted(TERMINAL)
+
+
+def _settled_steps(table: Table) -> CTE:
+    """The steps with waits whose event is there, one after the other, as many as are asked for. Steps and not waits: one
+    that joins 5000 tasks is asked about once. (Asked for each wait that is settled, each time looking through the
+    others, it took 26 s.) Recursive, to go from step to step in the index: DISTINCT reads all there are."""
+    first, then = table.alias("first"), table.alias("then")
+    steps = (
+        select(first.c.task_id, first.c.step)
+        .where(text("first.settled"))
+        .order_by(first.c.task_id, first.c.step)
+        .limit(ONE)
+        .cte("steps", recursive=True)
+    )
+    following = (
+        select(then.c.task_id, then.c.step)
+        .where(
+            text('"then".settled'),
+            tuple_(then.c.task_id, then.c.step) > tuple_(steps.c.task_id, steps.c.step),
+        )
+        .order_by(then.c.task_id, then.c.step)
+        .limit(ONE)
+        .lateral("following")
+    )
+    rest = select(following.c.task_id, following.c.step).select_from(steps.join(following, true()))
+    return steps.union_all(rest)
+
+
+def _waits_for_more(table: Table, steps: CTE) -> ColumnElement[bool]:
+    """Whether a step waits for other events that aren't there."""
+    other = table.alias("other")
+    more = select(other.c.task_id).where(
+        other.c.task_id == steps.c.task_id, other.c.step == steps.c.step, text("NOT other.settled")
+    )
+    return looked_up(more.correlate(steps))
+
+
+def _locked_waits(
+    table: Table,
+    task_id: ColumnElement[Any],
+    step: ColumnElement[Any] | None = None,
+    *,
+    settled: bool = False,
+) -> LateralFromClause:
+    """The waits of a task, or of its step, that nobody has locked, locked now."""
+    wait = table.alias("wait")
+    rows = select(*wait.primary_key).where(wait.c.task_id == task_id)
+    if step is not None:
+        rows = rows.where(wait.c.step == step)
+    if settled:
+        rows = rows.where(text("wait.settled"))
+    return rows.with_for_update(skip_locked=True).lateral("waits")
+
+
+def _delete(table: Table, rows: Select[Any]) -> ReturningDelete[Any]:
+    free = rows.cte("free")
+    return (
+        delete(table)
+        .where(
+            # Which index: those of the tasks. A join alone may read the whole table.
+            table.c.task_id == any_(func.array(select(free.c.task_id).scalar_subquery())),
+            tuple_(*table.primary_key).in_(select(*free.c)),
+        )
+        .returning(table.c.task_id)
+    )
