@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 from ..errors import DurableError
 from ..models import DurableTask
 from ..runtime.connections.engines import engine_for
-from ..runtime.connections.errors import explain
-from ..runtime.connections.retrying import patiently
+from ..runtime.connections.errors import describe_for_log
+from ..runtime.connections.retrying import retry_until
 from ..services.durable import Durable
 from ..values import CleanedUp
 from . import application
@@ -54,9 +54,9 @@ def cleanup(
 
             while more:
                 try:
-                    cleaned = patiently(f"cleanup of {queue.__queue__}", delete)
+                    cleaned = retry_until(f"cleanup of {queue.__queue__}", delete)
                 except (DurableError, DBAPIError) as error:
-                    said = explain(error) if isinstance(error, DBAPIError) else error
+                    said = describe_for_log(error) if isinstance(error, DBAPIError) else error
                     raise click.ClickException(f"{queue.__queue__}: {said}") from error
                 tasks, events = tasks + cleaned.tasks, events + cleaned.events
                 more = batch in (cleaned.tasks, cleaned.events)

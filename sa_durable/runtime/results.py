@@ -21,7 +21,7 @@ from ..services import spawn as tasks
 from ..services import waits
 from ..services.durable import task_ref
 from ..values import SpawnResult, TaskResult
-from .connections.retrying import PATIENCE, patiently, patiently_async
+from .connections.retrying import GIVE_UP_AFTER_S, retry_until, retry_until_async
 
 if TYPE_CHECKING:  # importing it needs greenlet, which whoever has an AsyncEngine has
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -83,13 +83,15 @@ def wait_for(engine: Engine, *what: Any, timeout: timedelta | None, notify: bool
         with Session(engine) as session:
             waiting.look(session)
 
-    patiently("wait_for", look, limit=waiting.patience)  # first: it initialises the dialect for other threads
+    retry_until(
+        "wait_for", look, limit=waiting.patience
+    )  # first: it initialises the dialect for other threads
     if waiting.going_on:
         with calling(engine, waiting.task_id, hint.set) if notify else nullcontext():
             for pause in waiting.pauses():
                 hint.wait(pause)
                 hint.clear()
-                patiently("wait_for", look, limit=waiting.patience)
+                retry_until("wait_for", look, limit=waiting.patience)
     return waiting.result
 
 
@@ -128,14 +130,14 @@ async def wait_for_async(
         async with AsyncSession(engine) as session:
             await session.run_sync(waiting.look)
 
-    await patiently_async("wait_for", look, limit=waiting.patience)
+    await retry_until_async("wait_for", look, limit=waiting.patience)
     if waiting.going_on:
         with calling(engine, waiting.task_id, call) if notify else nullcontext():
             for pause in waiting.pauses():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(hint.wait(), pause)
                 hint.clear()
-                await patiently_async("wait_for", look, limit=waiting.patience)
+                await retry_until_async("wait_for", look, limit=waiting.patience)
     return waiting.result
 
 
@@ -166,7 +168,7 @@ class _Waiting:
     @property
     def patience(self) -> float:
         """Seconds that a look may take altogether."""
-        return max(0.0, min(PATIENCE, self._left))
+        return max(0.0, min(GIVE_UP_AFTER_S, self._left))
 
     @property
     def _left(self) -> float:

@@ -18,7 +18,7 @@ from sqlalchemy import URL, Engine
 
 from .connections.database import Database
 from .connections.engines import EngineOrUrl, engine_for
-from .connections.plan_cache import Plans
+from .connections.plan_cache import PlanCache
 from .connections.schema_check import check_schema
 from .context.operations import THREADS, Verbs
 from .context.steps import Steps
@@ -95,7 +95,7 @@ class Worker:
         self.concurrency, self.lease = concurrency, lease
         source = engine_for(engine)
         registry = Registry(self.queues)
-        self._plans = Plans()
+        self._plans = PlanCache()
         self._databases = [self._connect(source) for _ in range(6)]
         claims, flush, beats, wakes, sweeps, steps = self._databases
         self._live, self._slots = Live(), Slots(concurrency, prefetch)

@@ -67,7 +67,7 @@ def looked_up(rows: Select[Any]) -> ColumnElement[bool]:
     return rows.limit(ONE).scalar_subquery().is_not(None)
 
 
-def plan_anew() -> Executable:
+def discard_plans() -> Executable:
     """Have PostgreSQL forget the plans of this connection's prepared statements; not the statements."""
     return _PLAN_ANEW
 

@@ -169,7 +169,7 @@ class DrivenWorker(Worker):
         if self._flusher.chore.once() is not None:
             return False, None
         model = run.model
-        with self._shared.once() as session:
+        with self._shared.autocommit() as session:
             state = session.scalar(select(model.state).where(model.id == run.claim.task_id))
         return True, None if state is None else TaskState(state)
 
@@ -183,7 +183,7 @@ class DrivenWorker(Worker):
                 .order_by(model.state.desc(), due.nulls_last())
                 .limit(LEFT - len(found))
             )
-            with self._shared.once() as session:
+            with self._shared.autocommit() as session:
                 rows = session.execute(left).all()
             for name, state, at, attempt, task_id in rows:
                 asleep = state == TaskState.SLEEPING

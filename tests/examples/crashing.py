@@ -58,7 +58,7 @@ class Boundaries:
         for handler in (fulfil, send_parcel, notify):
             handler.fn = self._watched(handler.name, handler.fn, begins=True)
         event.listen(Session, "after_commit", self._committed)
-        Database.once = self._watched_once(Database.once)
+        Database.autocommit = self._watched_once(Database.autocommit)
         Saving.save, Saving.save_soon = (
             self._watched_save(Saving.save),
             self._watched_save_soon(Saving.save_soon),

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable, LeaseLost
 from sa_durable.runtime.connections.database import Database
 from sa_durable.runtime.connections.engines import settings_of
-from sa_durable.runtime.connections.plan_cache import HARM, SLOW, Plans
+from sa_durable.runtime.connections.plan_cache import SLOW_STATEMENT_S, SLOW_TOTAL_S, PlanCache
 from sa_durable.runtime.context.checkpoint_saver import SHORT, Saving
 from sa_durable.runtime.context.operations import THREADS, DaemonThreads
 from sa_durable.runtime.context.steps import Steps
@@ -49,19 +49,19 @@ class Scene:
     saving: Saving
 
     def long_way(self, name: str, value: str) -> Any:
-        with self.database.once() as session:
+        with self.database.autocommit() as session:
             return checkpoints.save(session, WorkTask, self.run.claim, name, value)
 
     def saved(self) -> dict[str, Any]:
-        with self.database.once() as session:
+        with self.database.autocommit() as session:
             return checkpoints.load(session, WorkTask, [self.run.claim.task_id])[self.run.claim.task_id]
 
     def execute(self, statement: str) -> None:
-        with self.database.once() as session:  # the connection that is kept
+        with self.database.autocommit() as session:  # the connection that is kept
             session.execute(text(statement))
 
 
-class Kept(Plans):
+class Kept(PlanCache):
     """Plans are never made anew, however slow the machine is."""
 
     def took(self, seconds: float) -> None:
@@ -139,7 +139,7 @@ def test_a_connection_that_is_lost_gives_no_answer_and_the_step_is_saved_on_anot
     with scene(engine) as here:
         here.long_way("a", "1")
         assert save(here, "b", "1").value == 1
-        with here.database.once() as session, engine.connect() as killer:
+        with here.database.autocommit() as session, engine.connect() as killer:
             pid = session.scalar(text("SELECT pg_backend_pid()"))
             killer.execute(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": pid})
         assert save(here, "c", "1") is None
@@ -168,19 +168,19 @@ def test_a_connection_that_comes_from_the_pool_again_goes_on_with_what_is_prepar
 
 def test_a_connection_whose_plans_are_outdated_is_not_lent(engine):
     database = Database(engine, plans=(plans := Kept()))
-    with database.once() as session:
+    with database.autocommit() as session:
         session.execute(text("SELECT 1"))
-    Plans.took(plans, SLOW)  # no reason yet
-    kept = database.borrow()
+    PlanCache.record_duration(plans, SLOW_STATEMENT_S)  # no reason yet
+    kept = database.acquire()
     assert kept is not None
-    database.hand_back(kept)
-    Plans.took(plans, HARM + 0.01)
-    assert database.borrow() is None
-    with database.once() as session:  # plans anew
+    database.release(kept)
+    PlanCache.record_duration(plans, SLOW_TOTAL_S + 0.01)
+    assert database.acquire() is None
+    with database.autocommit() as session:  # plans anew
         session.execute(text("SELECT 1"))
-    kept = database.borrow()
+    kept = database.acquire()
     assert kept is not None
-    database.hand_back(kept)
+    database.release(kept)
     database.close()
 
 
@@ -236,7 +236,7 @@ def test_a_save_whose_caller_is_cancelled_arrives_and_its_connection_is_used_aga
     with scene(engine) as here:
         here.long_way("a", "1")
         assert here.saving.save(here.run, "b", "1").value == 1
-        with here.database.once() as session:
+        with here.database.autocommit() as session:
             pid = session.scalar(text("SELECT pg_backend_pid()"))
 
         async def main() -> Any:
@@ -248,10 +248,10 @@ def test_a_save_whose_caller_is_cancelled_arrives_and_its_connection_is_used_aga
                 task.cancel()
                 await asyncio.wait([task])
                 assert task.cancelled()
-                assert here.database.borrow() is None  # it is on its way
-            while (kept := here.database.borrow()) is None:  # noqa: ASYNC110 - nobody is told of this
+                assert here.database.acquire() is None  # it is on its way
+            while (kept := here.database.acquire()) is None:  # noqa: ASYNC110 - nobody is told of this
                 await asyncio.sleep(0.01)
-            here.database.hand_back(kept)
+            here.database.release(kept)
             return await here.saving.save_soon(here.run, "d", "2")
 
         assert asyncio.run(asyncio.wait_for(main(), 60)).value == 2
@@ -262,7 +262,7 @@ def test_what_is_on_its_way_at_the_end_is_let_go(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
         assert here.saving.save(here.run, "b", "1").value == 1
-        with here.database.once() as session:
+        with here.database.autocommit() as session:
             pid = session.scalar(text("SELECT pg_backend_pid()"))
 
         async def main() -> Any:

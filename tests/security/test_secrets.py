@@ -28,7 +28,7 @@ from sa_durable import (
     once_key,
     wait_for,
 )
-from sa_durable.runtime.connections.errors import explain
+from sa_durable.runtime.connections.errors import describe_for_log
 from sa_durable.telemetry import around_run, before_spawn, remove_hook
 from tests.databases import throwaway
 
@@ -237,4 +237,4 @@ def test_what_postgresql_says_about_data_is_not_repeated(engine: Engine):
         with engine.connect() as connection, pytest.raises(Exception) as refused:
             connection.execute(text(statement), {"x": SECRET})
         assert SECRET in str(refused.value)  # SQLAlchemy's own text
-        assert code in explain(refused.value) and SECRET not in explain(refused.value)
+        assert code in describe_for_log(refused.value) and SECRET not in describe_for_log(refused.value)

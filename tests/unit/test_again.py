@@ -15,14 +15,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from sa_durable import RetryTransaction, SchemaOutdated
 from sa_durable.runtime.connections import retrying as module
-from sa_durable.runtime.connections.errors import passing
+from sa_durable.runtime.connections.errors import is_transient
 from sa_durable.runtime.connections.retrying import (
-    FIRST_PAUSE,
-    LONGEST_PAUSE,
-    again,
-    patiently,
-    patiently_async,
-    pause_after,
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    backoff,
+    retry_transient,
+    retry_until,
+    retry_until_async,
 )
 
 
@@ -54,7 +54,7 @@ FINAL = [
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
-    monkeypatch.setattr(module.pause_after, "__kwdefaults__", {"first": 0.001, "longest": 0.001})
+    monkeypatch.setattr(module.backoff, "__kwdefaults__", {"first": 0.001, "longest": 0.001})
 
 
 class Work:
@@ -75,8 +75,8 @@ class Work:
 
 def everywhere(work: Work, kind: str, **options) -> str:
     if kind == "async":
-        return asyncio.run(patiently_async("it", work.awaited, **options))
-    return patiently("it", work, **options) if kind == "plain" else again(work, lambda _: 0)
+        return asyncio.run(retry_until_async("it", work.awaited, **options))
+    return retry_until("it", work, **options) if kind == "plain" else retry_transient(work, lambda _: 0)
 
 
 KINDS = pytest.mark.parametrize("kind", ["again", "plain", "async"])
@@ -86,7 +86,7 @@ KINDS = pytest.mark.parametrize("kind", ["again", "plain", "async"])
 @pytest.mark.parametrize("error", PASSING, ids=repr)
 def test_what_passes_is_run_again(kind, error):
     work = Work(error, error, error)
-    assert passing(error) and everywhere(work, kind) == "done" and work.calls == 4
+    assert is_transient(error) and everywhere(work, kind) == "done" and work.calls == 4
 
 
 @KINDS
@@ -95,7 +95,7 @@ def test_what_doesnt_is_raised_as_it_is_at_once(kind, error):
     work = Work(PASSING[0], error)
     with pytest.raises(type(error)) as raised:
         everywhere(work, kind)
-    assert raised.value is error and work.calls == 2 and not passing(error)
+    assert raised.value is error and work.calls == 2 and not is_transient(error)
 
 
 @KINDS
@@ -118,6 +118,6 @@ def test_patience_has_an_end_and_then_the_error_is_the_last_one(kind, caplog, mo
 def test_pauses_double_up_to_a_cap_less_up_to_half_by_chance(monkeypatch):
     monkeypatch.undo()
     for failures in (1, 2, 3, 5, 10, 10_000):
-        full = min(FIRST_PAUSE * 2.0 ** min(failures - 1, 60), LONGEST_PAUSE)
-        drawn = [pause_after(failures) for _ in range(100)]
+        full = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 60), LONGEST_PAUSE_S)
+        drawn = [backoff(failures) for _ in range(100)]
         assert all(full / 2 <= pause <= full for pause in drawn) and len(set(drawn)) > 50

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from ...services.checkpoints import Saved
-from .database import Database, Kept
+from .database import CachedSession, Database
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
-    from .fast_checkpoint import Line, Statement
+    from .fast_checkpoint import PreparedConnection, SaveStatement
 
 # No connection any more; or a loop that watches no sockets
 _NO_WAY = (psycopg.Error, OSError, ValueError, NotImplementedError)
 
 
-class Flight:
+class AsyncQuery:
     """One statement on a borrowed connection: sent and read by the event loop's thread, which never waits for it.
 
     No thread is woken and none wakes the loop: 150 us less than a call to a thread. Whoever awaits it may be
@@ -31,7 +31,12 @@ class Flight:
     """
 
     def __init__(
-        self, database: Database, kept: Kept, line: Line, *, landed: Callable[[Flight], None]
+        self,
+        database: Database,
+        kept: CachedSession,
+        line: PreparedConnection,
+        *,
+        landed: Callable[[AsyncQuery], None],
     ) -> None:
         self._database, self._kept, self._line, self._landed = database, kept, line, landed
         self._began = monotonic()
@@ -41,7 +46,7 @@ class Flight:
         self._over = False
         self._result: PGresult | None = None
 
-    async def save(self, statement: Statement, parameters: Sequence[bytes]) -> Saved | None:
+    async def save(self, statement: SaveStatement, parameters: Sequence[bytes]) -> Saved | None:
         """As Line.save, of a statement that the line knows."""
         connection = self._line.pgconn
         try:
@@ -51,7 +56,7 @@ class Flight:
             if connection.flush():
                 self._loop.add_writer(self._socket, self._write)
         except _NO_WAY:
-            self._land(well=False)
+            self._finish(well=False)
         return await self._arrived
 
     def _write(self) -> None:
@@ -59,7 +64,7 @@ class Flight:
             if not self._line.pgconn.flush():
                 self._loop.remove_writer(self._socket)
         except psycopg.Error:
-            self._land(well=False)
+            self._finish(well=False)
 
     def _read(self) -> None:
         connection = self._line.pgconn
@@ -68,18 +73,18 @@ class Flight:
             while not connection.is_busy():
                 result = connection.get_result()
                 if result is None:
-                    self._land(well=True)
+                    self._finish(well=True)
                     return
                 self._result = result
         except psycopg.Error:
-            self._land(well=False)
+            self._finish(well=False)
 
     def give_up(self) -> None:
         """From any thread: close the connection."""
         with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(partial(self._land, well=False))
+            self._loop.call_soon_threadsafe(partial(self._finish, well=False))
 
-    def _land(self, *, well: bool) -> None:
+    def _finish(self, *, well: bool) -> None:
         if self._over:
             return
         self._over = True
@@ -88,9 +93,9 @@ class Flight:
             self._loop.remove_writer(self._socket)
         self._landed(self)
         if well:
-            self._database.hand_back(self._kept, took=monotonic() - self._began)
+            self._database.release(self._kept, took=monotonic() - self._began)
         else:
-            self._database.let_go(self._kept)
+            self._database.discard(self._kept)
         if self._arrived.done():  # cancelled meanwhile
             return
         try:

@@ -15,10 +15,15 @@ DRIVER = "postgresql+psycopg"
 
 
 # A dead peer must not hold a heartbeat for hours; libpq ignores these on Unix sockets.
-_TCP = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+_TCP_SETTINGS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
 
 
-PREPARE = "prepare_threshold"
+PREPARE_THRESHOLD = "prepare_threshold"
 
 
 _ASYNCPG_ONLY = ("prepared_statement_cache_size", "prepared_statement_name_func", "async_fallback")
@@ -37,9 +42,9 @@ def engine_for(source: EngineOrUrl) -> Engine:
         engine: Engine = source
     else:
         engine = create_engine(
-            source.url, connect_args=_TCP | (connects_with(source) or {}), hide_parameters=True
+            source.url, connect_args=_TCP_SETTINGS | (connect_args_of(source) or {}), hide_parameters=True
         )
-        connect_alike(engine, example)
+        copy_connect_listeners(engine, example)
     return engine
 
 
@@ -56,9 +61,9 @@ def settings_of(url: URL) -> dict[str, Any]:
     query: dict[str, Any] = {name: value for name, value in url.query.items() if name not in _ASYNCPG_ONLY}
     if "ssl" in query:  # asyncpg's word
         query["sslmode"] = query.pop("ssl")
-    connect_args: dict[str, Any] = {name: value for name, value in _TCP.items() if name not in query}
-    if (threshold := query.pop(PREPARE, None)) is not None:
-        connect_args[PREPARE] = None if threshold.lower() == "none" else int(threshold)
+    connect_args: dict[str, Any] = {name: value for name, value in _TCP_SETTINGS.items() if name not in query}
+    if (threshold := query.pop(PREPARE_THRESHOLD, None)) is not None:
+        connect_args[PREPARE_THRESHOLD] = None if threshold.lower() == "none" else int(threshold)
     return {
         "url": url.set(drivername=DRIVER, query=query),
         "connect_args": connect_args,
@@ -66,7 +71,7 @@ def settings_of(url: URL) -> dict[str, Any]:
     }
 
 
-def connects_with(engine: Engine | AsyncEngine) -> dict[str, Any] | None:
+def connect_args_of(engine: Engine | AsyncEngine) -> dict[str, Any] | None:
     """What an engine gives its driver: the parts of its URL, and its connect_args. None: it has a `creator`, and only that
     knows."""
     # Nothing public says it: create_engine leaves it with the function that its pool calls.
@@ -75,7 +80,7 @@ def connects_with(engine: Engine | AsyncEngine) -> dict[str, Any] | None:
     return dict(known["cparams"]) if "cparams" in known else None
 
 
-def connect_alike(engine: Engine, example: Engine) -> None:
+def copy_connect_listeners(engine: Engine, example: Engine) -> None:
     """Have `engine`, of the same driver, ask who is asked before `example` connects: for tokens that expire."""
     for listener in example.dialect.dispatch.do_connect:
         event.listen(engine, "do_connect", listener)

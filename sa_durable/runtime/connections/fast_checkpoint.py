@@ -31,7 +31,7 @@ _UNKNOWN, _DUPLICATE = b"26000", b"42P05"  # prepared statement
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class SaveStatement:
     """`stmt.save` as libpq takes it."""
 
     name: bytes
@@ -43,7 +43,7 @@ class Statement:
         return [given[parameter].encode() for parameter in self.order]
 
 
-def statement_for(model: Model, engine: Engine) -> Statement:
+def statement_for(model: Model, engine: Engine) -> SaveStatement:
     """The statement that saves a checkpoint of `model`, on connections of `engine`."""
     translated = engine.get_execution_options().get("schema_translate_map")
     compiled = stmt.save(model).compile(
@@ -51,12 +51,12 @@ def statement_for(model: Model, engine: Engine) -> Statement:
         **({"schema_translate_map": translated, "render_schema_translate": True} if translated else {}),
     )
     sql = str(compiled).encode()
-    return Statement(
+    return SaveStatement(
         b"sa_durable_" + sha256(sql).hexdigest()[:32].encode(), sql, tuple(compiled.positiontup or ())
     )
 
 
-class Line:
+class PreparedConnection:
     """A connection that a session keeps, and what is prepared on it."""
 
     def __init__(self, connection: Connection) -> None:
@@ -75,13 +75,13 @@ class Line:
             and not logging.getLogger("sqlalchemy.engine.Engine.sa_durable").isEnabledFor(logging.INFO)
         )
 
-    def knows(self, statement: Statement) -> bool:
+    def has_prepared(self, statement: SaveStatement) -> bool:
         return statement.name in self._prepared
 
-    def save(self, statement: Statement, parameters: Sequence[bytes]) -> Saved | None:
+    def save(self, statement: SaveStatement, parameters: Sequence[bytes]) -> Saved | None:
         """Save a checkpoint in one round trip. None, if that isn't known to have worked, for whatever reason."""
         try:
-            if not self.knows(statement):
+            if not self.has_prepared(statement):
                 prepared = self.pgconn.prepare(statement.name, statement.sql)
                 if prepared.status != pq.ExecStatus.COMMAND_OK and _sqlstate(prepared) != _DUPLICATE:
                     return None
@@ -106,9 +106,9 @@ def _sqlstate(result: PGresult) -> bytes | None:
     return result.error_field(pq.DiagnosticField.SQLSTATE)
 
 
-def line_of(session: Session) -> Line:
+def prepared_connection(session: Session) -> PreparedConnection:
     """The line of a session that is kept: it has one connection for as long as that."""
-    line: Line | None = session.info.get(_KEY)
+    line: PreparedConnection | None = session.info.get(_KEY)
     if line is None:
-        line = session.info[_KEY] = Line(session.connection())
+        line = session.info[_KEY] = PreparedConnection(session.connection())
     return line

@@ -10,13 +10,13 @@ from sqlalchemy.orm import Session
 
 from ...statements import plan_shape as planning
 
-SLOW = 0.005  # seconds
-HARM = 0.05  # seconds in slow statements within PAUSE: less is the machine's, mostly, and a plan made while idle is a bad one
-PAUSE = 1.0
+SLOW_STATEMENT_S = 0.005  # seconds
+SLOW_TOTAL_S = 0.05  # seconds in slow statements within PAUSE: less is the machine's, mostly, and a plan made while idle is a bad one
+MIN_INTERVAL_S = 1.0
 _KEY = "sa_durable_planned"
 
 
-class Plans:
+class PlanCache:
     """Has what took long planned anew, on all connections that share this, at most once a second.
 
     A prepared statement keeps its plan. Made while a queue is empty, and vacuumed, it reads whole tables, and goes on
@@ -26,36 +26,36 @@ class Plans:
 
     def __init__(self) -> None:
         self._outdated = 0.0  # of monotonic(): plans from before that are
-        self._lost = (0.0, 0.0)  # seconds in slow statements, since when
+        self._slow_total = (0.0, 0.0)  # seconds in slow statements, since when
 
     @contextmanager
     def watching(self, session: Session) -> Iterator[None]:
         """While the session's statements run."""
         began = monotonic()
-        if not self.fit(session):
-            session.execute(planning.plan_anew())
-            _made(session)[_KEY] = began = monotonic()
+        if not self.is_current(session):
+            session.execute(planning.discard_plans())
+            _connection_info(session)[_KEY] = began = monotonic()
         yield
-        self.took(monotonic() - began)
+        self.record_duration(monotonic() - began)
 
-    def fit(self, session: Session) -> bool:
+    def is_current(self, session: Session) -> bool:
         """Whether the plans of its connection do, as far as is known."""
-        return not self._outdated or _made(session).get(_KEY, 0.0) >= self._outdated
+        return not self._outdated or _connection_info(session).get(_KEY, 0.0) >= self._outdated
 
-    def took(self, seconds: float) -> None:
+    def record_duration(self, seconds: float) -> None:
         """A statement did. Any thread; that two of them race costs a plan at most."""
-        if seconds <= SLOW:
+        if seconds <= SLOW_STATEMENT_S:
             return
-        now, (lost, since) = monotonic(), self._lost
-        if now - since > PAUSE:
+        now, (lost, since) = monotonic(), self._slow_total
+        if now - since > MIN_INTERVAL_S:
             lost, since = 0.0, now
         lost += seconds
-        if lost > HARM and now - self._outdated > PAUSE:
+        if lost > SLOW_TOTAL_S and now - self._outdated > MIN_INTERVAL_S:
             self._outdated, lost = now, 0.0
-        self._lost = lost, since
+        self._slow_total = lost, since
 
 
-def _made(session: Session) -> dict[str, float]:
+def _connection_info(session: Session) -> dict[str, float]:
     """What is known of its connection."""
     made: dict[str, float] = session.connection().info
     return made

@@ -13,23 +13,25 @@ from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception, stop_after_delay
 
-from .errors import explain, passing
+from .errors import describe_for_log, is_transient
 
 T = TypeVar("T")
 logger = logging.getLogger("sa_durable")
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
-PATIENCE = 60.0  # seconds without the database; a server has restarted by then, or somebody should know
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
+GIVE_UP_AFTER_S = (
+    60.0  # seconds without the database; a server has restarted by then, or somebody should know
+)
 
 
-def pause_after(failures: int, *, first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> float:
+def backoff(failures: int, *, first: float = FIRST_PAUSE_S, longest: float = LONGEST_PAUSE_S) -> float:
     """Seconds until the next try after `failures` in a row: twice as long each time up to `longest`, less up to half of
     it by chance. Those that were cut off together don't come back together."""
     full: float = min(first * 2.0 ** min(failures - 1, 60), longest)
     return full * (1 - random.random() / 2)  # noqa: S311 - spreads load, protects nothing
 
 
-def again(work: Callable[[], T], pause: Callable[[int], float]) -> T:
+def retry_transient(work: Callable[[], T], pause: Callable[[int], float]) -> T:
     """What `work`, which is one whole transaction, returns: run again after errors that pass (it lost a race, or the
     database is away), until it raises something else. `pause`: seconds after so many failures."""
     try:
@@ -45,20 +47,22 @@ def again(work: Callable[[], T], pause: Callable[[int], float]) -> T:
     return Retrying(**_policy(pause))(attempt)
 
 
-def patiently(what: str, work: Callable[[], T], *, limit: float = PATIENCE) -> T:
+def retry_until(what: str, work: Callable[[], T], *, limit: float = GIVE_UP_AFTER_S) -> T:
     """As `again`, for somebody who waits for `what`: for `limit` seconds; then the error is raised as it is. That it
     takes longer is logged, once."""
-    return Retrying(**_policy(pause_after), **_limited(what, limit))(work)
+    return Retrying(**_policy(backoff), **_limited(what, limit))(work)
 
 
-async def patiently_async(what: str, work: Callable[[], Awaitable[T]], *, limit: float = PATIENCE) -> T:
+async def retry_until_async(
+    what: str, work: Callable[[], Awaitable[T]], *, limit: float = GIVE_UP_AFTER_S
+) -> T:
     """As `patiently`, awaited."""
-    return await AsyncRetrying(**_policy(pause_after), **_limited(what, limit))(work)
+    return await AsyncRetrying(**_policy(backoff), **_limited(what, limit))(work)
 
 
 def _policy(pause: Callable[[int], float]) -> dict[str, Any]:
     return {
-        "retry": retry_if_exception(lambda error: isinstance(error, Exception) and passing(error)),
+        "retry": retry_if_exception(lambda error: isinstance(error, Exception) and is_transient(error)),
         "wait": lambda state: pause(state.attempt_number),
         "reraise": True,
     }
@@ -68,6 +72,6 @@ def _limited(what: str, limit: float) -> dict[str, Any]:
     def tell(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if error is not None and state.attempt_number == 1:
-            logger.warning("%s: %s; trying again for up to %.3g s", what, explain(error), limit)
+            logger.warning("%s: %s; trying again for up to %.3g s", what, describe_for_log(error), limit)
 
     return {"stop": stop_after_delay(limit), "before_sleep": tell}

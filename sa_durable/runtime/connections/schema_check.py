@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from ...errors import SchemaOutdated
 from ...services import verify as schema
 from .database import Database
-from .errors import explain, passing, sqlstate
+from .errors import describe_for_log, is_transient, sqlstate
 
 if TYPE_CHECKING:
     from ...models import DurableTask
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sa_durable.worker")
 
 INSUFFICIENT_PRIVILEGE = "42501"
-SHOWN = 5  # differences in an error's text
+MAX_SHOWN = 5  # differences in an error's text
 
 
 def check_schema(database: Database, queues: Iterable[type[DurableTask]]) -> None:
@@ -32,14 +32,14 @@ def check_schema(database: Database, queues: Iterable[type[DurableTask]]) -> Non
         with database.transaction() as session:
             found = schema.differences(session.connection(), dict.fromkeys(one.__table__ for one in mapped))
     except DBAPIError as error:
-        if not passing(error) and sqlstate(error) != INSUFFICIENT_PRIVILEGE:
+        if not is_transient(error) and sqlstate(error) != INSUFFICIENT_PRIVILEGE:
             raise
-        logger.warning("the schema was not checked: %s", explain(error))
+        logger.warning("the schema was not checked: %s", describe_for_log(error))
         return
     if breaking := [str(difference) for difference in found if difference.breaks]:
-        more = f" (and {len(breaking) - SHOWN} more)" if len(breaking) > SHOWN else ""
+        more = f" (and {len(breaking) - MAX_SHOWN} more)" if len(breaking) > MAX_SHOWN else ""
         raise SchemaOutdated(
-            f"the database is behind sa_durable's schema: {'; '.join(breaking[:SHOWN])}{more}. Nothing was started; "
+            f"the database is behind sa_durable's schema: {'; '.join(breaking[:MAX_SHOWN])}{more}. Nothing was started; "
             "run `alembic upgrade head`"
         )
     for difference in found:

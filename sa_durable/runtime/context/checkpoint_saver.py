@@ -6,9 +6,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ...services.checkpoints import Saved
-from ..connections.async_query import Flight
+from ..connections.async_query import AsyncQuery
 from ..connections.database import Database
-from ..connections.fast_checkpoint import Statement, line_of, statement_for
+from ..connections.fast_checkpoint import SaveStatement, prepared_connection, statement_for
 from ..runs.active import LiveRun
 
 if TYPE_CHECKING:
@@ -25,31 +25,31 @@ class Saving:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._statements: dict[type[DurableTask], Statement] = {}
-        self._flying: set[Flight] = set()
+        self._statements: dict[type[DurableTask], SaveStatement] = {}
+        self._flying: set[AsyncQuery] = set()
 
     def save(self, run: LiveRun, name: str, text: str) -> Saved | None:
         """In one round trip, waiting for it."""
         statement = self._statement(run.model)
-        if (kept := self._database.borrow()) is None:
+        if (kept := self._database.acquire()) is None:
             return None
         began = monotonic()
         try:
-            line = line_of(kept[0])
+            line = prepared_connection(kept[0])
             return line.save(statement, statement.parameters(run.claim, name, text)) if line.usable else None
         finally:
-            self._database.hand_back(kept, took=monotonic() - began)
+            self._database.release(kept, took=monotonic() - began)
 
     async def save_soon(self, run: LiveRun, name: str, text: str) -> Saved | None:
         """As `save`, not waiting for it; only on a connection that `save` has prepared."""
         statement = self._statement(run.model)
-        if len(text) > SHORT or (kept := self._database.borrow()) is None:
+        if len(text) > SHORT or (kept := self._database.acquire()) is None:
             return None
-        line = line_of(kept[0])
-        if not line.usable or not line.knows(statement):
-            self._database.hand_back(kept)
+        line = prepared_connection(kept[0])
+        if not line.usable or not line.has_prepared(statement):
+            self._database.release(kept)
             return None
-        flight = Flight(self._database, kept, line, landed=self._flying.discard)
+        flight = AsyncQuery(self._database, kept, line, landed=self._flying.discard)
         self._flying.add(flight)
         return await flight.save(statement, statement.parameters(run.claim, name, text))
 
@@ -58,7 +58,7 @@ class Saving:
         for flight in list(self._flying):
             flight.give_up()
 
-    def _statement(self, model: type[DurableTask]) -> Statement:
+    def _statement(self, model: type[DurableTask]) -> SaveStatement:
         if model not in self._statements:
             self._statements[model] = statement_for(model, self._database.engine)
         return self._statements[model]

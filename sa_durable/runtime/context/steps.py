@@ -39,7 +39,7 @@ class Steps:
         def write() -> Json:
             if (saved := self._saving.save(run, name, text)) is not None:
                 return saved.value
-            with self._database.once() as session:
+            with self._database.autocommit() as session:
                 return checkpoints.save(session, run.model, run.claim, name, text)
 
         return persist(run, write)
@@ -55,7 +55,7 @@ class Steps:
         """The database's time in ISO format, saved as a checkpoint. Raises as `save`."""
 
         def write() -> str:
-            with self._database.once() as session:  # when a sleep of no time ends
+            with self._database.autocommit() as session:  # when a sleep of no time ends
                 return checkpoints.save_wake_time(session, run.model, run.claim, name, delay=timedelta(0))
 
         return persist(run, write)

@@ -12,8 +12,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ...errors import RetryTransaction
 from ...services.checkpoints import AlreadySaved
-from ..connections.errors import LOST_RACE, explain, passing, sqlstate
-from ..connections.retrying import PATIENCE, pause_after
+from ..connections.errors import LOST_RACE, describe_for_log, is_transient, sqlstate
+from ..connections.retrying import GIVE_UP_AFTER_S, backoff
 from ..runs.active import LiveRun
 
 logger = logging.getLogger("sa_durable.worker")
@@ -65,9 +65,11 @@ class Tries:
         if not again:
             return None
         claim = self.run.claim
-        logger.info("task %s (%s): a transaction is run again: %s", claim.task_id, claim.name, explain(error))
+        logger.info(
+            "task %s (%s): a transaction is run again: %s", claim.task_id, claim.name, describe_for_log(error)
+        )
         self._pauses += 1
-        return min(pause_after(self._pauses), self.run.left + 0.001)
+        return min(backoff(self._pauses), self.run.left + 0.001)
 
     def _lost(self, error: Exception) -> bool:
         """Whether the connection is, or there never was one."""
@@ -75,12 +77,14 @@ class Tries:
             return True
         if isinstance(error, OSError):  # asyncpg passes on what the socket raises, and so may the application
             return self.in_doubt or self.committing or self._connecting
-        return isinstance(error, PoolTimeoutError) or ((self.in_doubt or self._connecting) and passing(error))
+        return isinstance(error, PoolTimeoutError) or (
+            (self.in_doubt or self._connecting) and is_transient(error)
+        )
 
     def _patient(self) -> bool:
         now = monotonic()
         self._since = self._since or now
-        return now - self._since < PATIENCE  # without a connection to begin on
+        return now - self._since < GIVE_UP_AFTER_S  # without a connection to begin on
 
 
 def _raced(error: Exception) -> bool:

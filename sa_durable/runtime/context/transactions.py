@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy.orm import Session
 
 from ...errors import DeclarationError, MissingExtra, Signal
-from ..connections.engines import EngineOrUrl, connect_alike, connects_with, engine_for
+from ..connections.engines import EngineOrUrl, connect_args_of, copy_connect_listeners, engine_for
 from ..runs.active import LiveRun
 from .transaction_record import Effect, Guard, begin, inside
 from .transaction_retry import Tries
@@ -119,7 +119,7 @@ class Transactions:
             engine = self._source
         else:
             example = self._engine
-            if (arguments := connects_with(example)) is None:
+            if (arguments := connect_args_of(example)) is None:
                 raise DeclarationError(
                     "the engine has a creator, which makes no async connections: give the worker an async_session_factory "
                     "for transactions of async functions"
@@ -127,7 +127,7 @@ class Transactions:
             self._own_async = create_async_engine(
                 example.url, connect_args=arguments, hide_parameters=example.hide_parameters
             )
-            connect_alike(self._own_async.sync_engine, example)
+            copy_connect_listeners(self._own_async.sync_engine, example)
             engine = self._own_async.execution_options(**example.get_execution_options())
         return lambda: AsyncSession(engine, expire_on_commit=False)
 

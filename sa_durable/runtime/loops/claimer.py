@@ -108,7 +108,7 @@ class Claimer:
         if not names:
             return 0
         sent = monotonic()
-        with self._database.once() as session:
+        with self._database.autocommit() as session:
             claims = leases.claim(
                 session,
                 model,
@@ -140,7 +140,7 @@ class Claimer:
             self._hand_over(runs)
 
     def _load(self, model: type[DurableTask], resumed: Sequence[LiveRun]) -> None:
-        with self._database.once() as session:
+        with self._database.autocommit() as session:
             saved = checkpoints.load(session, model, [run.claim.task_id for run in resumed])
         for run in resumed:
             run.saved = saved[run.claim.task_id]

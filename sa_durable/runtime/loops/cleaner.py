@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...services import cleanup
 from ..connections.database import Database
-from ..connections.errors import explain, passing
+from ..connections.errors import describe_for_log, is_transient
 from ..runs.registry import Registry
 from ..threads.periodic import Chore
 
@@ -36,7 +36,7 @@ class Cleaner:
         if (left := self._due - monotonic()) > 0:
             return left
         began = monotonic()
-        with self._database.once() as session:
+        with self._database.autocommit() as session:
             retentions = cleanup.retentions(session, self._registry.queues)
         more = [self._clean(model, retention) for model, retention in retentions.items()]
         if any(more):
@@ -52,9 +52,9 @@ class Cleaner:
             with self._database.transaction() as session:
                 cleaned = cleanup.clean_up(session, model, older_than=retention, limit=BATCH)
         except Exception as error:  # whatever it is, it must not keep the other queues from being cleaned up
-            if passing(error):
+            if is_transient(error):
                 raise
-            said = f"queue {model.__queue__} (retention {retention}) can't be cleaned up: {explain(error)}"
+            said = f"queue {model.__queue__} (retention {retention}) can't be cleaned up: {describe_for_log(error)}"
             logger.error(said)  # noqa: TRY400 - a traceback may quote rows
             return False
         if cleaned.tasks or cleaned.events:

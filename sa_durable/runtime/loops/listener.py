@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ...services import notifications
 from ...statements.notifications import CHANNEL, Kind
 from ..connections.database import Database
-from ..connections.errors import explain
+from ..connections.errors import describe_for_log
 from ..threads.notification_thread import Deaf, Listening
 from ..threads.wakeup import Wakeup
 
@@ -61,7 +61,7 @@ class Listener(Listening):
                 echo = f"{self._me} {self._sent}"
                 self._ours = notifications.ask(session, self._queues, time=time, echo=echo)
         except SQLAlchemyError as error:
-            logger.info("nobody is asked for notifications: %s", explain(error))
+            logger.info("nobody is asked for notifications: %s", describe_for_log(error))
             return False
         if self._deadline is None:  # else an earlier one is still out: asking again must not put that off
             self._deadline = monotonic() + ECHO
@@ -73,7 +73,7 @@ class Listener(Listening):
             with self._asking.transaction() as session:
                 notifications.stop_asking(session, self._queues)
         except SQLAlchemyError as error:
-            logger.info("notifications can't be called off: %s", explain(error))
+            logger.info("notifications can't be called off: %s", describe_for_log(error))
 
     def _began(self) -> None:
         self._deadline = None

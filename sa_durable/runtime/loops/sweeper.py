@@ -40,7 +40,7 @@ class Sweeper:
         self.chore = Chore("sweeper", self._work)
 
     def _work(self) -> float:
-        with self._database.once() as session:
+        with self._database.autocommit() as session:
             found = looking.ended(session, self._registry.queues)
         return min([self._attend(model, ended) for model, ended in found.items()])
 

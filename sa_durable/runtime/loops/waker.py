@@ -67,7 +67,7 @@ class Waker:
         fronts = {model: self._registry.front(model) for model in self._registry.queues}
         asked = {model for model, front in fronts.items() if front.due()}
         names = {model: self._registry.names(model) if model in asked else () for model in fronts}
-        with self._database.once() as session:
+        with self._database.autocommit() as session:
             found = looking.due(session, names)
         for model in asked:
             fronts[model].looked(sent, ready=found[model].ready)
@@ -91,7 +91,7 @@ class Waker:
         return pause
 
     def _promote(self, model: type[DurableTask]) -> float:
-        with self._database.once() as session:
+        with self._database.autocommit() as session:
             promoted = maintenance.promote(session, model, limit=PROMOTE_LIMIT)
         self._tell(model, promoted.woken)
         if promoted.woken == PROMOTE_LIMIT:
@@ -104,7 +104,7 @@ class Waker:
         if woken:
             self._ready.set()
         if woken > self._slots.room:
-            with self._database.once() as session:
+            with self._database.autocommit() as session:
                 notifications.tell(session, model)
 
     def _settle(self, model: type[DurableTask]) -> bool:
@@ -114,12 +114,12 @@ class Waker:
         return settled.more or settled.waiting > 0
 
     def _wake(self, model: type[DurableTask]) -> float:
-        with self._database.once() as session:
+        with self._database.autocommit() as session:
             woken = events.wake(session, model, limit=WAKE_LIMIT)
         self._tell(model, woken)
         if woken == WAKE_LIMIT:
             return 0
-        with self._database.once() as session:  # after they are told: nobody waits for this
+        with self._database.autocommit() as session:  # after they are told: nobody waits for this
             forgotten = events.forget_idle(session, model, limit=WAKE_LIMIT)
         if forgotten == WAKE_LIMIT:
             return 0

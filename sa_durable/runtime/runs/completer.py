@@ -18,7 +18,7 @@ from ...services.claims import Stands
 from ...services.runs import Completed, Failed, Stored
 from ...values import TaskError
 from ..connections.database import Database
-from ..connections.errors import explain, refused
+from ..connections.errors import describe_for_log, is_data_error
 from ..threads.periodic import Chore
 from ..threads.wakeup import Wakeup
 from .active import Live, LiveRun
@@ -117,7 +117,7 @@ class Flusher:
         try:
             if isinstance(outcomes[0], Failed):
                 return self._fail(model, _all(outcomes, Failed))
-            with self._database.once() as session:
+            with self._database.autocommit() as session:
                 match outcomes[0]:
                     case Completed():
                         return self._tell(runs.complete_many(session, model, _all(outcomes, Completed)))
@@ -125,7 +125,7 @@ class Flusher:
                         held = {outcome.task_id: outcome.token for outcome in outcomes}
                         return leases.release(session, model, held)
         except Exception as error:
-            if not refused(error):
+            if not is_data_error(error):
                 raise
             if len(outcomes) > 1:  # one of them is to blame
                 return set().union(*(self._store(model, [outcome]) for outcome in outcomes))
@@ -153,7 +153,7 @@ class Flusher:
     def _store_refused(
         self, model: type[DurableTask], outcome: Outcome, error: Exception
     ) -> AbstractSet[UUID]:
-        logger.error("task %s: its outcome can't be stored (%s)", outcome.task_id, explain(error))
+        logger.error("task %s: its outcome can't be stored (%s)", outcome.task_id, describe_for_log(error))
         instead = Failed(outcome.task_id, outcome.token, _UNSTORABLE, GiveUp())
         if isinstance(outcome, Completed):
             return self._store(model, [instead])
@@ -165,7 +165,7 @@ class Flusher:
         """Log what can't be stored any more. Returns what still can: somebody has the row locked."""
         if not lost:
             return set()
-        with self._database.once() as session:
+        with self._database.autocommit() as session:
             standing = leases.standing(session, model, {run.claim.task_id: run.claim.token for run in lost})
         for run in lost:
             if isinstance(signal := standing[run.claim.task_id], Signal):

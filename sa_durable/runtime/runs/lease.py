@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..connections.retrying import again, pause_after
+from ..connections.retrying import backoff, retry_transient
 
 MARGIN = 0.1  # of a lease: a run gives up this long before others may take its task
 
@@ -33,7 +33,7 @@ def extend(database: Database, model: type[DurableTask], runs: Sequence[LiveRun]
     """Extend the leases of runs of a queue, now, and end those whose claims no longer stand."""
     held = {run.claim.task_id: run.claim.token for run in runs}
     sent = monotonic()
-    with database.once() as session:
+    with database.autocommit() as session:
         kept = leases.extend(session, model, held, lease=lease)
         lost = {i: token for i, token in held.items() if i not in kept}
         standing = leases.standing(session, model, lost) if lost else {}
@@ -56,7 +56,7 @@ def persist(run: LiveRun, write: Callable[[], T]) -> T:
         return write()
 
     try:
-        return again(attempt, lambda failures: min(pause_after(failures), run.left + 0.001))
+        return retry_transient(attempt, lambda failures: min(backoff(failures), run.left + 0.001))
     except Signal as signal:
         run.end(signal)
         raise

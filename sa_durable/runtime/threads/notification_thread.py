@@ -12,8 +12,8 @@ import psycopg
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..connections.database import Database
-from ..connections.errors import explain
-from ..connections.retrying import pause_after
+from ..connections.errors import describe_for_log
+from ..connections.retrying import backoff
 from .periodic import Chore
 
 logger = logging.getLogger("sa_durable.worker")
@@ -84,7 +84,7 @@ class Listening(ABC):
             logger.warning("%s: %s; polling meanwhile", self._name, _explain(error))
         self._failures += 1
         longest = DEAF_PAUSE if isinstance(error, Deaf) else LONGEST_PAUSE
-        return pause_after(self._failures, first=FIRST_PAUSE, longest=longest)
+        return backoff(self._failures, first=FIRST_PAUSE, longest=longest)
 
 
 def _arrived(connection: psycopg.Connection[Any]) -> Iterator[str]:
@@ -103,4 +103,4 @@ def _explain(error: Exception) -> str:
             said = error.diag.message_primary or str(error).partition("\n")[0]
             return f"{type(error).__name__} {said}"
         case _:
-            return explain(error)
+            return describe_for_log(error)

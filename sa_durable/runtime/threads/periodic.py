@@ -10,8 +10,8 @@ from time import monotonic
 from sqlalchemy.exc import SQLAlchemyError
 
 from ...errors import RetryTransaction, SchemaOutdated
-from ..connections.errors import explain
-from ..connections.retrying import pause_after
+from ..connections.errors import describe_for_log
+from ..connections.retrying import backoff
 from .wakeup import Wakeup
 
 logger = logging.getLogger("sa_durable.worker")
@@ -72,7 +72,7 @@ class Chore:
                 idle = self._work()
             except Exception as error:  # noqa: BLE001 - the shell of a thread: whatever it is, the worker goes on
                 self._trouble.failures += 1
-                pause = pause_after(self._trouble.failures, first=FIRST_PAUSE, longest=self._longest_pause)
+                pause = backoff(self._trouble.failures, first=FIRST_PAUSE, longest=self._longest_pause)
                 self._trouble.tell(error, pause)
                 self._stop.wait(pause)
             else:
@@ -92,7 +92,7 @@ class _Trouble:
         self._since = self._said_at = 0.0
 
     def tell(self, error: Exception, pause: float) -> None:
-        now, said = monotonic(), explain(error)
+        now, said = monotonic(), describe_for_log(error)
         if self.failures == 1:
             self._since = now
         if self.failures > 1 and said == self._said and now - self._said_at < SILENCE:
