@@ -38,7 +38,7 @@ from sqlalchemy import Pool
 from ..statements.notifications import ENDED
 from .connections.database import Database
 from .connections.engines import EngineOrUrl, engine_for
-from .threads.notification_thread import Listening
+from .threads.notification_thread import NotificationThread
 
 R = TypeVar("R")
 
@@ -198,21 +198,21 @@ _listening: WeakKeyDictionary[Pool, Ends] = WeakKeyDictionary()
 _lock = Lock()
 
 
-class Ends(Listening):
+class Ends(NotificationThread):
     """Calls who waits for a task when its end is notified, and everybody when notifications may have been missed."""
 
     def __init__(self, database: Database) -> None:
         super().__init__("wait_for", database, ENDED)
         self.calls: defaultdict[str, list[Call]] = defaultdict(list)  # under _lock
 
-    def _began(self) -> None:
-        self._works()
+    def _on_connected(self) -> None:
+        self._on_delivered()
         with _lock:
             calls = [call for waiting in self.calls.values() for call in waiting]
         for call in calls:
             call()
 
-    def _hear(self, payload: str) -> None:
+    def _on_notification(self, payload: str) -> None:
         with _lock:
             calls = list(self.calls.get(payload, ()))
         for call in calls:

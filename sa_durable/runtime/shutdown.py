@@ -9,9 +9,9 @@ from threading import Event, Thread
 from time import monotonic
 
 from ..errors import LeaseLost
-from .runs.active import Live
-from .runs.completer import Flusher, Released
-from .threads.periodic import Chore
+from .runs.active import ActiveRuns
+from .runs.completer import Completer, ReleaseClaim
+from .threads.periodic import PeriodicThread
 
 logger = logging.getLogger("sa_durable.worker")
 
@@ -28,10 +28,10 @@ class Closer:
 
     def __init__(
         self,
-        live: Live,
-        flusher: Flusher,
-        claimer: Chore,
-        others: Sequence[Chore],
+        live: ActiveRuns,
+        flusher: Completer,
+        claimer: PeriodicThread,
+        others: Sequence[PeriodicThread],
         *,
         patience: float,
         loop_gone: Callable[[], bool],
@@ -96,12 +96,12 @@ class Closer:
     def give_back(self) -> None:
         """End what runs, and hand its claims to the flusher: their tasks are ready again, no attempt burnt."""
         # Runs that were ended otherwise are nobody's to store; their handlers are left behind.
-        self._live.remove(run for run in self._live.all() if run.signal is not None and not run.settling)
-        unfinished = [run for run in self._live.all() if not run.settling and run.signal is None]
+        self._live.remove(run for run in self._live.all() if run.signal is not None and not run.finishing)
+        unfinished = [run for run in self._live.all() if not run.finishing and run.signal is None]
         for run in unfinished:
             # In this order: from now on it is ours to store; and once it has ended, its handler's outcome isn't taken.
-            run.settling = True
+            run.finishing = True
             if run.end(LeaseLost(f"task {run.claim.task_id}: its worker stops")):
-                self._flusher.put(run, Released(run.claim.task_id, run.claim.token))
+                self._flusher.submit(run, ReleaseClaim(run.claim.task_id, run.claim.token))
         if unfinished:
             logger.warning("gave %d unfinished tasks back", len(unfinished))

@@ -20,7 +20,7 @@ from .connections.database import Database
 from .connections.engines import EngineOrUrl, engine_for
 from .connections.plan_cache import PlanCache
 from .connections.schema_check import check_schema
-from .context.operations import THREADS, Verbs
+from .context.operations import CONTEXT_THREADS, ContextOperations
 from .context.steps import Steps
 from .context.transactions import AsyncSessionFactory, SessionFactory, Transactions
 from .context.waits import Waits
@@ -33,14 +33,14 @@ from .loops.heartbeat import Heartbeat
 from .loops.listener import Listener
 from .loops.sweeper import Sweeper
 from .loops.waker import Waker
-from .runs.active import Live, LiveRun
-from .runs.capacity import Slots
-from .runs.completer import Flusher, Released
-from .runs.lease import lifetime
+from .runs.active import ActiveRun, ActiveRuns
+from .runs.capacity import Capacity
+from .runs.completer import Completer, ReleaseClaim
+from .runs.lease import local_lifetime
 from .runs.registry import Registry
 from .shutdown import Closer
 from .signals import UNWIND, stop_signals, wind_up
-from .threads.pool import DaemonThreads
+from .threads.pool import DaemonThreadPool
 from .threads.wakeup import Wakeup
 from .worker_options import check_durations, check_numbers, check_worker_id
 
@@ -98,14 +98,14 @@ class Worker:
         self._plans = PlanCache()
         self._databases = [self._connect(source) for _ in range(6)]
         claims, flush, beats, wakes, sweeps, steps = self._databases
-        self._live, self._slots = Live(), Slots(concurrency, prefetch)
+        self._live, self._slots = ActiveRuns(), Capacity(concurrency, prefetch)
         self._ready, self._asleep = Wakeup(), Wakeup()
         self._listener: Listener | None = None
         if notify:
             listens = Database(source if listen_url is None else engine_for(listen_url))
             self._databases.append(listens)
             self._listener = Listener(listens, claims, self.queues, ready=self._ready, asleep=self._asleep)
-        self._flusher = Flusher(flush, self._live, ready=self._ready, asleep=self._asleep)
+        self._flusher = Completer(flush, self._live, ready=self._ready, asleep=self._asleep)
         self._timeouts = Timeouts(self._live, self._flusher)
         self._heartbeat = Heartbeat(beats, self._live, lease=lease)
         self._claimer = Claimer(
@@ -115,7 +115,7 @@ class Worker:
             self._slots,
             worker=self.worker_id,
             lease=lease,
-            lifetime=lifetime(lease),
+            lifetime=local_lifetime(lease),
             poll_interval=poll_interval,
             hand_over=self._hand_over,
             wakeup=self._ready,
@@ -129,12 +129,12 @@ class Worker:
             sweeps, registry, sweep_interval=sweep_interval, ready=self._ready, ended=self._asleep
         )
         self._cleaner = Cleaner(sweeps, registry)
-        self._verbs = Verbs(
+        self._verbs = ContextOperations(
             Steps(steps, lease=lease, asleep=self._asleep),
             Waits(steps, asleep=self._asleep, ready=self._ready),
             Transactions(engine, session_factory, async_session_factory),
-            DaemonThreads("sa_durable context", THREADS),
-            DaemonThreads("sa_durable transaction", concurrency),
+            DaemonThreadPool("sa_durable context", CONTEXT_THREADS),
+            DaemonThreadPool("sa_durable transaction", concurrency),
         )
         parts = (self._waker, self._sweeper, self._cleaner, self._timeouts, self._heartbeat, self._listener)
         self._others = [part.chore for part in parts if part]
@@ -242,10 +242,10 @@ class Worker:
 
     # From here on: the loop's thread, unless a docstring says otherwise.
 
-    def _accept(self, runs: list[LiveRun]) -> None:
+    def _accept(self, runs: list[ActiveRun]) -> None:
         self._intake.accept(runs)
 
-    def _ended(self, run: LiveRun) -> None:
+    def _ended(self, run: ActiveRun) -> None:
         self._intake.ended(run)
 
     def _tick(self) -> None:
@@ -256,27 +256,27 @@ class Worker:
 
     # From here on: in any thread.
 
-    def _next_plain(self, ended: LiveRun) -> LiveRun | None:
+    def _next_plain(self, ended: ActiveRun) -> ActiveRun | None:
         return self._intake.next_plain(ended)
 
-    def _release(self, run: LiveRun) -> None:
-        if run.signal is None and not run.settling:
-            self._flusher.put(run, Released(run.claim.task_id, run.claim.token))
-        elif not run.settling:  # it was cancelled, or lost, while it waited
+    def _release(self, run: ActiveRun) -> None:
+        if run.signal is None and not run.finishing:
+            self._flusher.submit(run, ReleaseClaim(run.claim.task_id, run.claim.token))
+        elif not run.finishing:  # it was cancelled, or lost, while it waited
             self._live.remove([run])
 
     def _room(self) -> None:
-        if not self._claimer.drained and self._slots.room > 0:
+        if not self._claimer.drained and self._slots.available > 0:
             self._ready.set()
 
     def _connect(self, engine: Engine) -> Database:
         """One role's way to the database."""
         return Database(engine, plans=self._plans)
 
-    def _raised(self, run: LiveRun, error: BaseException) -> None:
+    def _raised(self, run: ActiveRun, error: BaseException) -> None:
         """In any thread."""
 
-    def _hand_over(self, runs: list[LiveRun]) -> None:
+    def _hand_over(self, runs: list[ActiveRun]) -> None:
         """In the claimer's thread."""
         self._on_loop(self._accept, runs)
 

@@ -20,8 +20,8 @@ from ..runtime import Worker
 from ..runtime.connections.database import Database
 from ..runtime.connections.engines import EngineOrUrl, engine_for
 from ..runtime.context.transactions import AsyncSessionFactory, SessionFactory
-from ..runtime.runs.active import LiveRun
-from ..runtime.runs.completer import LOCKED
+from ..runtime.runs.active import ActiveRun
+from ..runtime.runs.completer import LOCKED_RETRY_S
 from ..runtime.signals import UNWIND
 from ..values import ACTIVE, TaskState
 
@@ -78,7 +78,7 @@ class DrivenWorker(Worker):
         self._error: BaseException | None = None
         self._working = Lock()  # one thread asks the database at a time
         self._gone = False
-        self.in_hand: LiveRun | None = None
+        self.in_hand: ActiveRun | None = None
         super().__init__(
             engine,
             queues,
@@ -95,26 +95,26 @@ class DrivenWorker(Worker):
         self._databases = []  # it is closed here
         self._loop = asyncio.get_running_loop()
 
-    async def claim_next(self) -> LiveRun | None:
+    async def claim_next(self) -> ActiveRun | None:
         """Do what time and events have to do, and claim a task. None: there is nothing to do."""
         more = True
         while more and self.in_hand is None:
             more = await self._call(self._look)
         return self.in_hand
 
-    async def run_next(self, run: LiveRun) -> Ran:
+    async def run_next(self, run: ActiveRun) -> Ran:
         """Run the task that was claimed, and store how that ended."""
         self._over.clear()
         self._error = None
         self._accept([run])
         while not self._over.is_set():
-            left = self._timeouts.chore.once()  # for handlers that have a timeout
+            left = self._timeouts.chore.run_once()  # for handlers that have a timeout
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._over.wait()
         stored, state = await self._call(self._store, run)
         while not stored:
-            await asyncio.sleep(LOCKED)
+            await asyncio.sleep(LOCKED_RETRY_S)
             stored, state = await self._call(self._store, run)
         claim, self.in_hand = run.claim, None
         return Ran(claim.name, state, claim.attempt, claim.queue, claim.task_id, self._error)
@@ -142,7 +142,7 @@ class DrivenWorker(Worker):
         if self._flusher.backlog:
             with suppress(TimeoutError, SQLAlchemyError):
                 async with asyncio.timeout(UNWIND):
-                    await self._call(self._flusher.chore.once)
+                    await self._call(self._flusher.chore.run_once)
         if self._executor.tasks:
             await asyncio.wait(self._executor.tasks, timeout=UNWIND)
         self._let_go()
@@ -154,19 +154,19 @@ class DrivenWorker(Worker):
     def _look(self) -> bool:
         """In a thread. True: there may be more to do, even if no task was claimed."""
         if self._asleep.wait(0):  # somebody has slept, ended or emitted
-            self._waker.chore.once()
-        self._claimer.chore.once()
+            self._waker.chore.run_once()
+        self._claimer.chore.run_once()
         if self.in_hand is not None:
             return True
-        self._sweeper.chore.once()
+        self._sweeper.chore.run_once()
         self._asleep.wait(0)  # the hint is taken: the waker comes next
-        pause = self._waker.chore.once()
-        self._claimer.chore.once()
+        pause = self._waker.chore.run_once()
+        self._claimer.chore.run_once()
         return not pause or self._asleep.wait(0)
 
-    def _store(self, run: LiveRun) -> tuple[bool, TaskState | None]:
+    def _store(self, run: ActiveRun) -> tuple[bool, TaskState | None]:
         """Whether it is stored how the run ended (else somebody has the row locked), and the task's state then."""
-        if self._flusher.chore.once() is not None:
+        if self._flusher.chore.run_once() is not None:
             return False, None
         model = run.model
         with self._shared.autocommit() as session:
@@ -195,20 +195,20 @@ class DrivenWorker(Worker):
     def _connect(self, engine: Engine) -> Database:  # noqa: ARG002 - one of its own isn't needed
         return self._shared
 
-    def _hand_over(self, runs: list[LiveRun]) -> None:
+    def _hand_over(self, runs: list[ActiveRun]) -> None:
         (self.in_hand,) = runs
         if self._gone:  # the claim had waited for a lock
             self._closer.give_back()
-            self._flusher.chore.once()
+            self._flusher.chore.run_once()
 
-    def _raised(self, run: LiveRun, error: BaseException) -> None:  # noqa: ARG002 - there is one at a time
+    def _raised(self, run: ActiveRun, error: BaseException) -> None:  # noqa: ARG002 - there is one at a time
         self._error = error
 
-    def _next_plain(self, ended: LiveRun) -> LiveRun | None:
+    def _next_plain(self, ended: ActiveRun) -> ActiveRun | None:
         self._on_loop(self._ended, ended)
         return None
 
-    def _ended(self, run: LiveRun) -> None:
+    def _ended(self, run: ActiveRun) -> None:
         super()._ended(run)
         self._over.set()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import InvalidOptions
 from ..runtime.connections.engines import EngineOrUrl
 from ..runtime.context.transactions import AsyncSessionFactory, SessionFactory
-from ..runtime.runs.active import LiveRun
+from ..runtime.runs.active import ActiveRun
 from ..runtime.signals import wind_up
 from .driven import DrivenWorker, Left, Ran
 
@@ -129,7 +129,7 @@ def _in_a_loop() -> bool:
     return True
 
 
-def _busy(ran: list[Ran], in_hand: LiveRun | None, what: str) -> str:
+def _busy(ran: list[Ran], in_hand: ActiveRun | None, what: str) -> str:
     names = ", ".join(
         f"{number} x {name}" for name, number in Counter(run.name for run in ran).most_common(5)
     )

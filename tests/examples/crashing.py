@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session, configure_mappers
 
 from sa_durable import AsyncTaskContext, TaskContext, Worker
 from sa_durable.runtime.connections.database import Database
-from sa_durable.runtime.context.checkpoint_saver import Saving
+from sa_durable.runtime.context.checkpoint_saver import CheckpointSaver
 
 QUEUES = [OrderTask, ParcelTask, MailTask]
 WITH_FUNCTION = ("step", "transaction")
@@ -59,9 +59,9 @@ class Boundaries:
             handler.fn = self._watched(handler.name, handler.fn, begins=True)
         event.listen(Session, "after_commit", self._committed)
         Database.autocommit = self._watched_once(Database.autocommit)
-        Saving.save, Saving.save_soon = (
-            self._watched_save(Saving.save),
-            self._watched_save_soon(Saving.save_soon),
+        CheckpointSaver.save, CheckpointSaver.save_async = (
+            self._watched_save(CheckpointSaver.save),
+            self._watched_save_soon(CheckpointSaver.save_async),
         )
 
     def _watched_once(self, once: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from sa_durable.models.predicates import RUNNING
 from sa_durable.runtime.context import transaction_record as effects
 from sa_durable.runtime.loops import heartbeat, sweeper
-from sa_durable.runtime.threads.periodic import Chore
+from sa_durable.runtime.threads.periodic import PeriodicThread
 from sa_durable.services import checkpoints as checkpoint_services
 from sa_durable.services import maintenance, runs
 from sa_durable.statements import checkpoints
@@ -83,10 +83,10 @@ def checkpoint_outside() -> None:
         time.sleep(COMMIT)
         return effects.Found(saved)
 
-    effects.StepDone.record = record
+    effects.StepRecord.record = record
 
 
-class _OnLoop(Chore):
+class _OnLoop(PeriodicThread):
     """A chore that takes its turn on the event loop."""
 
     def start(self) -> None:
@@ -98,7 +98,7 @@ class _OnLoop(Chore):
 
 
 def heartbeat_on_loop() -> None:
-    heartbeat.Chore = _OnLoop
+    heartbeat.PeriodicThread = _OnLoop
 
 
 BREAKAGES: dict[str, Callable[[], None]] = {

@@ -15,7 +15,7 @@ from sa_durable.runtime.connections.database import Database
 from sa_durable.runtime.loops import waker
 from sa_durable.runtime.loops.sweeper import Sweeper
 from sa_durable.runtime.loops.waker import Waker
-from sa_durable.runtime.runs.capacity import Slots
+from sa_durable.runtime.runs.capacity import Capacity
 from sa_durable.runtime.runs.registry import Registry
 from sa_durable.runtime.threads.wakeup import Wakeup
 from tests.plans.explaining import explain
@@ -42,9 +42,9 @@ def sending(to: Engine) -> Iterator[list[tuple[str, Any]]]:
 
 def catching_up(database: Database) -> Callable[[], object]:
     """Every 5 s, and what is done every 250 ms."""
-    queues, slots = Registry([MailTask]), Slots(10, None)
+    queues, slots = Registry([MailTask]), Capacity(10, None)
     waker = Waker(database, queues, slots, poll_interval=HOUR, ready=Wakeup(), asleep=Wakeup())
-    return waker.chore.once
+    return waker.chore.run_once
 
 
 def waking(database: Database) -> Callable[[], object]:
@@ -58,7 +58,7 @@ def sweeping(database: Database) -> Callable[[], object]:
     """Every 5 s."""
     return Sweeper(
         database, Registry([MailTask]), sweep_interval=HOUR, ready=Wakeup(), ended=Wakeup()
-    ).chore.once
+    ).chore.run_once
 
 
 LOOKS = {

@@ -22,8 +22,8 @@ from sa_durable.runtime.runs.errors import (
     MESSAGE_LENGTH,
     TRACEBACK_LENGTH,
     UNREADABLE,
-    describe,
     retryable,
+    to_task_error,
 )
 from tests.runtime import verbs_app as app
 from tests.runtime.conftest import working
@@ -171,17 +171,17 @@ def circle() -> list[Any]:
 
 
 def test_fields_are_those_that_an_error_declares():
-    assert describe(Sized("a", Decimal("1.0"))).fields == {
+    assert to_task_error(Sized("a", Decimal("1.0"))).fields == {
         "code": "a",
         "amount": "1.0",
         "absent": UNREADABLE,
         "broken": UNREADABLE,
     }
-    assert describe(OSError(2, "no such file")).fields is None
-    assert describe(OneName()).fields == {"errno": UNREADABLE}
-    assert describe(Fail("no fields")).fields is None
+    assert to_task_error(OSError(2, "no such file")).fields is None
+    assert to_task_error(OneName()).fields == {"errno": UNREADABLE}
+    assert to_task_error(Fail("no fields")).fields is None
     group = ExceptionGroup("several", [ValueError(), ExceptionGroup("inner", [Fail("x", code=7)])])
-    assert describe(group).fields == {"code": 7}
+    assert to_task_error(group).fields == {"code": 7}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_fields_are_those_that_an_error_declares():
 )
 def test_a_field_that_json_can_not_hold_is_replaced(verbs, value, stored):
     """B27"""
-    assert describe(Fail("x", value=value)).fields == {"value": stored}
+    assert to_task_error(Fail("x", value=value)).fields == {"value": stored}
     app.seen.append(Fail("x", value=value))
     task_id = verbs.spawn(app.raises_what_it_is_given.call())
     with working(verbs.engine, VerbTask):
@@ -212,7 +212,7 @@ def test_a_field_that_json_can_not_hold_is_replaced(verbs, value, stored):
 def test_what_is_stored_of_an_error_is_bounded(verbs):
     """B27"""
     fields = {f"{'n' * 500}{n}": "é" * 100_000 for n in range(200)} | {"list": list(range(1_000_000))}
-    stored = describe(Fail("m" * 100_000, **fields))
+    stored = to_task_error(Fail("m" * 100_000, **fields))
     assert len(stored.message) <= MESSAGE_LENGTH and len(stored.traceback or "") <= TRACEBACK_LENGTH
     assert stored.fields is not None and len(stored.fields) <= 64
     assert list(stored.fields.values())[-1] == LEFT_OUT

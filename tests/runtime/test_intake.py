@@ -13,8 +13,8 @@ from uuid import UUID
 import pytest
 
 from sa_durable.runtime.execution.dispatcher import STALE, Intake
-from sa_durable.runtime.runs.active import LiveRun
-from sa_durable.runtime.runs.capacity import Slots
+from sa_durable.runtime.runs.active import ActiveRun
+from sa_durable.runtime.runs.capacity import Capacity
 from tests.runtime import app
 from tests.runtime.conftest import working
 from tests.waiting import wait_until
@@ -24,7 +24,7 @@ class Hall:
     """An intake of runs called "plain..." and "async...", and what it did with them."""
 
     def __init__(self, concurrency: int, prefetch: int | None = 10) -> None:
-        self.slots = Slots(concurrency, prefetch)
+        self.slots = Capacity(concurrency, prefetch)
         self.started: list[str] = []
         self.released: list[str] = []
         self.filling = 0
@@ -42,7 +42,7 @@ class Hall:
 
     def accept(self, *names: str) -> list[Any]:
         runs = [SimpleNamespace(name=name, started=0.0) for name in names]
-        self.slots.take(len(runs))
+        self.slots.reserve(len(runs))
         self.intake.accept(runs)  # type: ignore[arg-type]  # what it needs of a run
         return runs
 
@@ -91,7 +91,7 @@ def test_what_waits_when_it_stops_or_has_waited_too_long_is_given_back(stopped):
 )
 def test_what_a_run_leaves_is_gone_without_the_garbage_collector(engine, shop, call):
     def left() -> list[UUID]:
-        runs = [one for one in gc.get_objects() if type(one) is LiveRun]
+        runs = [one for one in gc.get_objects() if type(one) is ActiveRun]
         return [run.claim.task_id for run in runs if run.claim.task_id in tasks]
 
     gc.disable()

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sa_durable import wait_for, wait_for_async
 from sa_durable.embedded import postgres
-from sa_durable.runtime.threads.periodic import SILENCE
+from sa_durable.runtime.threads.periodic import REMINDER_INTERVAL_S
 from tests.runtime import app
 from tests.runtime.conftest import Shop, working
 from tests.waiting import in_thread, wait_until
@@ -93,7 +93,7 @@ def test_what_a_worker_has_in_hand_goes_on_after_an_outage_and_few_lines_and_tri
     duration = ended - began
     # Eight tries a chore until its pauses have grown to the cap of a second or five, and those of the steps in hand.
     assert 10 <= tries <= (CHORES + 3) * (8 + 2 * duration)
-    assert 3 <= lines <= CHORES * (2 + duration / SILENCE)
+    assert 3 <= lines <= CHORES * (2 + duration / REMINDER_INTERVAL_S)
     assert busy < duration / 2
     print(f"{duration:.1f} s away: {tries} tries to connect, {lines} log lines, {busy:.2f} s of processor")
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from sa_durable import DeclarationError, InvalidParams, InvalidResult
-from sa_durable.runtime.context.replay import Journal, Missing, Recorded, check_step_name
-from sa_durable.runtime.context.steps import UNTYPED, coder_for, decode, encode
-from sa_durable.runtime.runs.capacity import PREFETCH_LIMIT, Slots
-from sa_durable.runtime.runs.errors import MESSAGE_LENGTH, TRACEBACK_LENGTH, describe, retryable
-from sa_durable.runtime.threads.pool import DaemonThreads
+from sa_durable.runtime.context.replay import NotYetRun, Replay, Replayed, check_step_name
+from sa_durable.runtime.context.steps import UNTYPED, coder_for_function, decode, encode
+from sa_durable.runtime.runs.capacity import PREFETCH_LIMIT, Capacity
+from sa_durable.runtime.runs.errors import MESSAGE_LENGTH, TRACEBACK_LENGTH, retryable, to_task_error
+from sa_durable.runtime.threads.pool import DaemonThreadPool
 
 
 def test_a_step_name_is_printable_and_leaves_the_library_its_own():
@@ -28,42 +28,42 @@ def test_a_step_name_is_printable_and_leaves_the_library_its_own():
 
 # B12
 def test_the_journal_numbers_repeated_names_and_finds_a_saved_none():
-    journal = Journal({"a": 1, "a#3": None})
+    journal = Replay({"a": 1, "a#3": None})
     assert [journal.next("a") for _ in range(4)] == [
-        Recorded("a", 1),
-        Missing("a#2"),
-        Recorded("a#3", None),
-        Missing("a#4"),
+        Replayed("a", 1),
+        NotYetRun("a#2"),
+        Replayed("a#3", None),
+        NotYetRun("a#4"),
     ]
 
 
 def test_slow_runs_fetch_nothing_ahead_and_quick_ones_a_bounded_number():
-    slots = Slots(10, None)
+    slots = Capacity(10, None)
 
     def run(seconds: float) -> None:
-        slots.take(1)
+        slots.reserve(1)
         slots.start()
-        slots.give_back(seconds)
+        slots.release(seconds)
 
-    assert slots.room == 11  # before it knows better
+    assert slots.available == 11  # before it knows better
     for _ in range(200):
         run(5.0)
-    assert (slots.prefetch, slots.room) == (0, 10)
+    assert (slots.prefetch, slots.available) == (0, 10)
     for _ in range(500):
         run(0.0001)
-    assert (slots.prefetch, slots.room) == (PREFETCH_LIMIT, 10 + PREFETCH_LIMIT)
-    slots.take(170)
-    assert slots.room == 0  # enough is waiting: the next claim is a batch again
-    slots.give_back_stale(2.0)
+    assert (slots.prefetch, slots.available) == (PREFETCH_LIMIT, 10 + PREFETCH_LIMIT)
+    slots.reserve(170)
+    assert slots.available == 0  # enough is waiting: the next claim is a batch again
+    slots.release_stale(2.0)
     for _ in range(170):
-        slots.give_back()
-    assert (slots.prefetch, slots.room) == (0, 10)
+        slots.release()
+    assert (slots.prefetch, slots.available) == (0, 10)
 
 
 def test_fixed_prefetch_never_claims_more_than_slots_and_prefetch():
-    slots = Slots(2, 4)
-    slots.take(slots.room)
-    assert (slots.held, slots.room) == (6, 0)
+    slots = Capacity(2, 4)
+    slots.reserve(slots.available)
+    assert (slots.held, slots.available) == (6, 0)
 
 
 class Unprintable(Exception):
@@ -72,11 +72,11 @@ class Unprintable(Exception):
 
 
 def test_every_exception_can_be_stored():
-    stored = describe(ValueError("\0\ud800" + "é" * 10_000))
+    stored = to_task_error(ValueError("\0\ud800" + "é" * 10_000))
     assert stored.type == "ValueError" and len(stored.message) <= MESSAGE_LENGTH + 20
     assert "\0" not in stored.message and stored.message.encode()
     assert "ValueError" in stored.traceback and len(stored.traceback) <= TRACEBACK_LENGTH + 20
-    assert describe(Unprintable()).message == "(its message could not be made)"
+    assert to_task_error(Unprintable()).message == "(its message could not be made)"
 
     def deep(n: int) -> Any:
         return deep(n + 1)
@@ -84,7 +84,7 @@ def test_every_exception_can_be_stored():
     try:
         deep(0)
     except RecursionError as error:
-        assert len(describe(error).traceback) <= TRACEBACK_LENGTH
+        assert len(to_task_error(error).traceback) <= TRACEBACK_LENGTH
 
 
 def test_what_is_wrong_for_good_is_not_retried():
@@ -103,24 +103,24 @@ class CallableObject:
 
 def test_a_steps_values_are_typed_by_its_function():
     for fn in (typed, functools.partial(typed, 1), CallableObject(), CallableObject().__call__):
-        coder = coder_for(fn, None)
+        coder = coder_for_function(fn, None)
         assert decode(coder, [1, "x"], "s") == (1, "x") and encode(coder, (1, "x"), "s") == '[1,"x"]'
     for fn in (lambda: 1, int, print, functools.partial(print)):
-        assert coder_for(fn, None) is UNTYPED
-    assert decode(coder_for(lambda: 1, set[int]), [1, 1], "s") == {1}
+        assert coder_for_function(fn, None) is UNTYPED
+    assert decode(coder_for_function(lambda: 1, set[int]), [1, 1], "s") == {1}
     with pytest.raises(InvalidResult, match="step 's'"):
         encode(UNTYPED, object(), "s")
     with pytest.raises(InvalidResult, match="doesn't fit"):
-        decode(coder_for(typed, None), ["x"], "s")
+        decode(coder_for_function(typed, None), ["x"], "s")
 
     def unresolved() -> Nowhere: ...  # noqa: F821 - that it is undefined is the point
 
     with pytest.raises(DeclarationError, match="returns="):
-        coder_for(unresolved, None)
+        coder_for_function(unresolved, None)
 
 
 def test_a_call_whose_caller_was_cancelled_costs_no_thread():
-    threads, inside, gate = DaemonThreads("test", 1), threading.Event(), threading.Event()
+    threads, inside, gate = DaemonThreadPool("test", 1), threading.Event(), threading.Event()
 
     def blocks() -> None:
         inside.set()
@@ -146,7 +146,7 @@ def test_a_call_whose_caller_was_cancelled_costs_no_thread():
 
 def test_threads_see_the_variables_of_their_caller_and_leave_none_behind():
     variable: ContextVar[str] = ContextVar("variable", default="unset")
-    threads = DaemonThreads("test", 1)
+    threads = DaemonThreadPool("test", 1)
 
     def look() -> str:
         before = variable.get()

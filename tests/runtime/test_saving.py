@@ -18,10 +18,10 @@ from sa_durable import Durable, LeaseLost
 from sa_durable.runtime.connections.database import Database
 from sa_durable.runtime.connections.engines import settings_of
 from sa_durable.runtime.connections.plan_cache import SLOW_STATEMENT_S, SLOW_TOTAL_S, PlanCache
-from sa_durable.runtime.context.checkpoint_saver import SHORT, Saving
-from sa_durable.runtime.context.operations import THREADS, DaemonThreads
+from sa_durable.runtime.context.checkpoint_saver import SHORT, CheckpointSaver
+from sa_durable.runtime.context.operations import CONTEXT_THREADS, DaemonThreadPool
 from sa_durable.runtime.context.steps import Steps
-from sa_durable.runtime.runs.active import LiveRun
+from sa_durable.runtime.runs.active import ActiveRun
 from sa_durable.runtime.threads.wakeup import Wakeup
 from sa_durable.services import checkpoints
 from sa_durable.services import claims as leases
@@ -45,8 +45,8 @@ VALUES = [
 class Scene:
     engine: Engine
     database: Database
-    run: LiveRun
-    saving: Saving
+    run: ActiveRun
+    saving: CheckpointSaver
 
     def long_way(self, name: str, value: str) -> Any:
         with self.database.autocommit() as session:
@@ -75,9 +75,9 @@ def scene(engine: Engine, source: Engine | None = None) -> Iterator[Scene]:
     with Session(engine) as session, session.begin():
         [claim] = leases.claim(session, WorkTask, names=["stepping"], worker="w1", lease=MINUTE, limit=1)
     database = Database(source or engine, plans=Kept())
-    saving = Saving(database)
+    saving = CheckpointSaver(database)
     try:
-        yield Scene(engine, database, LiveRun(WorkTask, claim, monotonic() + 60), saving)
+        yield Scene(engine, database, ActiveRun(WorkTask, claim, monotonic() + 60), saving)
     finally:
         saving.close()
         database.close()
@@ -95,7 +95,7 @@ def save(request) -> Save:
 
     def on_a_loop(here: Scene, name: str, value: str) -> Any:
         here.saving.save(here.run, "prepared", "1")
-        return asyncio.run(asyncio.wait_for(here.saving.save_soon(here.run, name, value), 60))
+        return asyncio.run(asyncio.wait_for(here.saving.save_async(here.run, name, value), 60))
 
     return waiting if request.param == "waiting" else on_a_loop
 
@@ -229,7 +229,7 @@ def test_a_loop_sends_and_reads_no_long_values(engine):
         here.long_way("a", "1")
         long = '"' + SHORT * "x" + '"'
         assert here.saving.save(here.run, "b", long).value == SHORT * "x"
-        assert asyncio.run(here.saving.save_soon(here.run, "c", long)) is None
+        assert asyncio.run(here.saving.save_async(here.run, "c", long)) is None
 
 
 def test_a_save_whose_caller_is_cancelled_arrives_and_its_connection_is_used_again(engine):
@@ -242,7 +242,7 @@ def test_a_save_whose_caller_is_cancelled_arrives_and_its_connection_is_used_aga
         async def main() -> Any:
             with Session(engine) as holder:
                 holder.get(WorkTask, here.run.claim.task_id, with_for_update=True)
-                task = asyncio.create_task(here.saving.save_soon(here.run, "c", "1"))
+                task = asyncio.create_task(here.saving.save_async(here.run, "c", "1"))
                 await asyncio.sleep(0)
                 await asyncio.wrap_future(in_thread(wait_until_blocked, engine, pid))
                 task.cancel()
@@ -252,7 +252,7 @@ def test_a_save_whose_caller_is_cancelled_arrives_and_its_connection_is_used_aga
             while (kept := here.database.acquire()) is None:  # noqa: ASYNC110 - nobody is told of this
                 await asyncio.sleep(0.01)
             here.database.release(kept)
-            return await here.saving.save_soon(here.run, "d", "2")
+            return await here.saving.save_async(here.run, "d", "2")
 
         assert asyncio.run(asyncio.wait_for(main(), 60)).value == 2
         assert here.saved() == {"a": 1, "b": 1, "c": 1, "d": 2}
@@ -268,7 +268,7 @@ def test_what_is_on_its_way_at_the_end_is_let_go(engine):
         async def main() -> Any:
             with Session(engine) as holder:
                 holder.get(WorkTask, here.run.claim.task_id, with_for_update=True)
-                task = asyncio.create_task(here.saving.save_soon(here.run, "c", "1"))
+                task = asyncio.create_task(here.saving.save_async(here.run, "c", "1"))
                 await asyncio.sleep(0)
                 await asyncio.wrap_future(in_thread(wait_until_blocked, engine, pid))
                 here.saving.close()
@@ -282,11 +282,11 @@ def test_what_is_on_its_way_at_the_end_is_let_go(engine):
 def test_no_more_connections_save_at_once_than_there_are_threads_for_it(engine):
     with scene(engine) as here:
         steps = Steps(here.database, lease=MINUTE, asleep=Wakeup())
-        threads = DaemonThreads("test", THREADS)
+        threads = DaemonThreadPool("test", CONTEXT_THREADS)
 
         async def one(number: int) -> None:
-            async with threads.turn:
-                saved = await steps.save_soon(here.run, f"n {number}", str(number))
+            async with threads.slots:
+                saved = await steps.save_async(here.run, f"n {number}", str(number))
             if saved is None:
                 await threads.call(steps.save, here.run, f"n {number}", str(number))
 
@@ -296,4 +296,4 @@ def test_no_more_connections_save_at_once_than_there_are_threads_for_it(engine):
         asyncio.run(asyncio.wait_for(main(), 60))
         threads.stop()
         assert here.saved() == {f"n {number}": number for number in range(200)}
-        assert here.database.engine.pool.checkedout() <= 2 * THREADS
+        assert here.database.engine.pool.checkedout() <= 2 * CONTEXT_THREADS

@@ -18,7 +18,7 @@ from sa_durable.runtime.connections.database import Database
 from sa_durable.runtime.loops import heartbeat
 from sa_durable.runtime.loops.heartbeat import Heartbeat
 from sa_durable.runtime.loops.sweeper import Sweeper
-from sa_durable.runtime.runs.active import Live, LiveRun
+from sa_durable.runtime.runs.active import ActiveRun, ActiveRuns
 from sa_durable.runtime.runs.registry import Registry
 from sa_durable.runtime.threads.wakeup import Wakeup
 from sa_durable.testing import task_factory
@@ -28,9 +28,9 @@ from tests.runtime.conftest import working
 from tests.runtime.ledger import LedgerTask
 
 
-def claimed(deadline: float = 0.0) -> LiveRun:
+def claimed(deadline: float = 0.0) -> ActiveRun:
     claim: Any = SimpleNamespace(task_id=uuid4(), token=1, attempt=1, name="plain")
-    return LiveRun(WorkTask, claim, deadline)
+    return ActiveRun(WorkTask, claim, deadline)
 
 
 def test_a_hint_that_comes_as_the_time_is_over_is_there_for_the_next_wait():
@@ -48,7 +48,7 @@ def test_a_hint_that_comes_as_the_time_is_over_is_there_for_the_next_wait():
     assert wakeup.wait(0.01) is True
 
 
-class Interrupted(LiveRun):
+class Interrupted(ActiveRun):
     """A run that the heartbeat's thread ends just when its state is looked at."""
 
     @property
@@ -61,7 +61,7 @@ class Interrupted(LiveRun):
 
 
 def test_a_run_that_is_cancelled_while_its_lease_is_judged_does_not_stop_the_judging():
-    other, every = claimed(), Live()
+    other, every = claimed(), ActiveRuns()
     every.add([run := Interrupted(WorkTask, claimed().claim, 0.0), other])
     every.end_overdue()  # raises nothing: its caller wouldn't call it again
     assert isinstance(run.signal, Cancelled) and isinstance(other.signal, LeaseLost)
@@ -84,15 +84,15 @@ def test_a_sweeper_that_is_told_to_stop_leaves_the_rest_to_others(engine):
         database, Registry([WorkTask]), sweep_interval=timedelta(hours=1), ready=Wakeup(), ended=Wakeup()
     )
     sweeper.chore.stop()
-    sweeper.chore.once()
+    sweeper.chore.run_once()
     with Session(engine) as session:
         assert session.get_one(WorkTask, lost).state == "running"
     database.close()
 
 
 def test_a_queue_whose_leases_cannot_be_extended_costs_other_queues_nothing(monkeypatch):
-    every, extended = Live(), []
-    every.add(LiveRun(model, claimed().claim, deadline=0.0) for model in (WorkTask, OtherTask))
+    every, extended = ActiveRuns(), []
+    every.add(ActiveRun(model, claimed().claim, deadline=0.0) for model in (WorkTask, OtherTask))
 
     def extend(_database: Any, model: Any, *_: Any) -> None:
         if model is WorkTask:
@@ -102,7 +102,7 @@ def test_a_queue_whose_leases_cannot_be_extended_costs_other_queues_nothing(monk
     monkeypatch.setattr(heartbeat, "extend", extend)
     beats = Heartbeat(None, every, lease=timedelta(seconds=60))  # type: ignore[arg-type]  # extend has it
     with pytest.raises(ConnectionError):  # which the chore logs, and beats again soon
-        beats.chore.once()
+        beats.chore.run_once()
     assert extended == [OtherTask]
 
 

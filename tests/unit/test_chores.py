@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from sa_durable.runtime.threads import periodic as chores
-from sa_durable.runtime.threads.periodic import FIRST_PAUSE, SILENCE, Chore
+from sa_durable.runtime.threads.periodic import FIRST_PAUSE_S, REMINDER_INTERVAL_S, PeriodicThread
 
 AWAY = OperationalError("SELECT 'a row'", None, Exception("connection refused\n\tand more"))
 
@@ -37,7 +37,7 @@ def spend(monkeypatch, caplog):
     def spend(seconds, work, **options):
         time = Time(seconds)
         monkeypatch.setattr(chores, "monotonic", lambda: time.now)
-        chore = Chore("claimer", lambda: work(time.now - 1000), **options)
+        chore = PeriodicThread("claimer", lambda: work(time.now - 1000), **options)
         chore._stop = time
         with caplog.at_level(logging.INFO, "sa_durable.worker"):
             chore._run()
@@ -55,13 +55,13 @@ def test_a_database_that_is_away_for_ten_minutes_is_tried_at_growing_distances_a
     spend, caplog, longest
 ):
     waits = spend(600, away, longest_pause=longest)
-    assert FIRST_PAUSE / 2 <= waits[0] <= FIRST_PAUSE
+    assert FIRST_PAUSE_S / 2 <= waits[0] <= FIRST_PAUSE_S
     assert all(
         later >= earlier for earlier, later in pairwise(waits[:5])
     )  # each twice the last, less up to half
     assert all(longest / 2 <= wait <= longest for wait in waits[10:])
     assert 600 / longest <= len(waits) <= 2 * 600 / longest + 20
-    assert len(caplog.records) <= 1 + 600 / SILENCE
+    assert len(caplog.records) <= 1 + 600 / REMINDER_INTERVAL_S
     assert {record.levelname for record in caplog.records} == {"WARNING"}
     assert "claimer: Exception connection refused; next try in 0.0" in caplog.messages[0]
     assert "Exception connection refused, for 5" in caplog.messages[-1]
@@ -81,7 +81,7 @@ def test_the_return_is_said_and_the_next_outage_begins_with_short_pauses(spend, 
         return 0
 
     waits = spend(120, work)
-    assert waits[19] > 2 and waits[20] <= FIRST_PAUSE
+    assert waits[19] > 2 and waits[20] <= FIRST_PAUSE_S
     (back,) = [message for message in caplog.messages if "works again" in message]
     assert back.startswith("claimer: works again, after ") and back.endswith(" s and 20 failures")
 

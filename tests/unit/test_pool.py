@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from threading import Event, get_ident
 
-from sa_durable.runtime.threads.pool import DaemonThreads
+from sa_durable.runtime.threads.pool import DaemonThreadPool
 
 
 def test_a_call_whose_caller_was_cancelled_costs_no_thread():
@@ -17,7 +17,7 @@ def test_a_call_whose_caller_was_cancelled_costs_no_thread():
         assert gate.wait(20)
 
     async def main() -> None:
-        threads = DaemonThreads("test", 1)
+        threads = DaemonThreadPool("test", 1)
         running = asyncio.create_task(threads.call(first))
         queued = asyncio.create_task(threads.call(ran.append, "queued"))
         await asyncio.to_thread(begun.wait, 20)

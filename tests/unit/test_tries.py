@@ -11,8 +11,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from sa_durable import RetryTransaction
 from sa_durable.runtime.context import transaction_retry as module
-from sa_durable.runtime.context.transaction_retry import TRIES, Tries
-from sa_durable.runtime.runs.active import LiveRun
+from sa_durable.runtime.context.transaction_retry import MAX_TRIES, TransactionRetry
+from sa_durable.runtime.runs.active import ActiveRun
 from sa_durable.services.checkpoints import AlreadySaved
 from sa_durable.values import Claim
 from tests.shop import MailTask
@@ -31,12 +31,12 @@ AWAY = OperationalError("", None, Exception("connection refused"))
 
 
 @pytest.fixture
-def tries() -> Tries:
+def tries() -> TransactionRetry:
     claim = Claim("mail", uuid4(), uuid4(), "send", {}, None, 1, None, None, 1, resumed=False)
-    return Tries(LiveRun(MailTask, claim, monotonic() + 60))
+    return TransactionRetry(ActiveRun(MailTask, claim, monotonic() + 60))
 
 
-def connect(tries: Tries, error: Exception | None = None) -> None:
+def connect(tries: TransactionRetry, error: Exception | None = None) -> None:
     with tries.connecting():
         if error:
             raise error
@@ -46,14 +46,14 @@ def test_a_lost_answer_to_a_commit_is_in_doubt_for_as_long_as_it_takes(tries, mo
     tries.committing = True
     assert tries.pause_after(LOST) is not None and tries.in_doubt and not tries.committing
     monkeypatch.setattr(module, "monotonic", lambda: monotonic() + 3600)
-    for error in (AWAY, ConnectionResetError(), SERIALIZATION, *TRIES * [LOST]):
+    for error in (AWAY, ConnectionResetError(), SERIALIZATION, *MAX_TRIES * [LOST]):
         assert tries.pause_after(error) is not None and tries.in_doubt
     assert tries.pause_after(ValueError()) is None  # while it is looked up: a bug is no answer
 
 
 def test_what_loses_its_connection_each_time_is_given_up(tries):
     """A statement that crashes the server must not do so for ever."""
-    for _ in range(TRIES - 1):
+    for _ in range(MAX_TRIES - 1):
         connect(tries)
         assert tries.pause_after(LOST) is not None
     connect(tries)
@@ -61,11 +61,11 @@ def test_what_loses_its_connection_each_time_is_given_up(tries):
 
 
 def test_a_commit_that_is_lost_each_time_is_given_up_once_it_is_known_that_it_failed(tries):
-    for number in range(TRIES):
+    for number in range(MAX_TRIES):
         connect(tries)
         tries.committing = True
         assert tries.pause_after(LOST) is not None and tries.in_doubt
-        if number < TRIES - 1:
+        if number < MAX_TRIES - 1:
             tries.not_committed()
     with pytest.raises(DBAPIError) as error:
         tries.not_committed()
@@ -89,7 +89,7 @@ def test_a_record_that_is_there_already_is_read_at_once(tries):
 
 
 def test_lost_races_are_run_again_ten_times_at_growing_distances(tries):
-    pauses = [tries.pause_after(RetryTransaction("", "40P01")) for _ in range(TRIES)]
+    pauses = [tries.pause_after(RetryTransaction("", "40P01")) for _ in range(MAX_TRIES)]
     assert pauses[-1] is None and pauses[:5] == sorted(pauses[:5]) and max(pauses[:-1]) <= 1
 
 

@@ -37,11 +37,11 @@ from .base import (
     check_timeout,
     read_moment,
 )
-from .gathered_waits import Together
+from .gathered_waits import GatheredWaits
 from .manual_step import Step
-from .replay import Missing, Recorded, about, check_step_name
-from .steps import coder_for, coder_of, decode, encode
-from .transaction_record import StepDone
+from .replay import NotYetRun, Replayed, check_step_name, library_step_name
+from .steps import coder_for_function, coder_for_type, decode, encode
+from .transaction_record import StepRecord
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -62,7 +62,7 @@ class AsyncTaskContext(Context):
     Steps of different names can run at the same time (`asyncio.gather`), and so can waits.
     """
 
-    _waits: Together | None = None  # made by the first wait
+    _waits: GatheredWaits | None = None  # made by the first wait
 
     @overload
     async def step(
@@ -78,21 +78,21 @@ class AsyncTaskContext(Context):
         self, name: str, fn: Callable[..., Any], *args: Any, returns: Any = None, **kwargs: Any
     ) -> Any:
         """As TaskContext.step; `fn` may be async or plain (a plain one blocks the event loop while it runs)."""
-        coder = coder_for(fn, returns)
+        coder = coder_for_function(fn, returns)
         slot = self._next(check_step_name(name))
-        if isinstance(slot, Recorded):
+        if isinstance(slot, Replayed):
             return decode(coder, slot.value, slot.key)
         value = fn(*args, **kwargs)
         if inspect.isawaitable(value):
             value = await value
         text = encode(coder, value, slot.key)
-        stored = await self._verbs.save(self._run, slot.key, text)
+        stored = await self._operations.save(self._run, slot.key, text)
         return decode(coder, stored, slot.key)
 
     async def complete_step(self, step: Step[R], value: R) -> R:
         """As TaskContext.complete_step."""
         text = step.encode(self._run, value)
-        return step.complete(await self._verbs.save(self._run, step.key, text))
+        return step.complete(await self._operations.save(self._run, step.key, text))
 
     async def now(self) -> datetime:
         """As TaskContext.now."""
@@ -100,9 +100,11 @@ class AsyncTaskContext(Context):
             moment: datetime = await self._session.run_sync(clock.now)
             return moment
         slot = self._next(NOW)
-        if isinstance(slot, Recorded):
+        if isinstance(slot, Replayed):
             return read_moment(slot.value)
-        return read_moment(await self._verbs.threads.call(self._verbs.steps.now, self._run, slot.key))
+        return read_moment(
+            await self._operations.threads.call(self._operations.steps.now, self._run, slot.key)
+        )
 
     async def random(self) -> float:
         """As TaskContext.random."""
@@ -115,16 +117,16 @@ class AsyncTaskContext(Context):
     async def _draw(self, name: str, draw: Callable[[], R], kind: type[R]) -> R:
         if self._session is not None:
             return draw()
-        slot, coder = self._next(name), coder_of(kind)
-        if isinstance(slot, Recorded):
+        slot, coder = self._next(name), coder_for_type(kind)
+        if isinstance(slot, Replayed):
             return decode(coder, slot.value, slot.key)  # type: ignore[no-any-return]  # of this kind
         text = encode(coder, draw(), slot.key)
-        stored = await self._verbs.save(self._run, slot.key, text)
+        stored = await self._operations.save(self._run, slot.key, text)
         return decode(coder, stored, slot.key)  # type: ignore[no-any-return]  # as above
 
     async def heartbeat(self) -> None:
         """As TaskContext.heartbeat."""
-        await self._verbs.threads.call(self._verbs.steps.extend, self._run)
+        await self._operations.threads.call(self._operations.steps.extend, self._run)
 
     async def sleep_for(self, delay: timedelta) -> None:
         """As TaskContext.sleep_for."""
@@ -136,7 +138,7 @@ class AsyncTaskContext(Context):
 
     async def _sleep(self, delay: timedelta | None, until: datetime | None) -> None:
         key = self._next(SLEEP).key
-        if await self._verbs.threads.call(self._verbs.steps.sleep, self._run, key, delay, until):
+        if await self._operations.threads.call(self._operations.steps.sleep, self._run, key, delay, until):
             self._suspend()
 
     @overload
@@ -159,20 +161,20 @@ class AsyncTaskContext(Context):
         self, name: str, fn: Callable[..., Any], *args: Any, returns: Any = None, **kwargs: Any
     ) -> Any:
         """As TaskContext.transaction. An async `fn` is given an AsyncSession; a plain one a Session, in a thread."""
-        coder = coder_for(fn, returns)
+        coder = coder_for_function(fn, returns)
         slot = self._next(check_step_name(name))
-        if isinstance(slot, Recorded):
+        if isinstance(slot, Replayed):
             return decode(coder, slot.value, slot.key)
 
         def work(session: Any) -> Any:
             return fn(session, *args, **kwargs)
 
-        transactions = self._verbs.transactions
-        done = StepDone(self._run, slot.key, coder)
+        transactions = self._operations.transactions
+        done = StepRecord(self._run, slot.key, coder)
         if inspect.iscoroutinefunction(inspect.unwrap(_function(fn))):
-            found = await transactions.run_async(self._run, work, done)
+            found = await transactions.execute_async(self._run, work, done)
         else:
-            found = await self._verbs.user_threads.call(transactions.run, self._run, work, done)
+            found = await self._operations.user_threads.call(transactions.execute, self._run, work, done)
         return decode(coder, found.value, slot.key)
 
     @property
@@ -187,8 +189,8 @@ class AsyncTaskContext(Context):
     async def await_event(self, name: str, *, returns: type[R], timeout: timedelta | None = None) -> R: ...
     async def await_event(self, name: str, *, returns: Any = Any, timeout: timedelta | None = None) -> Any:
         """As TaskContext.await_event."""
-        coder = coder_of(returns)
-        slot, timeout = self._next(about(AWAIT, events.check_name(name))), check_timeout(timeout)
+        coder = coder_for_type(returns)
+        slot, timeout = self._next(library_step_name(AWAIT, events.check_name(name))), check_timeout(timeout)
         value = await self._wait(slot, Event(self._run.model, name), timeout)
         return outcomes.payload(coder, value, slot.key)
 
@@ -197,8 +199,8 @@ class AsyncTaskContext(Context):
         text = events.encode(events.check_name(name), payload)
         if self._session is not None:
             await self._session.run_sync(events.emit_text, self._run.model, name, text)
-        elif isinstance(slot := self._next(about(EMIT, name)), Missing):
-            await self._verbs.threads.call(self._verbs.waits.emit, self._run, slot.key, name, text)
+        elif isinstance(slot := self._next(library_step_name(EMIT, name)), NotYetRun):
+            await self._operations.threads.call(self._operations.waits.emit, self._run, slot.key, name, text)
 
     async def spawn(self, call: Call[Any, R], **options: Unpack[SpawnKeywords]) -> SpawnResult[R]:
         """As TaskContext.spawn."""
@@ -217,11 +219,11 @@ class AsyncTaskContext(Context):
             return spawned
         if not batch:
             return []
-        slot = self._next(about(SPAWN, batch[0].name))
-        if isinstance(slot, Recorded):
+        slot = self._next(library_step_name(SPAWN, batch[0].name))
+        if isinstance(slot, Replayed):
             return children.remembered(batch, slot.value)
-        spawn = partial(self._verbs.waits.spawn, self._run, slot.key, batch, options)
-        return children.remembered(batch, await self._verbs.threads.call(spawn))
+        spawn = partial(self._operations.waits.spawn, self._run, slot.key, batch, options)
+        return children.remembered(batch, await self._operations.threads.call(spawn))
 
     @overload
     async def join(self, task: SpawnResult[R], /, *, timeout: timedelta | None = None) -> R: ...
@@ -242,11 +244,11 @@ class AsyncTaskContext(Context):
         slot, timeout = self._next(JOIN), check_timeout(timeout)
         return outcomes.results(ends.tasks, await self._wait(slot, ends, timeout), slot.key)
 
-    async def _wait(self, slot: Recorded | Missing, what: Awaited, timeout: timedelta | None) -> Json:
-        if isinstance(slot, Recorded):
+    async def _wait(self, slot: Replayed | NotYetRun, what: Awaited, timeout: timedelta | None) -> Json:
+        if isinstance(slot, Replayed):
             return slot.value
         if self._waits is None:
-            self._waits = Together(self._verbs)
+            self._waits = GatheredWaits(self._operations)
         value = await self._waits.wait(self._run, slot.key, what, timeout)
         return value if value is not None else self._suspend()
 

@@ -13,25 +13,25 @@ from ...errors import DeclarationError, InvalidOptions
 from ...models import DurableTask
 from ...services.waits import Ends
 from ...values import Json
-from ..runs.active import LiveRun
+from ..runs.active import ActiveRun
 from .manual_step import Step
-from .operations import Verbs
-from .replay import Journal, Missing, Recorded, check_step_name
-from .steps import coder_of
-from .transaction_record import check_outside
+from .operations import ContextOperations
+from .replay import NotYetRun, Replay, Replayed, check_step_name
+from .steps import coder_for_type
+from .transaction_record import require_no_transaction
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LONGESTSLEEP = timedelta(days=36500)
+MAX_SLEEP = timedelta(days=36500)
 SLEEP, AWAIT, EMIT, SPAWN, JOIN = "$sleep", "$await:", "$emit:", "$spawn:", "$join"
 NOW, RANDOM, UUID7 = "$now", "$random", "$uuid7"
 
 
 class Context:
-    def __init__(self, run: LiveRun, verbs: Verbs, session: Any = None) -> None:
+    def __init__(self, run: ActiveRun, verbs: ContextOperations, session: Any = None) -> None:
         """`session`: of a transactional handler."""
-        self._run, self._verbs, self._session = run, verbs, session
+        self._run, self._operations, self._session = run, verbs, session
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of task {self.task_id}, attempt {self.attempt}>"
@@ -82,21 +82,21 @@ class Context:
         A step that isn't completed is begun again by the next attempt. Names are numbered in the order of beginning,
         as `step` numbers them. Nothing to await, for async handlers neither.
         """
-        return Step(self._run, self._next(check_step_name(name)), coder_of(returns))
+        return Step(self._run, self._next(check_step_name(name)), coder_for_type(returns))
 
     @cached_property
-    def _journal(self) -> Journal:
-        return Journal(self._run.saved)
+    def _replay(self) -> Replay:
+        return Replay(self._run.checkpoints)
 
-    def _next(self, name: str) -> Recorded | Missing:
+    def _next(self, name: str) -> Replayed | NotYetRun:
         if self._session is not None:
             raise DeclarationError(
                 f"task {self.name!r} is transactional: it has ctx.session, ctx.spawn and ctx.emit_event, and nothing that "
                 "is remembered before it ends"
             )
-        check_outside(self._run)
+        require_no_transaction(self._run)
         self._run.check()
-        return self._journal.next(name)
+        return self._replay.next(name)
 
     def _own_session(self) -> Any:
         if self._session is None:
@@ -118,15 +118,15 @@ class Context:
 
 def check_timeout(timeout: timedelta | None) -> timedelta | None:
     if timeout is not None and (
-        not isinstance(timeout, timedelta) or not timedelta(0) <= timeout <= LONGESTSLEEP
+        not isinstance(timeout, timedelta) or not timedelta(0) <= timeout <= MAX_SLEEP
     ):
-        raise InvalidOptions(f"timeout={timeout!r}: a timedelta from 0 to {LONGESTSLEEP.days} days, or None")
+        raise InvalidOptions(f"timeout={timeout!r}: a timedelta from 0 to {MAX_SLEEP.days} days, or None")
     return timeout
 
 
 def check_delay(delay: timedelta) -> timedelta:
-    if not isinstance(delay, timedelta) or not timedelta(0) <= delay <= LONGESTSLEEP:
-        raise InvalidOptions(f"sleep_for({delay!r}): a timedelta from 0 to {LONGESTSLEEP.days} days")
+    if not isinstance(delay, timedelta) or not timedelta(0) <= delay <= MAX_SLEEP:
+        raise InvalidOptions(f"sleep_for({delay!r}): a timedelta from 0 to {MAX_SLEEP.days} days")
     return delay
 
 

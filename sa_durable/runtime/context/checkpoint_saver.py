@@ -9,7 +9,7 @@ from ...services.checkpoints import Saved
 from ..connections.async_query import AsyncQuery
 from ..connections.database import Database
 from ..connections.fast_checkpoint import SaveStatement, prepared_connection, statement_for
-from ..runs.active import LiveRun
+from ..runs.active import ActiveRun
 
 if TYPE_CHECKING:
     from ...models import DurableTask
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SHORT = 16_000  # characters of JSON text that the event loop's thread sends and reads
 
 
-class Saving:
+class CheckpointSaver:
     """Saves what nothing stands in the way of, on connections that sessions of `database` keep. Whatever else it is
     (none is kept yet, the claim is over, the name is taken, the connection is lost, the reply says something unexpected):
     it answers None, and `services.checkpoints.save`, which may be called again, finds out what it means.
@@ -28,7 +28,7 @@ class Saving:
         self._statements: dict[type[DurableTask], SaveStatement] = {}
         self._flying: set[AsyncQuery] = set()
 
-    def save(self, run: LiveRun, name: str, text: str) -> Saved | None:
+    def save(self, run: ActiveRun, name: str, text: str) -> Saved | None:
         """In one round trip, waiting for it."""
         statement = self._statement(run.model)
         if (kept := self._database.acquire()) is None:
@@ -40,7 +40,7 @@ class Saving:
         finally:
             self._database.release(kept, took=monotonic() - began)
 
-    async def save_soon(self, run: LiveRun, name: str, text: str) -> Saved | None:
+    async def save_async(self, run: ActiveRun, name: str, text: str) -> Saved | None:
         """As `save`, not waiting for it; only on a connection that `save` has prepared."""
         statement = self._statement(run.model)
         if len(text) > SHORT or (kept := self._database.acquire()) is None:

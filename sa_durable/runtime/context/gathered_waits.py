@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING
 
 from ...services.waits import Awaited
 from ...values import Json
-from ..runs.active import LiveRun
+from ..runs.active import ActiveRun
 
 if TYPE_CHECKING:
-    from .operations import Verbs
+    from .operations import ContextOperations
 
 REGISTERED, LOOKED = 1, 2  # what each of them has done
 
 
-class Together:
+class GatheredWaits:
     """The waits of an async run. Those that are gathered go to sleep together: once all are registered, and each has
     looked again after that. What isn't registered when its run falls asleep wakes nobody."""
 
-    def __init__(self, verbs: Verbs) -> None:
+    def __init__(self, verbs: ContextOperations) -> None:
         self._call, self._waits = verbs.threads.call, verbs.waits
         self._done: dict[str, int] = {}  # by step
         self._changed = asyncio.Event()
         self._falling_asleep = asyncio.Lock()
 
-    async def wait(self, run: LiveRun, step: str, what: Awaited, timeout: timedelta | None) -> Json:
+    async def wait(self, run: ActiveRun, step: str, what: Awaited, timeout: timedelta | None) -> Json:
         """As Waits.wait."""
         self._note(step, 0)
         try:

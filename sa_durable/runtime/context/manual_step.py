@@ -7,10 +7,10 @@ from typing import Any, Generic, TypeVar
 from ...codec import Coder
 from ...errors import StepMisuse
 from ...values import Json
-from ..runs.active import LiveRun
-from .replay import Recorded, Slot
+from ..runs.active import ActiveRun
+from .replay import Replayed, Slot
 from .steps import decode, encode
-from .transaction_record import check_outside
+from .transaction_record import require_no_transaction
 
 R = TypeVar("R")
 
@@ -20,13 +20,13 @@ class Step(Generic[R]):
 
     __slots__ = ("_coder", "_run", "_stored", "done", "key")
 
-    def __init__(self, run: LiveRun, slot: Slot, coder: Coder) -> None:
+    def __init__(self, run: ActiveRun, slot: Slot, coder: Coder) -> None:
         self._run, self._coder = run, coder
         self.key = slot.key
         """The name of its checkpoint: the step's own, numbered if it is repeated."""
-        self.done = isinstance(slot, Recorded)
+        self.done = isinstance(slot, Replayed)
         """Whether it has happened, in this execution or an earlier one."""
-        self._stored: Json = slot.value if isinstance(slot, Recorded) else None
+        self._stored: Json = slot.value if isinstance(slot, Replayed) else None
 
     def __repr__(self) -> str:
         return f"<step {self.key!r}, {'done' if self.done else 'begun'}>"
@@ -39,9 +39,9 @@ class Step(Generic[R]):
         value: R = decode(self._coder, self._stored, self.key)
         return value
 
-    def encode(self, run: LiveRun, value: Any) -> str:
+    def encode(self, run: ActiveRun, value: Any) -> str:
         """For complete_step: JSON text of the value that `run` completes it with. Raises StepMisuse and InvalidResult."""
-        check_outside(run)
+        require_no_transaction(run)
         if run is not self._run:
             raise StepMisuse(
                 f"step {self.key!r} was begun in another execution: each time the handler runs it begins its own steps"

@@ -16,7 +16,7 @@ RESERVED_PREFIXES = ("~", "$")
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class Replayed:
     """The step has happened; this is what it left."""
 
     key: str
@@ -24,16 +24,16 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
+class NotYetRun:
     """The step has not happened yet, or left nothing."""
 
     key: str
 
 
-Slot: TypeAlias = Recorded | Missing
+Slot: TypeAlias = Replayed | NotYetRun
 
 
-class Journal:
+class Replay:
     """Match the steps that a run asks for with those that are saved.
 
     >>> journal = Journal({"charge": 40})
@@ -57,10 +57,10 @@ class Journal:
             self._seen[name] += 1
             nth = self._seen[name]
         key = name if nth == 1 else f"{name}#{nth}"
-        return Recorded(key, self._saved[key]) if key in self._saved else Missing(key)
+        return Replayed(key, self._saved[key]) if key in self._saved else NotYetRun(key)
 
 
-def about(kind: str, name: str) -> str:
+def library_step_name(kind: str, name: str) -> str:
     """The library's own step of a kind, about `name`: whose `#` are doubled, so that none looks like a repeated one.
 
     >>> about("$await:", "paid#2")

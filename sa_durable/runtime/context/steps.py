@@ -16,10 +16,10 @@ from ...services import checkpoints, runs
 from ...services.checkpoints import Saved
 from ...values import Json
 from ..connections.database import Database
-from ..runs.active import LiveRun
-from ..runs.lease import extend, persist
+from ..runs.active import ActiveRun
+from ..runs.lease import extend, write_while_leased
 from ..threads.wakeup import Wakeup
-from .checkpoint_saver import Saving
+from .checkpoint_saver import CheckpointSaver
 
 UNTYPED = Coder(Any)
 _coder_of = lru_cache(512)(Coder)
@@ -31,9 +31,9 @@ class Steps:
     def __init__(self, database: Database, *, lease: timedelta, asleep: Wakeup) -> None:
         """`asleep` is hinted when a run has gone to sleep."""
         self._database, self._lease, self._asleep = database, lease, asleep
-        self._saving = Saving(database)
+        self._saving = CheckpointSaver(database)
 
-    def save(self, run: LiveRun, name: str, text: str) -> Json:
+    def save(self, run: ActiveRun, name: str, text: str) -> Json:
         """Save a checkpoint; returns what is stored under its name. Raises the signal that ends the run."""
 
         def write() -> Json:
@@ -42,54 +42,54 @@ class Steps:
             with self._database.autocommit() as session:
                 return checkpoints.save(session, run.model, run.claim, name, text)
 
-        return persist(run, write)
+        return write_while_leased(run, write)
 
-    async def save_soon(self, run: LiveRun, name: str, text: str) -> Saved | None:
+    async def save_async(self, run: ActiveRun, name: str, text: str) -> Saved | None:
         """As `save`, on the event loop. None: that didn't work, or can't; `save` does."""
-        return await self._saving.save_soon(run, name, text) if run.lasts else None
+        return await self._saving.save_async(run, name, text) if run.lease_valid else None
 
     def close(self) -> None:
         self._saving.close()
 
-    def now(self, run: LiveRun, name: str) -> str:
+    def now(self, run: ActiveRun, name: str) -> str:
         """The database's time in ISO format, saved as a checkpoint. Raises as `save`."""
 
         def write() -> str:
             with self._database.autocommit() as session:  # when a sleep of no time ends
                 return checkpoints.save_wake_time(session, run.model, run.claim, name, delay=timedelta(0))
 
-        return persist(run, write)
+        return write_while_leased(run, write)
 
-    def extend(self, run: LiveRun) -> None:
+    def extend(self, run: ActiveRun) -> None:
         """Extend the lease of a run now. Raises the signal that ends the run."""
-        persist(run, lambda: extend(self._database, run.model, [run], self._lease))
+        write_while_leased(run, lambda: extend(self._database, run.model, [run], self._lease))
         run.check()
 
-    def sleep(self, run: LiveRun, name: str, delay: timedelta | None, until: datetime | None) -> bool:
+    def sleep(self, run: ActiveRun, name: str, delay: timedelta | None, until: datetime | None) -> bool:
         """Put the run to sleep. False: the time has passed. Raises the signal that ends the run."""
 
         def write() -> bool:
             with self._database.transaction() as session:
                 return runs.sleep(session, run.model, run.claim, name, delay=delay, until=until)
 
-        with run.leaving():
-            slept = persist(run, write)
+        with run.finishing_block():
+            slept = write_while_leased(run, write)
             if slept:
-                run.sleeps()
+                run.mark_asleep()
         if slept:
             self._asleep.set()
         return slept
 
 
-def coder_for(fn: Callable[..., Any], returns: Any) -> Coder:
+def coder_for_function(fn: Callable[..., Any], returns: Any) -> Coder:
     """How the values of a step are stored: by `returns`, else by the function's return annotation, else as plain JSON.
 
     Raises DeclarationError for an annotation that can't be resolved.
     """
-    return coder_of(_returns(fn) if returns is None else returns)
+    return coder_for_type(_returns(fn) if returns is None else returns)
 
 
-def coder_of(annotation: Any) -> Coder:
+def coder_for_type(annotation: Any) -> Coder:
     """How values of this type are stored."""
     if annotation is Any:
         return UNTYPED

@@ -38,9 +38,9 @@ from .base import (
     read_moment,
 )
 from .manual_step import Step
-from .replay import Missing, Recorded, about, check_step_name
-from .steps import coder_for, coder_of, decode, encode
-from .transaction_record import StepDone
+from .replay import NotYetRun, Replayed, check_step_name, library_step_name
+from .steps import coder_for_function, coder_for_type, decode, encode
+from .transaction_record import StepRecord
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,31 +73,31 @@ class TaskContext(Context):
         saves nothing. Raises InvalidResult for a value that JSON can't hold, DeclarationError for a name or
         annotation that can't work.
         """
-        coder = coder_for(fn, returns)
+        coder = coder_for_function(fn, returns)
         slot = self._next(check_step_name(name))
-        if isinstance(slot, Recorded):
+        if isinstance(slot, Replayed):
             return decode(coder, slot.value, slot.key)
         value = fn(*args, **kwargs)
         if inspect.isawaitable(value):
             if inspect.iscoroutine(value):
                 value.close()
             raise DeclarationError(f"step {name!r} is async: its handler must be an async def")
-        stored = self._verbs.steps.save(self._run, slot.key, encode(coder, value, slot.key))
+        stored = self._operations.steps.save(self._run, slot.key, encode(coder, value, slot.key))
         return decode(coder, stored, slot.key)
 
     def complete_step(self, step: Step[R], value: R) -> R:
         """Save the value of a step that `begin_step` began; returns it as `step` does. Raises StepMisuse for a step that
         is done, or was begun by another run."""
-        return step.complete(self._verbs.steps.save(self._run, step.key, step.encode(self._run, value)))
+        return step.complete(self._operations.steps.save(self._run, step.key, step.encode(self._run, value)))
 
     def now(self) -> datetime:
         """The database's time, in UTC: remembered, so a replay sees the same."""
         if self._session is not None:
             return clock.now(self._session)
         slot = self._next(NOW)
-        if isinstance(slot, Recorded):
+        if isinstance(slot, Replayed):
             return read_moment(slot.value)
-        return read_moment(self._verbs.steps.now(self._run, slot.key))
+        return read_moment(self._operations.steps.now(self._run, slot.key))
 
     def random(self) -> float:
         """A random number from 0 up to 1, which it never is: remembered, so a replay sees the same."""
@@ -110,10 +110,10 @@ class TaskContext(Context):
     def _draw(self, name: str, draw: Callable[[], R], kind: type[R]) -> R:
         if self._session is not None:  # one transaction: nothing of an earlier draw is left
             return draw()
-        slot, coder = self._next(name), coder_of(kind)
-        if isinstance(slot, Recorded):
+        slot, coder = self._next(name), coder_for_type(kind)
+        if isinstance(slot, Replayed):
             return decode(coder, slot.value, slot.key)  # type: ignore[no-any-return]  # of this kind
-        stored = self._verbs.steps.save(self._run, slot.key, encode(coder, draw(), slot.key))
+        stored = self._operations.steps.save(self._run, slot.key, encode(coder, draw(), slot.key))
         return decode(coder, stored, slot.key)  # type: ignore[no-any-return]  # as above
 
     def heartbeat(self) -> None:
@@ -122,7 +122,7 @@ class TaskContext(Context):
         One short statement, from any thread. Leases are extended anyway while a handler runs; call this in long loops
         that have no steps, so that a cancellation ends them.
         """
-        self._verbs.steps.extend(self._run)
+        self._operations.steps.extend(self._run)
 
     def sleep_for(self, delay: timedelta) -> None:
         """Suspend the task; it goes on after `delay`, by the database's clock, in the same run and attempt.
@@ -136,7 +136,7 @@ class TaskContext(Context):
         self._sleep(None, check_moment(moment))
 
     def _sleep(self, delay: timedelta | None, until: datetime | None) -> None:
-        if self._verbs.steps.sleep(self._run, self._next(SLEEP).key, delay, until):
+        if self._operations.steps.sleep(self._run, self._next(SLEEP).key, delay, until):
             self._suspend()
 
     @overload
@@ -166,15 +166,15 @@ class TaskContext(Context):
 
             payment_id = ctx.transaction("book", book, order_id)
         """
-        coder = coder_for(fn, returns)
+        coder = coder_for_function(fn, returns)
         slot = self._next(check_step_name(name))
-        if isinstance(slot, Recorded):
+        if isinstance(slot, Replayed):
             return decode(coder, slot.value, slot.key)
 
         def work(session: Session) -> Any:
             return fn(session, *args, **kwargs)
 
-        found = self._verbs.transactions.run(self._run, work, StepDone(self._run, slot.key, coder))
+        found = self._operations.transactions.execute(self._run, work, StepRecord(self._run, slot.key, coder))
         return decode(coder, found.value, slot.key)
 
     @property
@@ -193,8 +193,8 @@ class TaskContext(Context):
         The task sleeps meanwhile and holds no thread. Raises TimedOut when `timeout` has passed since the first time,
         by the database's clock; a replay sees that again at once, another await of the name waits anew.
         """
-        coder = coder_of(returns)
-        slot, timeout = self._next(about(AWAIT, events.check_name(name))), check_timeout(timeout)
+        coder = coder_for_type(returns)
+        slot, timeout = self._next(library_step_name(AWAIT, events.check_name(name))), check_timeout(timeout)
         value = self._wait(slot, Event(self._run.model, name), timeout)
         return outcomes.payload(coder, value, slot.key)
 
@@ -203,8 +203,8 @@ class TaskContext(Context):
         text = events.encode(events.check_name(name), payload)
         if self._session is not None:
             events.emit_text(self._session, self._run.model, name, text)
-        elif isinstance(slot := self._next(about(EMIT, name)), Missing):
-            self._verbs.waits.emit(self._run, slot.key, name, text)
+        elif isinstance(slot := self._next(library_step_name(EMIT, name)), NotYetRun):
+            self._operations.waits.emit(self._run, slot.key, name, text)
 
     def spawn(self, call: Call[Any, R], **options: Unpack[SpawnKeywords]) -> SpawnResult[R]:
         """Spawn a child of this task, in any queue of its Base: one, however often the handler runs.
@@ -223,10 +223,10 @@ class TaskContext(Context):
             return children.spawn_in(self._session, self._run.model, self._run.claim, batch, options)
         if not batch:
             return []
-        slot = self._next(about(SPAWN, batch[0].name))
-        if isinstance(slot, Recorded):
+        slot = self._next(library_step_name(SPAWN, batch[0].name))
+        if isinstance(slot, Replayed):
             return children.remembered(batch, slot.value)
-        return children.remembered(batch, self._verbs.waits.spawn(self._run, slot.key, batch, options))
+        return children.remembered(batch, self._operations.waits.spawn(self._run, slot.key, batch, options))
 
     @overload
     def join(self, task: SpawnResult[R], /, *, timeout: timedelta | None = None) -> R: ...
@@ -253,8 +253,8 @@ class TaskContext(Context):
         slot, timeout = self._next(JOIN), check_timeout(timeout)
         return outcomes.results(ends.tasks, self._wait(slot, ends, timeout), slot.key)
 
-    def _wait(self, slot: Recorded | Missing, what: Awaited, timeout: timedelta | None) -> Json:
-        if isinstance(slot, Recorded):
+    def _wait(self, slot: Replayed | NotYetRun, what: Awaited, timeout: timedelta | None) -> Json:
+        if isinstance(slot, Replayed):
             return slot.value
-        value = self._verbs.waits.wait(self._run, slot.key, what, timeout)
+        value = self._operations.waits.wait(self._run, slot.key, what, timeout)
         return value if value is not None else self._suspend()

@@ -18,7 +18,7 @@ from ...services import checkpoints, runs
 from ...services import claims as leases
 from ...services.claims import Stands
 from ...values import Json
-from ..runs.active import LiveRun
+from ..runs.active import ActiveRun
 from .steps import encode
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ T_contra = TypeVar("T_contra", contravariant=True)
 V_co = TypeVar("V_co", covariant=True)
 
 
-class Effect(Protocol[T_contra, V_co]):
+class Record(Protocol[T_contra, V_co]):
     def record(self, session: Session, value: T_contra) -> V_co:
         """Write that it happened, and with which value. Raises AlreadySaved if it had; Cancelled, LeaseLost."""
 
     def find(self, session: Session) -> V_co | None:
         """What an earlier try recorded, if it committed. Waits for one that may still commit: the answer is final."""
 
-    def leaving(self) -> AbstractContextManager[None]:
+    def finishing_block(self) -> AbstractContextManager[None]:
         """Around the record and its COMMIT."""
 
 
@@ -44,10 +44,10 @@ class Found:
     value: Json
 
 
-class StepDone:
+class StepRecord:
     """A step of the run, as its checkpoint."""
 
-    def __init__(self, run: LiveRun, key: str, coder: Coder) -> None:
+    def __init__(self, run: ActiveRun, key: str, coder: Coder) -> None:
         self._run, self._key, self._coder = run, key, coder
 
     def record(self, session: Session, value: Any) -> Found:
@@ -61,14 +61,14 @@ class StepDone:
         saved = checkpoints.find(session, model, claim.task_id, self._key)
         return None if saved is None else Found(saved.value)
 
-    def leaving(self) -> AbstractContextManager[None]:
+    def finishing_block(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
-class TaskDone:
+class TaskRecord:
     """The completion of the run's task. `encode` makes JSON text of its result."""
 
-    def __init__(self, run: LiveRun, encode: Callable[[Any], str]) -> None:
+    def __init__(self, run: ActiveRun, encode: Callable[[Any], str]) -> None:
         self._run, self._encode = run, encode
 
     def record(self, session: Session, value: Any) -> bool:
@@ -79,8 +79,8 @@ class TaskDone:
         stands = leases.lock(session, self._run.model, self._run.claim)
         return True if stands is Stands.STORED else None
 
-    def leaving(self) -> AbstractContextManager[None]:
-        return self._run.leaving()
+    def finishing_block(self) -> AbstractContextManager[None]:
+        return self._run.finishing_block()
 
 
 def begin(session: Session, model: type[DurableTask]) -> None:
@@ -92,11 +92,11 @@ def begin(session: Session, model: type[DurableTask]) -> None:
         )
 
 
-_inside: ContextVar[LiveRun | None] = ContextVar("sa_durable_transaction", default=None)
+_inside: ContextVar[ActiveRun | None] = ContextVar("sa_durable_transaction", default=None)
 
 
 @contextmanager
-def inside(run: LiveRun) -> Iterator[None]:
+def transaction_scope(run: ActiveRun) -> Iterator[None]:
     """While a function of the application's runs in a transaction of `run`."""
     token = _inside.set(run)
     try:
@@ -105,7 +105,7 @@ def inside(run: LiveRun) -> Iterator[None]:
         _inside.reset(token)
 
 
-def check_outside(run: LiveRun) -> None:
+def require_no_transaction(run: ActiveRun) -> None:
     """Refuse what would be remembered although the transaction that it is called in rolls back."""
     if _inside.get() is run:
         raise DeclarationError(
@@ -114,11 +114,11 @@ def check_outside(run: LiveRun) -> None:
         )
 
 
-class Guard:
+class CommitGuard:
     """Keeps the application from committing half of it: rows without the record that they were written."""
 
     def __init__(self, session: Session) -> None:
-        self.open = False
+        self.allow_commit = False
         self._session = session
 
     def __enter__(self) -> Self:
@@ -131,7 +131,7 @@ class Guard:
         event.remove(self._session, "before_commit", self._check)
 
     def _check(self, session: Session) -> None:
-        if not self.open and not session.in_nested_transaction():
+        if not self.allow_commit and not session.in_nested_transaction():
             raise DeclarationError(
                 "this session's transaction commits when the function returns, together with the step: don't commit it"
             )

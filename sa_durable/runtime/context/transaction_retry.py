@@ -14,21 +14,23 @@ from ...errors import RetryTransaction
 from ...services.checkpoints import AlreadySaved
 from ..connections.errors import LOST_RACE, describe_for_log, is_transient, sqlstate
 from ..connections.retrying import GIVE_UP_AFTER_S, backoff
-from ..runs.active import LiveRun
+from ..runs.active import ActiveRun
 
 logger = logging.getLogger("sa_durable.worker")
 
-TRIES = 10  # of a transaction that lost a race with others, or its connection: its own statements may be why
+MAX_TRIES = (
+    10  # of a transaction that lost a race with others, or its connection: its own statements may be why
+)
 
 
-class Tries:
+class TransactionRetry:
     """The tries of one transaction of a run.
 
     `in_doubt`: a COMMIT was sent and no answer came. That is found out before anything else, for as long as the run
     has its lease: whoever has the task after that finds the record, or doesn't.
     """
 
-    def __init__(self, run: LiveRun) -> None:
+    def __init__(self, run: ActiveRun) -> None:
         self.run = run
         self._pauses = self._failures = 0
         self._error: Exception | None = None
@@ -46,7 +48,7 @@ class Tries:
     def not_committed(self) -> None:
         """The doubt is over. Raises what has caused it, if that has happened often enough."""
         self.in_doubt = False
-        if self._error is not None and self._failures >= TRIES:
+        if self._error is not None and self._failures >= MAX_TRIES:
             raise self._error
 
     def pause_after(self, error: Exception) -> float | None:
@@ -60,7 +62,7 @@ class Tries:
             self._failures += 1
             if isinstance(error, AlreadySaved) or (self.committing and self._lost(error)):
                 self.in_doubt, self._error = True, error
-            again = passes and (self.in_doubt or self._failures < TRIES)
+            again = passes and (self.in_doubt or self._failures < MAX_TRIES)
         self.committing = self._connecting = False
         if not again:
             return None
@@ -69,7 +71,7 @@ class Tries:
             "task %s (%s): a transaction is run again: %s", claim.task_id, claim.name, describe_for_log(error)
         )
         self._pauses += 1
-        return min(backoff(self._pauses), self.run.left + 0.001)
+        return min(backoff(self._pauses), self.run.lease_remaining + 0.001)
 
     def _lost(self, error: Exception) -> bool:
         """Whether the connection is, or there never was one."""

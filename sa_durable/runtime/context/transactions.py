@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 
 from ...errors import DeclarationError, MissingExtra, Signal
 from ..connections.engines import EngineOrUrl, connect_args_of, copy_connect_listeners, engine_for
-from ..runs.active import LiveRun
-from .transaction_record import Effect, Guard, begin, inside
-from .transaction_retry import Tries
+from ..runs.active import ActiveRun
+from .transaction_record import CommitGuard, Record, begin, transaction_scope
+from .transaction_retry import TransactionRetry
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -48,9 +48,9 @@ class Transactions:
         self._own = None if engine is source else engine  # made here
         self._own_async: AsyncEngine | None = None
 
-    def run(self, run: LiveRun, work: Callable[[Session], T], effect: Effect[T, V]) -> V:
+    def execute(self, run: ActiveRun, work: Callable[[Session], T], effect: Record[T, V]) -> V:
         """What `effect` made of the value of `work(session)`, once both are committed."""
-        tries = Tries(run)
+        tries = TransactionRetry(run)
         while True:
             run.check()
             try:
@@ -59,10 +59,10 @@ class Transactions:
                         if (before := effect.find(session)) is not None:
                             return before
                     tries.not_committed()
-                with self._session() as session, Guard(session) as guard:
+                with self._session() as session, CommitGuard(session) as guard:
                     with tries.connecting():
                         begin(session, run.model)
-                    with inside(run):
+                    with transaction_scope(run):
                         value = _plain(work(session))
                     return _commit(session, tries, guard, effect, value)
             except Signal as signal:
@@ -73,11 +73,11 @@ class Transactions:
                     raise
             sleep(pause)
 
-    async def run_async(
-        self, run: LiveRun, work: Callable[[AsyncSession], Awaitable[T]], effect: Effect[T, V]
+    async def execute_async(
+        self, run: ActiveRun, work: Callable[[AsyncSession], Awaitable[T]], effect: Record[T, V]
     ) -> V:
         """As `run`, for an async function and an AsyncSession."""
-        tries = Tries(run)
+        tries = TransactionRetry(run)
         while True:
             run.check()
             try:
@@ -87,10 +87,10 @@ class Transactions:
                             return before
                     tries.not_committed()
                 async with self._async_factory() as session:
-                    with Guard(session.sync_session) as guard:
+                    with CommitGuard(session.sync_session) as guard:
                         with tries.connecting():
                             await session.run_sync(begin, run.model)
-                        with inside(run):
+                        with transaction_scope(run):
                             value = await work(session)
                         return await session.run_sync(_commit, tries, guard, effect, value)
             except Signal as signal:
@@ -141,12 +141,14 @@ class Transactions:
             await self._own_async.dispose()
 
 
-def _commit(session: Session, tries: Tries, guard: Guard, effect: Effect[T, V], value: T) -> V:
+def _commit(
+    session: Session, tries: TransactionRetry, guard: CommitGuard, effect: Record[T, V], value: T
+) -> V:
     session.flush()
     tries.run.check()
-    with effect.leaving():
+    with effect.finishing_block():
         recorded = effect.record(session, value)
-        guard.open = tries.committing = True
+        guard.allow_commit = tries.committing = True
         session.commit()
     return recorded
 

@@ -20,8 +20,8 @@ from ...services.checkpoints import AlreadySaved
 from ...services.waits import TIMED_OUT, Arrived, Awaited, Missing, Registered
 from ...values import Json, SpawnKeywords, TaskError, TaskState
 from ..connections.database import Database
-from ..runs.active import LiveRun
-from ..runs.lease import persist
+from ..runs.active import ActiveRun
+from ..runs.lease import write_while_leased
 from ..threads.wakeup import Wakeup
 from .steps import UNTYPED, decode
 
@@ -36,7 +36,7 @@ class Waits:
         """`asleep` is hinted when a run has gone to sleep or an event was emitted, `ready` when there is a new task."""
         self._database, self._asleep, self._ready = database, asleep, ready
 
-    def wait(self, run: LiveRun, step: str, what: Awaited, timeout: timedelta | None) -> Json:
+    def wait(self, run: ActiveRun, step: str, what: Awaited, timeout: timedelta | None) -> Json:
         """What was waited for, as its checkpoint says; None: the run sleeps."""
         while True:
             found = self.register(run, step, what, timeout) or self._fall_asleep(run, step, what)
@@ -44,40 +44,40 @@ class Waits:
                 case Arrived(value):
                     return value
                 case Missing():
-                    self._act_first(run, found)
+                    self._run_prerequisites(run, found)
                 case None:
                     self._asleep.set()
                     return None
 
-    def register(self, run: LiveRun, step: str, what: Awaited, timeout: timedelta | None) -> Arrived | None:
+    def register(self, run: ActiveRun, step: str, what: Awaited, timeout: timedelta | None) -> Arrived | None:
         """What is waited for, if it is there. None: its end wakes the run, once that sleeps."""
         while True:
-            match persist(run, lambda: self._look(run, step, what, timeout)):
+            match write_while_leased(run, lambda: self._check_and_register(run, step, what, timeout)):
                 case Missing() as missing:
-                    self._act_first(run, missing)
+                    self._run_prerequisites(run, missing)
                 case Registered():
                     return None
                 case Arrived() as arrived:
                     return arrived
 
-    def _act_first(self, run: LiveRun, missing: Missing) -> None:
+    def _run_prerequisites(self, run: ActiveRun, missing: Missing) -> None:
         for act in missing.first:
-            persist(run, partial(self._act, act))
+            write_while_leased(run, partial(self._act, act))
 
-    def _fall_asleep(self, run: LiveRun, step: str, what: Awaited) -> Arrived | Missing | None:
-        with run.leaving():
-            found = persist(run, lambda: self._sleep(run, step, what))
+    def _fall_asleep(self, run: ActiveRun, step: str, what: Awaited) -> Arrived | Missing | None:
+        with run.finishing_block():
+            found = write_while_leased(run, lambda: self._sleep(run, step, what))
             if found is None:
-                run.sleeps()
+                run.mark_asleep()
         return found
 
-    def _look(
-        self, run: LiveRun, step: str, what: Awaited, timeout: timedelta | None
+    def _check_and_register(
+        self, run: ActiveRun, step: str, what: Awaited, timeout: timedelta | None
     ) -> Arrived | Registered | Missing:
         with self._database.transaction() as session:
             return waits.look(session, run.model, run.claim, step, what, timeout=timeout)
 
-    def _sleep(self, run: LiveRun, step: str, what: Awaited) -> Arrived | Missing | None:
+    def _sleep(self, run: ActiveRun, step: str, what: Awaited) -> Arrived | Missing | None:
         with self._database.transaction() as session:
             return waits.sleep(session, run.model, run.claim, step, what)
 
@@ -85,7 +85,7 @@ class Waits:
         with self._database.transaction() as session:
             act(session)
 
-    def emit(self, run: LiveRun, step: str, name: str, payload: str) -> None:
+    def emit(self, run: ActiveRun, step: str, name: str, payload: str) -> None:
         """Emit an event, once."""
 
         def write() -> None:
@@ -93,11 +93,11 @@ class Waits:
                 events.emit_text(session, run.model, name, payload)
                 checkpoints.save_first(session, run.model, run.claim, step, "null")
 
-        persist(run, write)
+        write_while_leased(run, write)
         self._asleep.set()
 
     def spawn(
-        self, run: LiveRun, step: str, calls: Sequence[Call[Any, Any]], keywords: SpawnKeywords
+        self, run: ActiveRun, step: str, calls: Sequence[Call[Any, Any]], keywords: SpawnKeywords
     ) -> Json:
         """Spawn children, once; returns what the step remembers of them."""
 
@@ -108,7 +108,7 @@ class Waits:
             except AlreadySaved as earlier:
                 return earlier.value
 
-        spawned = persist(run, write)
+        spawned = write_while_leased(run, write)
         self._ready.set()
         return spawned
 

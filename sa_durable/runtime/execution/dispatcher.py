@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from time import monotonic
 
-from ..runs.active import LiveRun
-from ..runs.capacity import Slots
+from ..runs.active import ActiveRun
+from ..runs.capacity import Capacity
 
 STALE = 1.0  # seconds that a fetched task may wait for a slot before others get it
 
@@ -22,21 +22,21 @@ class Intake:
 
     def __init__(
         self,
-        slots: Slots,
+        slots: Capacity,
         *,
-        start: Callable[[LiveRun], None],  # on the loop
-        plain: Callable[[LiveRun], bool],
-        release: Callable[[LiveRun], None],  # back to the queue: it never ran
+        start: Callable[[ActiveRun], None],  # on the loop
+        plain: Callable[[ActiveRun], bool],
+        release: Callable[[ActiveRun], None],  # back to the queue: it never ran
         fill_soon: Callable[[], None],  # have the loop call `fill`
         room: Callable[[], None],  # there may be
     ) -> None:
         self._slots, self._start, self._plain = slots, start, plain
         self._release, self._fill_soon, self._room = release, fill_soon, room
-        self._waiting: deque[LiveRun] = deque()  # with the slots' ends and starts, under the lock
+        self._waiting: deque[ActiveRun] = deque()  # with the slots' ends and starts, under the lock
         self._lock = Lock()
         self._stopping = False
 
-    def accept(self, runs: Sequence[LiveRun]) -> None:
+    def accept(self, runs: Sequence[ActiveRun]) -> None:
         """On the loop."""
         now = monotonic()
         for run in runs:
@@ -52,13 +52,13 @@ class Intake:
         while (run := self._next()) is not None:
             self._start(run)
 
-    def ended(self, run: LiveRun) -> None:
+    def ended(self, run: ActiveRun) -> None:
         """A run's slot is free. On the loop."""
         self._give_back(run)
         self.fill()
         self._room()
 
-    def next_plain(self, ended: LiveRun) -> LiveRun | None:
+    def next_plain(self, ended: ActiveRun) -> ActiveRun | None:
         """A plain run's slot is free: the run that its thread goes on with. In that thread."""
         self._give_back(ended)
         following = self._next(plain=True)
@@ -77,10 +77,10 @@ class Intake:
         with self._lock:
             age = monotonic() - self._waiting[0].started if self._waiting else 0.0
         if age > STALE and self._slots.adaptive:
-            self._slots.give_back_stale(age)
+            self._slots.release_stale(age)
             self._release_waiting()
 
-    def _next(self, *, plain: bool = False) -> LiveRun | None:
+    def _next(self, *, plain: bool = False) -> ActiveRun | None:
         with self._lock:
             if (
                 self._stopping
@@ -92,15 +92,15 @@ class Intake:
             self._slots.start()
             return self._waiting.popleft()
 
-    def _give_back(self, run: LiveRun) -> None:
+    def _give_back(self, run: ActiveRun) -> None:
         with self._lock:
-            self._slots.give_back(monotonic() - run.started)
+            self._slots.release(monotonic() - run.started)
 
     def _release_waiting(self) -> None:
         with self._lock:
             released = list(self._waiting)
             self._waiting.clear()
             for _ in released:
-                self._slots.give_back()
+                self._slots.release()
         for run in released:
             self._release(run)

@@ -21,14 +21,14 @@ from ...services import runs
 from ...services.runs import Completed, Failed
 from ..context.aio import AsyncTaskContext
 from ..context.current import make_current
-from ..context.operations import Verbs
+from ..context.operations import ContextOperations
 from ..context.sync import TaskContext
-from ..context.transaction_record import TaskDone
-from ..runs.active import Live, LiveRun
-from ..runs.completer import Flusher
-from ..runs.errors import describe, retryable
+from ..context.transaction_record import TaskRecord
+from ..runs.active import ActiveRun, ActiveRuns
+from ..runs.completer import Completer
+from ..runs.errors import retryable, to_task_error
 from ..runs.registry import Registry
-from ..threads.pool import DaemonThreads
+from ..threads.pool import DaemonThreadPool
 from .run_hooks import around
 from .timeouts import Timeouts
 
@@ -47,28 +47,28 @@ class Executor:
     def __init__(
         self,
         registry: Registry,
-        verbs: Verbs,
-        flusher: Flusher,
+        verbs: ContextOperations,
+        flusher: Completer,
         timeouts: Timeouts,
-        live: Live,
+        live: ActiveRuns,
         *,
         concurrency: int,
-        ended: Callable[[LiveRun], None],
-        next_plain: Callable[[LiveRun], LiveRun | None],
+        ended: Callable[[ActiveRun], None],
+        next_plain: Callable[[ActiveRun], ActiveRun | None],
         settled: Callable[[], None],
-        raised: Callable[[LiveRun, BaseException], None],
+        raised: Callable[[ActiveRun, BaseException], None],
     ) -> None:
         self._registry, self._verbs, self._live = registry, verbs, live
         self._flusher, self._timeouts = flusher, timeouts
         self._ended, self._next_plain, self._settled, self._told = ended, next_plain, settled, raised
-        self._threads = DaemonThreads("sa_durable handler", concurrency)
+        self._threads = DaemonThreadPool("sa_durable handler", concurrency)
         self.tasks: set[asyncio.Task[None]] = set()
 
-    def plain(self, run: LiveRun) -> bool:
+    def plain(self, run: ActiveRun) -> bool:
         """Whether it has a plain handler, for a thread."""
         return not self._registry.handler(run.model, run.claim.name).is_async
 
-    def start(self, run: LiveRun) -> None:
+    def start(self, run: ActiveRun) -> None:
         """Start a run, in an empty context: the variables of who claimed or ended before it are none of its business.
         On the loop's thread."""
         handler = self._registry.handler(run.model, run.claim.name)
@@ -84,7 +84,7 @@ class Executor:
         else:
             self._threads.submit(self._run_plain_ones, run)
 
-    def _begin(self, run: LiveRun, handler: Handler[Any, ..., Any]) -> None:
+    def _begin(self, run: ActiveRun, handler: Handler[Any, ..., Any]) -> None:
         run.started = monotonic()
         if (timeout := handler.run_options.timeout) is not None:
             self._timeouts.watch(run, timeout)
@@ -94,7 +94,7 @@ class Executor:
 
     async def _run_async(
         self,
-        run: LiveRun,
+        run: ActiveRun,
         handler: Handler[Any, ..., Any],
         ended: Callable[[asyncio.Task[None]], None],
     ) -> None:
@@ -118,18 +118,18 @@ class Executor:
         finally:
             ended(run.task)
 
-    def _async_ended(self, run: LiveRun, task: asyncio.Task[None]) -> None:
+    def _async_ended(self, run: ActiveRun, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         run.task = (
             None  # a task has its context, that has the run: the garbage collector would have to find them
         )
-        if not run.settling:
+        if not run.finishing:
             self._live.remove([run])
         self._ended(run)
 
-    def _run_plain_ones(self, first: LiveRun) -> None:
+    def _run_plain_ones(self, first: ActiveRun) -> None:
         """In a thread: a run, and those that come after it."""
-        run: LiveRun | None = first
+        run: ActiveRun | None = first
         while run is not None:
             handler = self._registry.handler(run.model, run.claim.name)
             self._begin(run, handler)
@@ -138,7 +138,7 @@ class Executor:
             finally:
                 run = self._next_plain(run)
 
-    def _run_plain(self, run: LiveRun, handler: Handler[Any, ..., Any]) -> None:
+    def _run_plain(self, run: ActiveRun, handler: Handler[Any, ..., Any]) -> None:
         outcome: Completed | Failed | None = None
         run.thread = get_ident()
         make_current(context := TaskContext(run, self._verbs))
@@ -155,7 +155,7 @@ class Executor:
         self._settle(run, outcome)
 
     def _in_transaction(
-        self, run: LiveRun, handler: Handler[Any, ..., Any], arguments: Mapping[str, Any]
+        self, run: ActiveRun, handler: Handler[Any, ..., Any], arguments: Mapping[str, Any]
     ) -> None:
         """The whole handler and its completion as one transaction."""
 
@@ -163,39 +163,39 @@ class Executor:
             make_current(context := TaskContext(run, self._verbs, session))
             return handler.fn(context, **arguments)
 
-        self._verbs.transactions.run(run, work, TaskDone(run, partial(_result_text, run, handler)))
+        self._verbs.transactions.execute(run, work, TaskRecord(run, partial(_result_text, run, handler)))
         self._stored(run)
 
     async def _in_transaction_async(
-        self, run: LiveRun, handler: Handler[Any, ..., Any], arguments: Mapping[str, Any]
+        self, run: ActiveRun, handler: Handler[Any, ..., Any], arguments: Mapping[str, Any]
     ) -> None:
         def work(session: AsyncSession) -> Any:
             make_current(context := AsyncTaskContext(run, self._verbs, session))
             return handler.fn(context, **arguments)
 
-        await self._verbs.transactions.run_async(
-            run, work, TaskDone(run, partial(_result_text, run, handler))
+        await self._verbs.transactions.execute_async(
+            run, work, TaskRecord(run, partial(_result_text, run, handler))
         )
         self._stored(run)
 
-    def _stored(self, run: LiveRun) -> None:
+    def _stored(self, run: ActiveRun) -> None:
         self._live.remove([run])
         self._settled()
 
-    def _settle(self, run: LiveRun, outcome: Completed | Failed | None) -> None:
+    def _settle(self, run: ActiveRun, outcome: Completed | Failed | None) -> None:
         if outcome is not None and run.signal is None:
-            self._flusher.put(run, outcome)
-        elif not run.settling:  # else the closer gives it back
+            self._flusher.submit(run, outcome)
+        elif not run.finishing:  # else the closer gives it back
             self._live.remove([run])
 
-    def _returned(self, run: LiveRun, handler: Handler[Any, ..., Any], value: Any) -> Completed | None:
+    def _returned(self, run: ActiveRun, handler: Handler[Any, ..., Any], value: Any) -> Completed | None:
         claim = run.claim
         if run.signal is not None:
             _log_dropped(run, "returned")
             return None
         return Completed(claim.task_id, claim.token, _result_text(run, handler, value))
 
-    def _raised(self, run: LiveRun, handler: Handler[Any, ..., Any], error: BaseException) -> Failed | None:
+    def _raised(self, run: ActiveRun, handler: Handler[Any, ..., Any], error: BaseException) -> Failed | None:
         if run.signal is not None:
             if not isinstance(error, Signal | asyncio.CancelledError):
                 _log_dropped(run, f"raised {type(error).__qualname__}")
@@ -213,11 +213,11 @@ class Executor:
             )
             return None
 
-    def _failed(self, run: LiveRun, handler: Handler[Any, ..., Any], error: BaseException) -> Failed:
+    def _failed(self, run: ActiveRun, handler: Handler[Any, ..., Any], error: BaseException) -> Failed:
         self._told(run, error)
         claim = run.claim
         failed = runs.failed(
-            claim, describe(error), retryable=retryable(error, handler.run_options.non_retryable)
+            claim, to_task_error(error), retryable=retryable(error, handler.run_options.non_retryable)
         )
         match failed.verdict:
             case RetryAfter(delay):
@@ -236,7 +236,7 @@ class Executor:
         return failed
 
 
-def _result_text(run: LiveRun, handler: Handler[Any, ..., Any], value: Any) -> str:
+def _result_text(run: ActiveRun, handler: Handler[Any, ..., Any], value: Any) -> str:
     what = f"result of {run.claim.name}"
     try:
         return dumps(handler.result_coder.encode(value, what), what=what)
@@ -244,7 +244,7 @@ def _result_text(run: LiveRun, handler: Handler[Any, ..., Any], value: Any) -> s
         raise InvalidResult(str(error)) from error
 
 
-def _log_dropped(run: LiveRun, what: str) -> None:
+def _log_dropped(run: ActiveRun, what: str) -> None:
     level = logging.WARNING if isinstance(run.signal, LeaseLost) else logging.INFO
     logger.log(
         level,

@@ -8,11 +8,11 @@ from time import monotonic
 
 from ...errors import LeaseLost
 from ...services import runs
-from ..runs.active import Live, LiveRun
-from ..runs.completer import Flusher
-from ..runs.errors import overdue
-from ..runs.stack import whereabouts
-from ..threads.periodic import Chore
+from ..runs.active import ActiveRun, ActiveRuns
+from ..runs.completer import Completer
+from ..runs.errors import timeout_error
+from ..runs.stack import format_current_stack
+from ..threads.periodic import PeriodicThread
 
 LOOK_AGAIN = 0.05  # seconds: it is just going to sleep, or to end
 
@@ -21,12 +21,12 @@ class Timeouts:
     """Fails executions that take longer than their handler's `timeout`. In a thread of its own: a handler that blocks
     the event loop is the one that takes too long."""
 
-    def __init__(self, live: Live, flusher: Flusher) -> None:
+    def __init__(self, live: ActiveRuns, flusher: Completer) -> None:
         self._live, self._flusher = live, flusher
         self._next = inf
-        self.chore = Chore("timeouts", self._end_overdue)
+        self.chore = PeriodicThread("timeouts", self._end_overdue)
 
-    def watch(self, run: LiveRun, timeout: timedelta) -> None:
+    def watch(self, run: ActiveRun, timeout: timedelta) -> None:
         """From now on the execution has `timeout`."""
         run.timeout = timeout
         run.ends_at = monotonic() + timeout.total_seconds()
@@ -41,20 +41,20 @@ class Timeouts:
                 continue
             if run.ends_at > now:
                 ends = min(ends, run.ends_at)
-            elif run.settling:
+            elif run.finishing:
                 ends = min(ends, now + LOOK_AGAIN)
             else:
                 self._end(run)
         self._next = ends
         return None if ends == inf else max(0.001, ends - monotonic())
 
-    def _end(self, run: LiveRun) -> None:
+    def _end(self, run: ActiveRun) -> None:
         claim, seconds = run.claim, run.timeout.total_seconds()
-        run.settling = True  # in this order, as the closer does
+        run.finishing = True  # in this order, as the closer does
         what = f"attempt {claim.attempt} took longer than the {seconds:g} s that its handler has"
-        where = whereabouts(run)  # before it is told
+        where = format_current_stack(run)  # before it is told
         if run.end(LeaseLost(f"task {claim.task_id}: {what}")):
-            self._flusher.put(run, runs.failed(claim, overdue(what, seconds, where)))
+            self._flusher.submit(run, runs.failed(claim, timeout_error(what, seconds, where)))
         else:  # it had just ended otherwise, and left it to us to forget it
-            run.settling = False
+            run.finishing = False
             self._live.remove([run])

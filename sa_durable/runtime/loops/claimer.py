@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from ...services import checkpoints
 from ...services import claims as leases
 from ..connections.database import Database
-from ..runs.active import Live, LiveRun
-from ..runs.capacity import Slots
+from ..runs.active import ActiveRun, ActiveRuns
+from ..runs.capacity import Capacity
 from ..runs.registry import Registry
-from ..threads.periodic import Chore
+from ..threads.periodic import PeriodicThread
 from ..threads.wakeup import Wakeup
 from .listener import Listener
 from .poll_policy import ASKED, Idling, Wish
@@ -36,14 +36,14 @@ class Claimer:
         self,
         database: Database,
         registry: Registry,
-        live: Live,
-        slots: Slots,
+        live: ActiveRuns,
+        slots: Capacity,
         *,
         worker: str,
         lease: timedelta,
         lifetime: float,  # seconds from before a claim is sent until its run is given up
         poll_interval: timedelta,
-        hand_over: Callable[[list[LiveRun]], None],
+        hand_over: Callable[[list[ActiveRun]], None],
         wakeup: Wakeup,
         listener: Listener | None,
         nothing_ready: Callable[[], float],
@@ -56,14 +56,14 @@ class Claimer:
         # When the last claim was sent that left nothing to claim; inf: it left something
         self._nothing_since = inf
         self._turn = 0
-        self._incomplete: list[LiveRun] = []  # their checkpoints are not loaded yet
+        self._incomplete: list[ActiveRun] = []  # their checkpoints are not loaded yet
         self.drained = False  # the queues had less than there was room for
-        self.chore = Chore("claimer", self._claim, wakeup=wakeup)
+        self.chore = PeriodicThread("claimer", self._claim, wakeup=wakeup)
 
     def _claim(self) -> float:
         self._complete()
         looked = self._nothing_ready()
-        if not self.chore.wakeup.hinted and looked > self._nothing_since and self._owed() > 0:
+        if not self.chore.wakeup.was_set and looked > self._nothing_since and self._owed() > 0:
             # That is as good as a claim, and it was one statement for all queues.
             self._nothing_since = looked
             return self._pause(0)
@@ -72,7 +72,7 @@ class Claimer:
         self._turn += 1
         self.drained = False  # unless we see it: a hint that comes while there is no room is kept this way
         claimed = 0
-        while (room := self._slots.room) > 0:
+        while (room := self._slots.available) > 0:
             found = 0
             for i in range(len(queues)):
                 model = queues[(self._turn + i) % len(queues)]
@@ -116,11 +116,11 @@ class Claimer:
                 worker=self._worker,
                 lease=self._lease,
                 limit=limit,
-                front=self._registry.front(model),
+                front=self._registry.watermark(model),
             )
         if claims:
-            runs = [LiveRun(model, claim, sent + self._lifetime) for claim in claims]
-            self._slots.take(len(runs))
+            runs = [ActiveRun(model, claim, sent + self._lifetime) for claim in claims]
+            self._slots.reserve(len(runs))
             self._live.add(runs)
             self._incomplete = runs
             self._complete()
@@ -128,7 +128,7 @@ class Claimer:
 
     def _owed(self) -> float:
         """Seconds until a queue is owed a look at everything. inf: none is."""
-        return min(self._registry.front(model).owed() for model in self._registry.queues)
+        return min(self._registry.watermark(model).owed() for model in self._registry.queues)
 
     def _complete(self) -> None:
         """Load what earlier claims of these tasks left, and hand them over."""
@@ -139,8 +139,8 @@ class Claimer:
             self._incomplete = []
             self._hand_over(runs)
 
-    def _load(self, model: type[DurableTask], resumed: Sequence[LiveRun]) -> None:
+    def _load(self, model: type[DurableTask], resumed: Sequence[ActiveRun]) -> None:
         with self._database.autocommit() as session:
             saved = checkpoints.load(session, model, [run.claim.task_id for run in resumed])
         for run in resumed:
-            run.saved = saved[run.claim.task_id]
+            run.checkpoints = saved[run.claim.task_id]

@@ -11,7 +11,7 @@ from ...services import cleanup
 from ..connections.database import Database
 from ..connections.errors import describe_for_log, is_transient
 from ..runs.registry import Registry
-from ..threads.periodic import Chore
+from ..threads.periodic import PeriodicThread
 
 if TYPE_CHECKING:
     from ...models import DurableTask
@@ -30,7 +30,7 @@ class Cleaner:
     def __init__(self, database: Database, registry: Registry) -> None:
         self._database, self._registry = database, registry
         self._due = monotonic() + INTERVAL
-        self.chore = Chore("cleaner", self._work)
+        self.chore = PeriodicThread("cleaner", self._work)
 
     def _work(self) -> float:
         if (left := self._due - monotonic()) > 0:

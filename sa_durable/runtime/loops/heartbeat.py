@@ -7,12 +7,12 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..connections.database import Database
-from ..runs.active import Live
-from ..threads.periodic import Chore
+from ..runs.active import ActiveRuns
+from ..threads.periodic import PeriodicThread
 
 if TYPE_CHECKING:
     pass
-from ..runs.lease import extend, lifetime
+from ..runs.lease import extend, local_lifetime
 
 PER_LEASE = 4  # beats: three more chances after one that failed
 YOUNG = 0.15  # of a lease: whoever is younger can wait for the next beat
@@ -22,14 +22,14 @@ class Heartbeat:
     """Extends the leases of runs, also while a handler blocks the event loop or computes, and ends those that the
     database no longer knows as ours: cancelled, or taken away."""
 
-    def __init__(self, database: Database, live: Live, *, lease: timedelta) -> None:
+    def __init__(self, database: Database, live: ActiveRuns, *, lease: timedelta) -> None:
         self._database, self._live, self._lease = database, live, lease
         self._interval = lease.total_seconds() / PER_LEASE
-        self.chore = Chore("heartbeat", self._beat, longest_pause=min(1.0, self._interval / 2))
+        self.chore = PeriodicThread("heartbeat", self._beat, longest_pause=min(1.0, self._interval / 2))
 
     def _beat(self) -> float:
         began = monotonic()
-        old = began + lifetime(self._lease) - YOUNG * self._lease.total_seconds()
+        old = began + local_lifetime(self._lease) - YOUNG * self._lease.total_seconds()
         failed: list[Exception] = []
         for model, runs in self._live.by_queue().items():
             due = [run for run in runs if run.signal is None and run.deadline < old]

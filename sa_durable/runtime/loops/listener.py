@@ -16,7 +16,7 @@ from ...services import notifications
 from ...statements.notifications import CHANNEL, Kind
 from ..connections.database import Database
 from ..connections.errors import describe_for_log
-from ..threads.notification_thread import Deaf, Listening
+from ..threads.notification_thread import NotificationsLost, NotificationThread
 from ..threads.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ logger = logging.getLogger("sa_durable.worker")
 ECHO = 5.0  # seconds until a notification of our own must have come back
 
 
-class Listener(Listening):
+class Listener(NotificationThread):
     """Hints `ready` and `asleep` when somebody notifies the worker's queues, and once after every new connection. Nobody
     notifies who wasn't asked to.
 
@@ -75,22 +75,22 @@ class Listener(Listening):
         except SQLAlchemyError as error:
             logger.info("notifications can't be called off: %s", describe_for_log(error))
 
-    def _began(self) -> None:
+    def _on_connected(self) -> None:
         self._deadline = None
         self._ready.set()
         self._asleep.set()
 
-    def _hear(self, payload: str) -> None:
+    def _on_notification(self, payload: str) -> None:
         match payload.split(" "):
             case [Kind.READY | Kind.ASLEEP as kind, oid, queue] if (oid, queue) in self._ours:
                 self.heard += 1
                 (self._ready if kind == Kind.READY else self._asleep).set()
             case [self._me, number]:
                 self._returned = int(number)
-                self._works()
+                self._on_delivered()
 
     def _check(self) -> None:
         if self._deadline is not None and self._returned >= self._sent:
             self._deadline = None
         if self._deadline is not None and monotonic() > self._deadline:
-            raise Deaf
+            raise NotificationsLost

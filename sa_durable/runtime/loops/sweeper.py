@@ -11,7 +11,7 @@ from ...services import polling as looking
 from ...services.polling import Ended
 from ..connections.database import Database
 from ..runs.registry import Registry
-from ..threads.periodic import Chore
+from ..threads.periodic import PeriodicThread
 from ..threads.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Sweeper:
     ) -> None:
         self._database, self._registry, self._ready, self._ended = database, registry, ready, ended
         self._interval = sweep_interval.total_seconds()
-        self.chore = Chore("sweeper", self._work)
+        self.chore = PeriodicThread("sweeper", self._work)
 
     def _work(self) -> float:
         with self._database.autocommit() as session:

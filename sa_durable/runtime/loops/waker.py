@@ -12,9 +12,9 @@ from ...services import events, maintenance, notifications
 from ...services import polling as looking
 from ...services.polling import Due
 from ..connections.database import Database
-from ..runs.capacity import Slots
+from ..runs.capacity import Capacity
 from ..runs.registry import Registry
-from ..threads.periodic import Chore
+from ..threads.periodic import PeriodicThread
 from ..threads.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Waker:
         self,
         database: Database,
         registry: Registry,
-        slots: Slots,
+        slots: Capacity,
         *,
         poll_interval: timedelta,
         ready: Wakeup,
@@ -50,7 +50,7 @@ class Waker:
         self._next_catch_up = 0.0
         self._caught_up: dict[type[DurableTask], Mapping[str, str]] = {}  # up to which names
         self.nothing_ready = -inf  # of time.monotonic(): before the last look that found nothing to claim
-        self.chore = Chore("waker", self._work, wakeup=asleep)
+        self.chore = PeriodicThread("waker", self._work, wakeup=asleep)
 
     def _work(self) -> float:
         began = monotonic()
@@ -64,7 +64,7 @@ class Waker:
     def _look(self) -> dict[type[DurableTask], Due]:
         sent = monotonic()
         # What is ready is looked for by claims alone where such a look is dear (services/watermark.py).
-        fronts = {model: self._registry.front(model) for model in self._registry.queues}
+        fronts = {model: self._registry.watermark(model) for model in self._registry.queues}
         asked = {model for model, front in fronts.items() if front.due()}
         names = {model: self._registry.names(model) if model in asked else () for model in fronts}
         with self._database.autocommit() as session:
@@ -103,7 +103,7 @@ class Waker:
     def _tell(self, model: type[DurableTask], woken: int) -> None:
         if woken:
             self._ready.set()
-        if woken > self._slots.room:
+        if woken > self._slots.available:
             with self._database.autocommit() as session:
                 notifications.tell(session, model)
 

@@ -24,19 +24,19 @@ Model = type["DurableTask"]
 logger = logging.getLogger("sa_durable.worker")
 
 
-class LiveRun:
+class ActiveRun:
     """A claim that this process holds, and whether it still may act on it.
 
     Once a signal has ended it, that is final: whatever the handler does with the signal, nothing more is written.
     """
 
     __slots__ = (
+        "checkpoints",
         "claim",
         "deadline",
         "ends_at",
+        "finishing",
         "model",
-        "saved",
-        "settling",
         "signal",
         "started",
         "task",
@@ -47,12 +47,12 @@ class LiveRun:
     def __init__(self, model: Model, claim: Claim, deadline: float) -> None:
         self.model, self.claim = model, claim
         self.deadline = deadline  # of time.monotonic(): when its lease may be over, less a margin
-        self.saved: Mapping[str, Json] = {}
+        self.checkpoints: Mapping[str, Json] = {}
         self.signal: Signal | None = None
         self.started = 0.0
         self.ends_at = inf  # of time.monotonic(): when its `timeout` is over
         self.timeout = timedelta.max
-        self.settling = False  # the handler has ended; its outcome is on its way to the database
+        self.finishing = False  # the handler has ended; its outcome is on its way to the database
         self.task: asyncio.Task[Any] | None = None  # of an async handler
         self.thread: int | None = None  # that runs the handler, or its event loop: the ident
 
@@ -69,23 +69,23 @@ class LiveRun:
             self.end(LeaseLost(f"task {self.claim.task_id}: the lease could not be extended in time"))
 
     @property
-    def lasts(self) -> bool:
+    def lease_valid(self) -> bool:
         """Whether `check` would raise nothing."""
         return self.signal is None and monotonic() <= self.deadline
 
     @property
-    def left(self) -> float:
+    def lease_remaining(self) -> float:
         """Seconds until the lease may be over."""
         return max(0.0, self.deadline - monotonic())
 
     @contextmanager
-    def leaving(self) -> Iterator[None]:
+    def finishing_block(self) -> Iterator[None]:
         """While its row may already say that it sleeps or has ended: a heartbeat must not take it for lost."""
-        self.settling = True
+        self.finishing = True
         try:
             yield
         finally:
-            self.settling = False
+            self.finishing = False
 
     def _raise(self, signal: Signal) -> NoReturn:
         raise type(signal)(*signal.args)  # a new one each time: no endless traceback
@@ -109,32 +109,32 @@ class LiveRun:
 
     def suspend(self) -> NoReturn:
         """End a run that sleeps, from within its own handler."""
-        self._raise(self.sleeps())
+        self._raise(self.mark_asleep())
 
-    def sleeps(self) -> Signal:
+    def mark_asleep(self) -> Signal:
         """Its row says that it sleeps: that ends the run, before anything else of it can take its claim for lost."""
         if self.signal is None:
             self.signal = Suspend(f"task {self.claim.task_id} sleeps")
         return self.signal
 
 
-class Live:
+class ActiveRuns:
     """The live runs of a worker, for those who extend leases and for the end of the process."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._runs: defaultdict[Model, dict[UUID, LiveRun]] = defaultdict(dict)
+        self._runs: defaultdict[Model, dict[UUID, ActiveRun]] = defaultdict(dict)
 
     def __len__(self) -> int:
         with self._lock:
             return sum(map(len, self._runs.values()))
 
-    def add(self, runs: Iterable[LiveRun]) -> None:
+    def add(self, runs: Iterable[ActiveRun]) -> None:
         with self._lock:
             for run in runs:
                 self._runs[run.model][run.claim.task_id] = run
 
-    def remove(self, runs: Iterable[LiveRun]) -> None:
+    def remove(self, runs: Iterable[ActiveRun]) -> None:
         with self._lock:
             for run in runs:
                 known = self._runs[run.model]
@@ -144,12 +144,12 @@ class Live:
     def end_overdue(self) -> None:
         """End those whose lease may be over."""
         for run in self.all():
-            if not run.settling:
+            if not run.finishing:
                 run.end_if_overdue()
 
-    def by_queue(self) -> dict[Model, list[LiveRun]]:
+    def by_queue(self) -> dict[Model, list[ActiveRun]]:
         with self._lock:
             return {model: list(runs.values()) for model, runs in self._runs.items() if runs}
 
-    def all(self) -> list[LiveRun]:
+    def all(self) -> list[ActiveRun]:
         return [run for runs in self.by_queue().values() for run in runs]

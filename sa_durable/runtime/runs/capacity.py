@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 PREFETCH_LIMIT = 300
-HORIZON = 0.025  # seconds of work that may wait in the process: several claims' round trips
+PREFETCH_HORIZON_S = 0.025  # seconds of work that may wait in the process: several claims' round trips
 _WEIGHT = 0.05
 
 
-class Slots:
+class Capacity:
     """Room for claims: free slots, and what is fetched ahead of them.
 
     Without a fixed `prefetch` it follows the pace of the runs: as many tasks as the slots get through in 25 ms. Runs
@@ -20,7 +20,7 @@ class Slots:
 
     def __init__(self, concurrency: int, prefetch: int | None) -> None:
         self.concurrency, self._fixed = concurrency, prefetch
-        self._mean = HORIZON * concurrency  # of the seconds that a run takes
+        self._mean = PREFETCH_HORIZON_S * concurrency  # of the seconds that a run takes
         self._taken = self._ended = self.running = 0
 
     @property
@@ -31,14 +31,14 @@ class Slots:
     def prefetch(self) -> int:
         if self._fixed is not None:
             return self._fixed
-        return min(PREFETCH_LIMIT, int(self.concurrency * HORIZON / max(self._mean, 1e-6)))
+        return min(PREFETCH_LIMIT, int(self.concurrency * PREFETCH_HORIZON_S / max(self._mean, 1e-6)))
 
     @property
     def held(self) -> int:
         return self._taken - self._ended
 
     @property
-    def room(self) -> int:
+    def available(self) -> int:
         """How many tasks to claim now: nothing while enough are waiting, so that claims are batches."""
         waiting = self.held - self.running
         prefetch = self.prefetch
@@ -46,19 +46,19 @@ class Slots:
             return 0
         return max(0, self.concurrency + prefetch - self.held)
 
-    def take(self, number: int) -> None:
+    def reserve(self, number: int) -> None:
         self._taken += number
 
     def start(self) -> None:
         self.running += 1
 
-    def give_back(self, seconds: float | None = None) -> None:
+    def release(self, seconds: float | None = None) -> None:
         """One is over; `seconds` it ran, None: it never started."""
         self._ended += 1
         if seconds is not None:
             self.running -= 1
             self._mean += (seconds - self._mean) * _WEIGHT
 
-    def give_back_stale(self, seconds: float) -> None:
+    def release_stale(self, seconds: float) -> None:
         """What was fetched ahead waited for `seconds`: the runs are slower than they seemed."""
         self._mean = max(self._mean, seconds)

@@ -19,48 +19,48 @@ from ...services.runs import Completed, Failed, Stored
 from ...values import TaskError
 from ..connections.database import Database
 from ..connections.errors import describe_for_log, is_data_error
-from ..threads.periodic import Chore
+from ..threads.periodic import PeriodicThread
 from ..threads.wakeup import Wakeup
-from .active import Live, LiveRun
+from .active import ActiveRun, ActiveRuns
 
 if TYPE_CHECKING:
     from ...models import DurableTask
 
 logger = logging.getLogger("sa_durable.worker")
 
-LARGEST = 1000  # outcomes in one statement
-LOCKED = 0.02  # seconds until an outcome is tried again whose row somebody has locked
+BATCH_SIZE = 1000  # outcomes in one statement
+LOCKED_RETRY_S = 0.02  # seconds until an outcome is tried again whose row somebody has locked
 
 
 @dataclass(frozen=True, slots=True)
-class Released:
+class ReleaseClaim:
     """A claim given back: the task is ready again, its attempt not burnt."""
 
     task_id: UUID
     token: int
 
 
-Outcome: TypeAlias = Completed | Failed | Released
-Kind = TypeVar("Kind", Completed, Failed, Released)
+Outcome: TypeAlias = Completed | Failed | ReleaseClaim
+OutcomeT = TypeVar("OutcomeT", Completed, Failed, ReleaseClaim)
 
 
-class Flusher:
+class Completer:
     """Takes outcomes from any thread and writes them, by queue and kind, in one statement each.
 
     An outcome waits while the database is away. One that PostgreSQL refuses doesn't hold up the others: its task
     fails with an error that can be stored. A crash before a flush re-runs at most what waited for it.
     """
 
-    def __init__(self, database: Database, live: Live, *, ready: Wakeup, asleep: Wakeup) -> None:
+    def __init__(self, database: Database, live: ActiveRuns, *, ready: Wakeup, asleep: Wakeup) -> None:
         """`ready` is hinted when a task was put back that can be claimed, `asleep` when one has to be woken later."""
         self._database, self._live = database, live
         self._ready, self._asleep = ready, asleep
-        self._waiting: deque[tuple[LiveRun, Outcome]] = deque()
-        self._writing: list[tuple[LiveRun, Outcome]] = []
-        self.chore = Chore("flusher", self._flush)
+        self._waiting: deque[tuple[ActiveRun, Outcome]] = deque()
+        self._writing: list[tuple[ActiveRun, Outcome]] = []
+        self.chore = PeriodicThread("flusher", self._flush)
 
-    def put(self, run: LiveRun, outcome: Outcome) -> None:
-        run.settling = True
+    def submit(self, run: ActiveRun, outcome: Outcome) -> None:
+        run.finishing = True
         self._waiting.append((run, outcome))
         self.chore.wakeup.set()
 
@@ -71,28 +71,28 @@ class Flusher:
 
     def _flush(self) -> float | None:
         while self._writing or self._waiting:
-            while self._waiting and len(self._writing) < LARGEST:
+            while self._waiting and len(self._writing) < BATCH_SIZE:
                 self._writing.append(self._waiting[0])
                 self._waiting.popleft()  # in this order, so that the backlog never looks shorter than it is
             if not self._write():
-                return LOCKED
+                return LOCKED_RETRY_S
         return None
 
     def _write(self) -> bool:
         """Write what is in `_writing`, and take out of it what was written: the rest is tried again. False: nothing was,
         somebody has the rest locked."""
-        groups: dict[tuple[type[DurableTask], type[Any]], list[tuple[LiveRun, Outcome]]] = {}
+        groups: dict[tuple[type[DurableTask], type[Any]], list[tuple[ActiveRun, Outcome]]] = {}
         for run, outcome in self._writing:
             groups.setdefault((run.model, type(outcome)), []).append((run, outcome))
         before = len(self._writing)
         for (model, kind), group in groups.items():
             reached = self._store(model, [outcome for _, outcome in group])
-            locked = self._report(model, [run for run, _ in group if run.claim.task_id not in reached])
+            locked = self._log_lost(model, [run for run, _ in group if run.claim.task_id not in reached])
             ended = [one for one in group if one[0].claim.task_id not in locked] if locked else group
             self._live.remove([run for run, _ in ended])
             if kind is Failed:
-                self._hint([outcome for _, outcome in ended])
-            elif kind is Released:
+                self._wake_for([outcome for _, outcome in ended])
+            elif kind is ReleaseClaim:
                 self._ready.set()
             if len(ended) == len(self._writing):  # mostly: all are of one kind, and nobody has one locked
                 self._writing = []
@@ -101,14 +101,14 @@ class Flusher:
                 self._writing = [waiting for waiting in self._writing if id(waiting[0]) not in written]
         return len(self._writing) < before
 
-    def _hint(self, failed: list[Any]) -> None:
+    def _wake_for(self, failed: list[Any]) -> None:
         delays = {outcome.verdict.delay for outcome in failed if isinstance(outcome.verdict, RetryAfter)}
         if any(delays):
             self._asleep.set()
         if not all(delays):
             self._ready.set()
 
-    def _tell(self, stored: Stored) -> frozenset[UUID]:
+    def _on_stored(self, stored: Stored) -> frozenset[UUID]:
         if stored.announced:  # somebody may wait for it
             self._asleep.set()
         return stored.reached
@@ -120,7 +120,7 @@ class Flusher:
             with self._database.autocommit() as session:
                 match outcomes[0]:
                     case Completed():
-                        return self._tell(runs.complete_many(session, model, _all(outcomes, Completed)))
+                        return self._on_stored(runs.complete_many(session, model, _all(outcomes, Completed)))
                     case _:
                         held = {outcome.task_id: outcome.token for outcome in outcomes}
                         return leases.release(session, model, held)
@@ -138,7 +138,7 @@ class Flusher:
             if roots:
                 batch.rollback()
         if not roots:
-            return self._tell(stored)
+            return self._on_stored(stored)
         # A root that takes its descendants along waits for their locks: alone in its transaction.
         rest = [run for run in ended if run.task_id not in roots]
         reached = set(self._fail(model, rest)) if rest else set()
@@ -146,7 +146,7 @@ class Flusher:
             if run.task_id in roots:
                 with self._database.transaction() as session:
                     stored = runs.fail_root(session, model, run)
-                reached |= self._tell(stored)
+                reached |= self._on_stored(stored)
                 self._asleep.set()  # its descendants may be waited for, too
         return reached
 
@@ -161,7 +161,7 @@ class Flusher:
             return self._store(model, [Failed(outcome.task_id, outcome.token, _UNSTORABLE, outcome.verdict)])
         return {outcome.task_id}  # nothing can be: the lease runs out, and the sweep takes it
 
-    def _report(self, model: type[DurableTask], lost: Sequence[LiveRun]) -> set[UUID]:
+    def _log_lost(self, model: type[DurableTask], lost: Sequence[ActiveRun]) -> set[UUID]:
         """Log what can't be stored any more. Returns what still can: somebody has the row locked."""
         if not lost:
             return set()
@@ -177,5 +177,5 @@ class Flusher:
 _UNSTORABLE = TaskError("InvalidResult", "PostgreSQL refused to store how this run ended")
 
 
-def _all(outcomes: list[Outcome], kind: type[Kind]) -> list[Kind]:
+def _all(outcomes: list[Outcome], kind: type[OutcomeT]) -> list[OutcomeT]:
     return [outcome for outcome in outcomes if isinstance(outcome, kind)]

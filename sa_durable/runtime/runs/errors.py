@@ -28,7 +28,7 @@ _FINAL = (Fail, InvalidParams, InvalidResult, DeclarationError)
 _HERE = str(Path(__file__).parents[1])
 
 
-def describe(error: BaseException) -> TaskError:
+def to_task_error(error: BaseException) -> TaskError:
     """The type, message, traceback and fields of an error, bounded in size and always storable."""
     return TaskError(
         _storable(type(error).__qualname__, 255),
@@ -38,7 +38,7 @@ def describe(error: BaseException) -> TaskError:
     )
 
 
-def overdue(what: str, seconds: float, where: str) -> TaskError:
+def timeout_error(what: str, seconds: float, where: str) -> TaskError:
     """What is stored of an execution whose time was over: `where` it was then takes the place of a traceback."""
     name = HandlerTimeout.__name__
     traceback = _storable(f"Its time was over here:\n{where}{name}: {what}\n", TRACEBACK_LENGTH)

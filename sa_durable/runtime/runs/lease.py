@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...errors import Signal
 from ...services import claims as leases
 from ..connections.database import Database
-from .active import LiveRun
+from .active import ActiveRun
 
 if TYPE_CHECKING:
     from ...models import DurableTask
@@ -24,12 +24,12 @@ from ..connections.retrying import backoff, retry_transient
 MARGIN = 0.1  # of a lease: a run gives up this long before others may take its task
 
 
-def lifetime(lease: timedelta) -> float:
+def local_lifetime(lease: timedelta) -> float:
     """Seconds from before a claim or extension is sent until its run is given up."""
     return lease.total_seconds() * (1 - MARGIN)
 
 
-def extend(database: Database, model: type[DurableTask], runs: Sequence[LiveRun], lease: timedelta) -> None:
+def extend(database: Database, model: type[DurableTask], runs: Sequence[ActiveRun], lease: timedelta) -> None:
     """Extend the leases of runs of a queue, now, and end those whose claims no longer stand."""
     held = {run.claim.task_id: run.claim.token for run in runs}
     sent = monotonic()
@@ -39,15 +39,15 @@ def extend(database: Database, model: type[DurableTask], runs: Sequence[LiveRun]
         standing = leases.standing(session, model, lost) if lost else {}
     for run in runs:
         if run.claim.task_id in kept:
-            run.deadline = max(run.deadline, sent + lifetime(lease))
-        elif isinstance(signal := standing[run.claim.task_id], Signal) and not run.settling:
+            run.deadline = max(run.deadline, sent + local_lifetime(lease))
+        elif isinstance(signal := standing[run.claim.task_id], Signal) and not run.finishing:
             run.end(signal)  # one that is settling finds out by itself; or its end has just been stored
 
 
 T = TypeVar("T")
 
 
-def persist(run: LiveRun, write: Callable[[], T]) -> T:
+def write_while_leased(run: ActiveRun, write: Callable[[], T]) -> T:
     """What `write` returns; it is tried again while the database is away, for as long as the run's lease may last:
     what a step did is not thrown away because a server restarted. Raises the signal that ends the run."""
 
@@ -56,7 +56,7 @@ def persist(run: LiveRun, write: Callable[[], T]) -> T:
         return write()
 
     try:
-        return retry_transient(attempt, lambda failures: min(backoff(failures), run.left + 0.001))
+        return retry_transient(attempt, lambda failures: min(backoff(failures), run.lease_remaining + 0.001))
     except Signal as signal:
         run.end(signal)
         raise

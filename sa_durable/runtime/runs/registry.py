@@ -32,6 +32,6 @@ class Registry:
     def handler(self, model: Model, name: str) -> Handler[Any, ..., Any]:
         return model.__handlers__[name]
 
-    def front(self, model: Model) -> Front:
+    def watermark(self, model: Model) -> Front:
         """What claims of the names that are known now have seen."""
         return self._fronts.setdefault((model, tuple(self.names(model))), Front())

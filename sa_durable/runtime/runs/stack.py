@@ -10,12 +10,12 @@ from traceback import FrameSummary, StackSummary, walk_stack
 from types import FrameType
 from typing import Any
 
-from .active import LiveRun
+from .active import ActiveRun
 
 _HERE = str(Path(__file__).parents[1])
 
 
-def whereabouts(run: LiveRun) -> str:
+def format_current_stack(run: ActiveRun) -> str:
     """The lines that it is at now, from the handler on, as a traceback has them; from any thread.
 
     Of an async handler that waits: those that await each other, down to what isn't a coroutine.

@@ -14,19 +14,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..connections.database import Database
 from ..connections.errors import describe_for_log
 from ..connections.retrying import backoff
-from .periodic import Chore
+from .periodic import PeriodicThread
 
 logger = logging.getLogger("sa_durable.worker")
 
-TICK = 1.0  # seconds between checks
+CHECK_INTERVAL_S = 1.0  # seconds between checks
 FIRST_PAUSE, LONGEST_PAUSE, DEAF_PAUSE = 0.05, 5.0, 600.0
 
 
-class Deaf(Exception):
+class NotificationsLost(Exception):
     """The connection looks well, and nothing arrives on it."""
 
 
-class Listening(ABC):
+class NotificationThread(ABC):
     """Hears what is notified on a channel, in a thread of its own, until that is stopped. A connection that is lost is
     followed by another one, after pauses that grow; the loss is logged once, and the return."""
 
@@ -36,19 +36,19 @@ class Listening(ABC):
         self._failures = 0  # in a row
         self.connection = 0  # the number of the one that listens; 0: none
         self._connections = 0
-        self.chore = Chore(name, self._listen)
+        self.chore = PeriodicThread(name, self._listen)
 
     @abstractmethod
-    def _began(self) -> None:
+    def _on_connected(self) -> None:
         """A new connection listens: what was notified before it was missed."""
 
     @abstractmethod
-    def _hear(self, payload: str) -> None: ...
+    def _on_notification(self, payload: str) -> None: ...
 
     def _check(self) -> None:  # noqa: B027 - there may be nothing to check
         """Called every TICK. Raises Deaf."""
 
-    def _works(self) -> None:
+    def _on_delivered(self) -> None:
         """Notifications have been seen to arrive."""
         if self._failures:
             logger.info("%s: notifications arrive again", self._name)
@@ -58,7 +58,7 @@ class Listening(ABC):
         try:
             with (
                 self._database.own_connection() as connection,
-                self.chore.wakeup.audible() as stop,
+                self.chore.wakeup.as_socket() as stop,
                 DefaultSelector() as selector,
             ):
                 for readable in (connection, stop):
@@ -66,13 +66,13 @@ class Listening(ABC):
                 connection.execute(f"LISTEN {self._channel}")
                 self._connections += 1
                 self.connection = self._connections
-                self._began()
+                self._on_connected()
                 while not self.chore.stopping:
                     for payload in _arrived(connection):
-                        self._hear(payload)
+                        self._on_notification(payload)
                     self._check()
-                    selector.select(TICK)
-        except (SQLAlchemyError, psycopg.Error, Deaf) as error:
+                    selector.select(CHECK_INTERVAL_S)
+        except (SQLAlchemyError, psycopg.Error, NotificationsLost) as error:
             return self._lost(error)
         finally:
             self.connection = 0
@@ -83,7 +83,7 @@ class Listening(ABC):
         if not self._failures:
             logger.warning("%s: %s; polling meanwhile", self._name, _explain(error))
         self._failures += 1
-        longest = DEAF_PAUSE if isinstance(error, Deaf) else LONGEST_PAUSE
+        longest = DEAF_PAUSE if isinstance(error, NotificationsLost) else LONGEST_PAUSE
         return backoff(self._failures, first=FIRST_PAUSE, longest=longest)
 
 
@@ -97,7 +97,7 @@ def _arrived(connection: psycopg.Connection[Any]) -> Iterator[str]:
 
 def _explain(error: Exception) -> str:
     match error:
-        case Deaf():
+        case NotificationsLost():
             return "notifications don't arrive (through a pooler, give a direct listen_url)"
         case psycopg.Error():
             said = error.diag.message_primary or str(error).partition("\n")[0]

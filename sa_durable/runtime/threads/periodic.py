@@ -16,11 +16,11 @@ from .wakeup import Wakeup
 
 logger = logging.getLogger("sa_durable.worker")
 
-FIRST_PAUSE = 0.05
-SILENCE = 30.0  # seconds between two log lines about the same trouble
+FIRST_PAUSE_S = 0.05
+REMINDER_INTERVAL_S = 30.0  # seconds between two log lines about the same trouble
 
 
-class Chore:
+class PeriodicThread:
     """A daemon thread that calls `work` until it is stopped.
 
     `work` returns for how many seconds there is nothing to do (None: until the wake-up). If it raises, it is called
@@ -41,12 +41,12 @@ class Chore:
         self._stop = Event()
         self._thread = Thread(target=self._run, name=f"sa_durable {name}", daemon=True)
         self._name = name
-        self._trouble = _Trouble(name)
+        self._failures = _FailureLog(name)
 
     def start(self) -> None:
         self._thread.start()
 
-    def once(self) -> float | None:
+    def run_once(self) -> float | None:
         """Call `work` here and now, in the caller's thread: for a worker that is driven by hand."""
         return self._work()
 
@@ -71,18 +71,18 @@ class Chore:
             try:
                 idle = self._work()
             except Exception as error:  # noqa: BLE001 - the shell of a thread: whatever it is, the worker goes on
-                self._trouble.failures += 1
-                pause = backoff(self._trouble.failures, first=FIRST_PAUSE, longest=self._longest_pause)
-                self._trouble.tell(error, pause)
+                self._failures.failures += 1
+                pause = backoff(self._failures.failures, first=FIRST_PAUSE_S, longest=self._longest_pause)
+                self._failures.failed(error, pause)
                 self._stop.wait(pause)
             else:
-                if self._trouble.failures:
-                    self._trouble.over()
+                if self._failures.failures:
+                    self._failures.recovered()
                 if idle is None or idle > 0:
                     self.wakeup.wait(idle)
 
 
-class _Trouble:
+class _FailureLog:
     """What a chore says of failures in a row: an outage of minutes is a few lines, not hundreds."""
 
     def __init__(self, name: str) -> None:
@@ -91,11 +91,11 @@ class _Trouble:
         self._said = ""
         self._since = self._said_at = 0.0
 
-    def tell(self, error: Exception, pause: float) -> None:
+    def failed(self, error: Exception, pause: float) -> None:
         now, said = monotonic(), describe_for_log(error)
         if self.failures == 1:
             self._since = now
-        if self.failures > 1 and said == self._said and now - self._said_at < SILENCE:
+        if self.failures > 1 and said == self._said and now - self._said_at < REMINDER_INTERVAL_S:
             return
         self._said, self._said_at = said, now
         if not isinstance(error, SQLAlchemyError | SchemaOutdated | RetryTransaction):
@@ -113,7 +113,7 @@ class _Trouble:
                 self.failures + 1,
             )
 
-    def over(self) -> None:
+    def recovered(self) -> None:
         logger.info(
             "%s: works again, after %.1f s and %d failures",
             self._name,

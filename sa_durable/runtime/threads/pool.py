@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class DaemonThreads:
+class DaemonThreadPool:
     """At most `size` threads, started as they are needed.
 
     concurrent.futures joins its threads when the interpreter exits: a handler that hangs would keep the process. These
@@ -26,7 +26,7 @@ class DaemonThreads:
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._lock = Lock()
         self._threads = 0
-        self.turn = asyncio.Semaphore(size)  # for calls, and for what takes their place
+        self.slots = asyncio.Semaphore(size)  # for calls, and for what takes their place
         self._free = 0  # waiting threads, less the calls on their way to them
 
     def submit(self, fn: Callable[..., object], *args: Any) -> None:
@@ -49,7 +49,7 @@ class DaemonThreads:
             with suppress(RuntimeError):  # the loop is closed: nobody asks any more
                 loop.call_soon_threadsafe(reply)
 
-        async with self.turn:
+        async with self.slots:
             self._put(work)
             return await future
 
