@@ -24,7 +24,7 @@ from .context.operations import CONTEXT_THREADS, ContextOperations
 from .context.steps import Steps
 from .context.transactions import AsyncSessionFactory, SessionFactory, Transactions
 from .context.waits import Waits
-from .execution.dispatcher import Intake
+from .execution.dispatcher import Dispatcher
 from .execution.executor import Executor
 from .execution.timeouts import Timeouts
 from .loops.claimer import Claimer
@@ -150,12 +150,12 @@ class Worker:
             settled=self._asleep.set,
             raised=self._raised,
         )
-        self._intake = Intake(
+        self._intake = Dispatcher(
             self._slots,
             start=self._executor.start,
-            plain=self._executor.plain,
+            plain=self._executor.is_sync,
             release=self._release,
-            fill_soon=lambda: self._on_loop(self._intake.fill),
+            fill_soon=lambda: self._on_loop(self._intake.dispatch),
             room=self._room,
         )
         self._closer = Closer(
@@ -257,7 +257,7 @@ class Worker:
     # From here on: in any thread.
 
     def _next_plain(self, ended: ActiveRun) -> ActiveRun | None:
-        return self._intake.next_plain(ended)
+        return self._intake.next_sync(ended)
 
     def _release(self, run: ActiveRun) -> None:
         if run.signal is None and not run.finishing:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from sa_durable.runtime.execution.dispatcher import STALE, Intake
+from sa_durable.runtime.execution.dispatcher import MAX_WAIT_S, Dispatcher
 from sa_durable.runtime.runs.active import ActiveRun
 from sa_durable.runtime.runs.capacity import Capacity
 from tests.runtime import app
@@ -28,7 +28,7 @@ class Hall:
         self.started: list[str] = []
         self.released: list[str] = []
         self.filling = 0
-        self.intake = Intake(
+        self.intake = Dispatcher(
             self.slots,
             start=lambda run: self.started.append(run.name),
             plain=lambda run: run.name.startswith("plain"),
@@ -51,11 +51,11 @@ def test_a_thread_goes_on_with_the_next_plain_run_in_order():
     hall = Hall(1)
     first, second, third = hall.accept("plain 1", "plain 2", "async 3")
     assert hall.started == ["plain 1"]
-    assert hall.intake.next_plain(first) is second
+    assert hall.intake.next_sync(first) is second
     assert hall.filling == 0
-    assert hall.intake.next_plain(second) is None, "the next one is the loop's"
+    assert hall.intake.next_sync(second) is None, "the next one is the loop's"
     assert hall.filling == 1
-    hall.intake.fill()
+    hall.intake.dispatch()
     assert hall.started == ["plain 1", "async 3"]
     hall.intake.ended(third)
     assert (hall.slots.held, hall.slots.running) == (0, 0)
@@ -65,7 +65,7 @@ def test_no_more_than_the_slots_run_whoever_asks():
     hall = Hall(2)
     first, second, *_ = hall.accept("plain 1", "async 2", "plain 3", "plain 4", "plain 5")
     assert hall.started == ["plain 1", "async 2"]
-    third = hall.intake.next_plain(first)
+    third = hall.intake.next_sync(first)
     assert third is not None and third.name == "plain 3" and hall.slots.running == 2  # type: ignore[attr-defined]  # its runs are named here
     hall.intake.ended(second)
     assert hall.started == ["plain 1", "async 2", "plain 4"] and hall.slots.running == 2
@@ -78,11 +78,11 @@ def test_what_waits_when_it_stops_or_has_waited_too_long_is_given_back(stopped):
     if stopped:
         hall.intake.stop()
     else:
-        second.started = monotonic() - 2 * STALE
+        second.started = monotonic() - 2 * MAX_WAIT_S
         hall.intake.release_stale()
     assert hall.released == ["plain 2", "async 3"]
     assert (hall.slots.held, hall.slots.running) == (1, 1)
-    assert hall.intake.next_plain(first) is None
+    assert hall.intake.next_sync(first) is None
     assert third not in hall.started and hall.slots.held == 0
 
 

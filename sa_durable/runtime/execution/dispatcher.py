@@ -10,10 +10,10 @@ from time import monotonic
 from ..runs.active import ActiveRun
 from ..runs.capacity import Capacity
 
-STALE = 1.0  # seconds that a fetched task may wait for a slot before others get it
+MAX_WAIT_S = 1.0  # seconds that a fetched task may wait for a slot before others get it
 
 
-class Intake:
+class Dispatcher:
     """Claimed runs, in their order: one starts as soon as a slot is free.
 
     Async handlers start on the loop. A thread that has run a plain one takes the next one itself, if that is plain, too:
@@ -43,9 +43,9 @@ class Intake:
             run.started = now
         with self._lock:
             self._waiting.extend(runs)
-        self.fill()
+        self.dispatch()
 
-    def fill(self) -> None:
+    def dispatch(self) -> None:
         """On the loop."""
         if self._stopping:
             self._release_waiting()
@@ -54,13 +54,13 @@ class Intake:
 
     def ended(self, run: ActiveRun) -> None:
         """A run's slot is free. On the loop."""
-        self._give_back(run)
-        self.fill()
+        self._free_slot(run)
+        self.dispatch()
         self._room()
 
-    def next_plain(self, ended: ActiveRun) -> ActiveRun | None:
+    def next_sync(self, ended: ActiveRun) -> ActiveRun | None:
         """A plain run's slot is free: the run that its thread goes on with. In that thread."""
-        self._give_back(ended)
+        self._free_slot(ended)
         following = self._next(plain=True)
         if following is None and self._waiting:
             self._fill_soon()
@@ -76,7 +76,7 @@ class Intake:
         """Give back what has waited too long for a slot."""
         with self._lock:
             age = monotonic() - self._waiting[0].started if self._waiting else 0.0
-        if age > STALE and self._slots.adaptive:
+        if age > MAX_WAIT_S and self._slots.adaptive:
             self._slots.release_stale(age)
             self._release_waiting()
 
@@ -92,7 +92,7 @@ class Intake:
             self._slots.start()
             return self._waiting.popleft()
 
-    def _give_back(self, run: ActiveRun) -> None:
+    def _free_slot(self, run: ActiveRun) -> None:
         with self._lock:
             self._slots.release(monotonic() - run.started)
 

@@ -29,7 +29,7 @@ from ..runs.completer import Completer
 from ..runs.errors import retryable, to_task_error
 from ..runs.registry import Registry
 from ..threads.pool import DaemonThreadPool
-from .run_hooks import around
+from .run_hooks import run_hooks
 from .timeouts import Timeouts
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ class Executor:
         settled: Callable[[], None],
         raised: Callable[[ActiveRun, BaseException], None],
     ) -> None:
-        self._registry, self._verbs, self._live = registry, verbs, live
-        self._flusher, self._timeouts = flusher, timeouts
+        self._registry, self._operations, self._active = registry, verbs, live
+        self._completer, self._timeouts = flusher, timeouts
         self._ended, self._next_plain, self._settled, self._told = ended, next_plain, settled, raised
         self._threads = DaemonThreadPool("sa_durable handler", concurrency)
         self.tasks: set[asyncio.Task[None]] = set()
 
-    def plain(self, run: ActiveRun) -> bool:
+    def is_sync(self, run: ActiveRun) -> bool:
         """Whether it has a plain handler, for a thread."""
         return not self._registry.handler(run.model, run.claim.name).is_async
 
@@ -82,7 +82,7 @@ class Executor:
             # A task that is cancelled before its first step never runs its own code.
             task.add_done_callback(ended)
         else:
-            self._threads.submit(self._run_plain_ones, run)
+            self._threads.submit(self._run_sync_in_turn, run)
 
     def _begin(self, run: ActiveRun, handler: Handler[Any, ..., Any]) -> None:
         run.started = monotonic()
@@ -102,9 +102,9 @@ class Executor:
         run.task.remove_done_callback(ended)  # which would cost as much as the rest of a short run
         outcome: Completed | Failed | None = None
         run.thread = get_ident()
-        make_current(context := AsyncTaskContext(run, self._verbs))
+        make_current(context := AsyncTaskContext(run, self._operations))
         try:
-            with around(context):
+            with run_hooks(context):
                 run.check()
                 arguments = handler.arguments(run.claim.params)
                 if handler.transactional:
@@ -114,7 +114,7 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - the worker's shell; a sys.exit() ends its run, not the worker
             outcome = self._raised(run, handler, error)
         try:
-            self._settle(run, outcome)
+            self._submit_outcome(run, outcome)
         finally:
             ended(run.task)
 
@@ -124,26 +124,26 @@ class Executor:
             None  # a task has its context, that has the run: the garbage collector would have to find them
         )
         if not run.finishing:
-            self._live.remove([run])
+            self._active.remove([run])
         self._ended(run)
 
-    def _run_plain_ones(self, first: ActiveRun) -> None:
+    def _run_sync_in_turn(self, first: ActiveRun) -> None:
         """In a thread: a run, and those that come after it."""
         run: ActiveRun | None = first
         while run is not None:
             handler = self._registry.handler(run.model, run.claim.name)
             self._begin(run, handler)
             try:
-                Context().run(self._run_plain, run, handler)
+                Context().run(self._run_sync, run, handler)
             finally:
                 run = self._next_plain(run)
 
-    def _run_plain(self, run: ActiveRun, handler: Handler[Any, ..., Any]) -> None:
+    def _run_sync(self, run: ActiveRun, handler: Handler[Any, ..., Any]) -> None:
         outcome: Completed | Failed | None = None
         run.thread = get_ident()
-        make_current(context := TaskContext(run, self._verbs))
+        make_current(context := TaskContext(run, self._operations))
         try:
-            with around(context):
+            with run_hooks(context):
                 run.check()
                 arguments = handler.arguments(run.claim.params)
                 if handler.transactional:
@@ -152,7 +152,7 @@ class Executor:
                     outcome = self._returned(run, handler, handler.fn(context, **arguments))
         except BaseException as error:  # noqa: BLE001 - as above
             outcome = self._raised(run, handler, error)
-        self._settle(run, outcome)
+        self._submit_outcome(run, outcome)
 
     def _in_transaction(
         self, run: ActiveRun, handler: Handler[Any, ..., Any], arguments: Mapping[str, Any]
@@ -160,33 +160,33 @@ class Executor:
         """The whole handler and its completion as one transaction."""
 
         def work(session: Session) -> Any:
-            make_current(context := TaskContext(run, self._verbs, session))
+            make_current(context := TaskContext(run, self._operations, session))
             return handler.fn(context, **arguments)
 
-        self._verbs.transactions.execute(run, work, TaskRecord(run, partial(_result_text, run, handler)))
+        self._operations.transactions.execute(run, work, TaskRecord(run, partial(_result_text, run, handler)))
         self._stored(run)
 
     async def _in_transaction_async(
         self, run: ActiveRun, handler: Handler[Any, ..., Any], arguments: Mapping[str, Any]
     ) -> None:
         def work(session: AsyncSession) -> Any:
-            make_current(context := AsyncTaskContext(run, self._verbs, session))
+            make_current(context := AsyncTaskContext(run, self._operations, session))
             return handler.fn(context, **arguments)
 
-        await self._verbs.transactions.execute_async(
+        await self._operations.transactions.execute_async(
             run, work, TaskRecord(run, partial(_result_text, run, handler))
         )
         self._stored(run)
 
     def _stored(self, run: ActiveRun) -> None:
-        self._live.remove([run])
+        self._active.remove([run])
         self._settled()
 
-    def _settle(self, run: ActiveRun, outcome: Completed | Failed | None) -> None:
+    def _submit_outcome(self, run: ActiveRun, outcome: Completed | Failed | None) -> None:
         if outcome is not None and run.signal is None:
-            self._flusher.submit(run, outcome)
+            self._completer.submit(run, outcome)
         elif not run.finishing:  # else the closer gives it back
-            self._live.remove([run])
+            self._active.remove([run])
 
     def _returned(self, run: ActiveRun, handler: Handler[Any, ..., Any], value: Any) -> Completed | None:
         claim = run.claim

@@ -14,12 +14,12 @@ logger = logging.getLogger("sa_durable.worker")
 _nothing = nullcontext()
 
 
-def around(context: Context) -> AbstractContextManager[object]:
+def run_hooks(context: Context) -> AbstractContextManager[object]:
     """What `telemetry.around_run` registered, entered in that order and left in the opposite one."""
-    return _Hooks(context) if telemetry.run_hooks else _nothing
+    return _RunHooks(context) if telemetry.run_hooks else _nothing
 
 
-class _Hooks:
+class _RunHooks:
     """An ExitStack would let a hook hide how the run ended, or end it itself: here it can do neither."""
 
     def __init__(self, context: Context) -> None:

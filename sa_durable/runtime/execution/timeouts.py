@@ -14,7 +14,7 @@ from ..runs.errors import timeout_error
 from ..runs.stack import format_current_stack
 from ..threads.periodic import PeriodicThread
 
-LOOK_AGAIN = 0.05  # seconds: it is just going to sleep, or to end
+RECHECK_S = 0.05  # seconds: it is just going to sleep, or to end
 
 
 class Timeouts:
@@ -22,7 +22,7 @@ class Timeouts:
     the event loop is the one that takes too long."""
 
     def __init__(self, live: ActiveRuns, flusher: Completer) -> None:
-        self._live, self._flusher = live, flusher
+        self._active, self._completer = live, flusher
         self._next = inf
         self.chore = PeriodicThread("timeouts", self._end_overdue)
 
@@ -36,13 +36,13 @@ class Timeouts:
     def _end_overdue(self) -> float | None:
         self._next = inf  # whoever comes while we look wakes us
         now, ends = monotonic(), inf
-        for run in self._live.all():
+        for run in self._active.all():
             if run.signal is not None or run.ends_at == inf:
                 continue
             if run.ends_at > now:
                 ends = min(ends, run.ends_at)
             elif run.finishing:
-                ends = min(ends, now + LOOK_AGAIN)
+                ends = min(ends, now + RECHECK_S)
             else:
                 self._end(run)
         self._next = ends
@@ -54,7 +54,7 @@ class Timeouts:
         what = f"attempt {claim.attempt} took longer than the {seconds:g} s that its handler has"
         where = format_current_stack(run)  # before it is told
         if run.end(LeaseLost(f"task {claim.task_id}: {what}")):
-            self._flusher.submit(run, runs.failed(claim, timeout_error(what, seconds, where)))
+            self._completer.submit(run, runs.failed(claim, timeout_error(what, seconds, where)))
         else:  # it had just ended otherwise, and left it to us to forget it
             run.finishing = False
-            self._live.remove([run])
+            self._active.remove([run])
