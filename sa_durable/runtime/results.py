@@ -228,7 +228,7 @@ def calling(engine: EngineOrUrl, task_id: UUID, call: Call) -> Iterator[None]:
         ends = _listening.get(pool)
         if ends is None:
             ends = _listening[pool] = Ends(Database(engine_for(engine)))
-            ends.chore.start()
+            ends.thread.start()
         ends.calls[name].append(call)
     try:
         yield
@@ -241,4 +241,4 @@ def calling(engine: EngineOrUrl, task_id: UUID, call: Call) -> Iterator[None]:
             if last:  # who comes next begins anew
                 _listening.pop(pool, None)
         if last:
-            ends.chore.stop()
+            ends.thread.stop()

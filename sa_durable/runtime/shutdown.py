@@ -88,9 +88,9 @@ class Closer:
             logger.error(
                 "stopped with %d tasks neither stored nor given back: their leases will run out", left
             )
-        for chore in (*self._others, self._flusher.chore):
+        for chore in (*self._others, self._flusher.thread):
             chore.stop()
-        for chore in (*self._others, self._flusher.chore):
+        for chore in (*self._others, self._flusher.thread):
             chore.join(1.0)
 
     def give_back(self) -> None:

@@ -137,7 +137,7 @@ class Worker:
             DaemonThreadPool("sa_durable transaction", concurrency),
         )
         parts = (self._waker, self._sweeper, self._cleaner, self._timeouts, self._heartbeat, self._listener)
-        self._others = [part.chore for part in parts if part]
+        self._others = [part.thread for part in parts if part]
         self._executor = Executor(
             registry,
             self._verbs,
@@ -161,7 +161,7 @@ class Worker:
         self._closer = Closer(
             self._live,
             self._flusher,
-            self._claimer.chore,
+            self._claimer.thread,
             self._others,
             patience=shutdown_timeout.total_seconds(),
             loop_gone=lambda: self._loop is None or self._loop.is_closed(),
@@ -218,7 +218,7 @@ class Worker:
             raise
         self._loop = asyncio.get_running_loop()
         self._closed_here = asyncio.Event()
-        for chore in (self._flusher.chore, *self._others, self._claimer.chore):
+        for chore in (self._flusher.thread, *self._others, self._claimer.thread):
             chore.start()
         self._closer.start()
         self._tick()
@@ -283,7 +283,7 @@ class Worker:
     def _stop_taking(self) -> None:
         """In the closer's thread."""
         if self._listener:
-            self._listener.chore.stop()
+            self._listener.thread.stop()
         self._intake.stop()
 
     def _let_go(self) -> None:

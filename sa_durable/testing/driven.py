@@ -108,7 +108,7 @@ class DrivenWorker(Worker):
         self._error = None
         self._accept([run])
         while not self._over.is_set():
-            left = self._timeouts.chore.run_once()  # for handlers that have a timeout
+            left = self._timeouts.thread.run_once()  # for handlers that have a timeout
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._over.wait()
@@ -142,7 +142,7 @@ class DrivenWorker(Worker):
         if self._flusher.backlog:
             with suppress(TimeoutError, SQLAlchemyError):
                 async with asyncio.timeout(UNWIND):
-                    await self._call(self._flusher.chore.run_once)
+                    await self._call(self._flusher.thread.run_once)
         if self._executor.tasks:
             await asyncio.wait(self._executor.tasks, timeout=UNWIND)
         self._let_go()
@@ -154,19 +154,19 @@ class DrivenWorker(Worker):
     def _look(self) -> bool:
         """In a thread. True: there may be more to do, even if no task was claimed."""
         if self._asleep.wait(0):  # somebody has slept, ended or emitted
-            self._waker.chore.run_once()
-        self._claimer.chore.run_once()
+            self._waker.thread.run_once()
+        self._claimer.thread.run_once()
         if self.in_hand is not None:
             return True
-        self._sweeper.chore.run_once()
+        self._sweeper.thread.run_once()
         self._asleep.wait(0)  # the hint is taken: the waker comes next
-        pause = self._waker.chore.run_once()
-        self._claimer.chore.run_once()
+        pause = self._waker.thread.run_once()
+        self._claimer.thread.run_once()
         return not pause or self._asleep.wait(0)
 
     def _store(self, run: ActiveRun) -> tuple[bool, TaskState | None]:
         """Whether it is stored how the run ended (else somebody has the row locked), and the task's state then."""
-        if self._flusher.chore.run_once() is not None:
+        if self._flusher.thread.run_once() is not None:
             return False, None
         model = run.model
         with self._shared.autocommit() as session:
@@ -199,7 +199,7 @@ class DrivenWorker(Worker):
         (self.in_hand,) = runs
         if self._gone:  # the claim had waited for a lock
             self._closer.give_back()
-            self._flusher.chore.run_once()
+            self._flusher.thread.run_once()
 
     def _raised(self, run: ActiveRun, error: BaseException) -> None:  # noqa: ARG002 - there is one at a time
         self._error = error

@@ -65,7 +65,7 @@ def sweep_without_recheck() -> None:
             self._ready.set()
         return False
 
-    sweeper.Sweeper._sweep = _sweep
+    sweeper.Sweeper._expire_batch = _sweep
 
 
 def insert_without_conflict_clause() -> None:

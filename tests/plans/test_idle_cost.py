@@ -44,7 +44,7 @@ def catching_up(database: Database) -> Callable[[], object]:
     """Every 5 s, and what is done every 250 ms."""
     queues, slots = Registry([MailTask]), Capacity(10, None)
     waker = Waker(database, queues, slots, poll_interval=HOUR, ready=Wakeup(), asleep=Wakeup())
-    return waker.chore.run_once
+    return waker.thread.run_once
 
 
 def waking(database: Database) -> Callable[[], object]:
@@ -58,7 +58,7 @@ def sweeping(database: Database) -> Callable[[], object]:
     """Every 5 s."""
     return Sweeper(
         database, Registry([MailTask]), sweep_interval=HOUR, ready=Wakeup(), ended=Wakeup()
-    ).chore.run_once
+    ).thread.run_once
 
 
 LOOKS = {

@@ -75,7 +75,7 @@ def test_the_first_attempts_late_write_is_rejected_once_a_second_has_begun(books
     task = books.spawn(perform(monkeypatch, handler, scenario))
     with working(books.engine, LedgerTask) as frozen:
         assert gate.reached.wait(60)
-        for chore in (frozen._heartbeat.chore, frozen._claimer.chore):
+        for chore in (frozen._heartbeat.thread, frozen._claimer.thread):
             chore.stop()
             chore.join(60)
         books.set(task, lease_expires_at=func.now() - timedelta(minutes=5))

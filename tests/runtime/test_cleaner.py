@@ -79,7 +79,7 @@ def test_batches_are_bounded_and_follow_each_other_until_there_is_no_more(engine
     cleans = Cleaner(Database(engine), Registry([WorkTask]))
     left = []
     while not left or left[-1]:
-        assert cleans._work() == 0.0  # at once, or when the timer says, which is at once
+        assert cleans._run_once() == 0.0  # at once, or when the timer says, which is at once
         left.append(count(engine, WorkTask)[0])
     assert left == [3, 1, 0]
     cleans._database.close()
@@ -90,10 +90,10 @@ def test_without_a_retention_a_look_is_one_statement_and_nothing_before_its_time
     database = Database(engine)
     cleans = Cleaner(database, Registry([WorkTask, OtherTask]))
     with statements(database._engine) as sent:
-        assert 0 < cleans._work() <= cleaner.INTERVAL
+        assert 0 < cleans._run_once() <= cleaner.INTERVAL_S
         assert sent == []
         monkeypatch.setattr(cleans, "_due", 0.0)
-        assert cleans._work() == cleaner.INTERVAL
+        assert cleans._run_once() == cleaner.INTERVAL_S
     assert [text.split()[0] for text in sent if "durable" in text] == ["SELECT"]
     database.close()
 
@@ -102,8 +102,8 @@ def test_a_look_that_took_long_is_followed_by_a_longer_pause(engine, monkeypatch
     monkeypatch.setattr(cleaner, "INTERVAL", 0.0)
     cleans = Cleaner(Database(engine), Registry([WorkTask]))
     began = monotonic()
-    paused = cleans._work()
-    assert 0 < paused <= (monotonic() - began) * cleaner.REST
+    paused = cleans._run_once()
+    assert 0 < paused <= (monotonic() - began) * cleaner.REST_FACTOR
     cleans._database.close()
 
 
@@ -114,7 +114,7 @@ def test_a_queue_that_cannot_be_cleaned_up_is_named_and_holds_up_no_other(engine
     retain(engine, WorkTask, DAY)
     database = Database(engine)
     caplog.set_level(logging.INFO, "sa_durable.worker")
-    Cleaner(database, Registry([OtherTask, WorkTask]))._work()
+    Cleaner(database, Registry([OtherTask, WorkTask]))._run_once()
     database.close()
     assert count(engine, WorkTask) == [0]
     ours = [record for record in caplog.records if record.thread == get_ident()]

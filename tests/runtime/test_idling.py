@@ -5,17 +5,17 @@ from __future__ import annotations
 from itertools import count
 
 from sa_durable.runtime.loops.poll_policy import (
-    AGAIN,
-    BURST,
-    FULL,
-    MANY,
-    QUIET,
-    RENEW,
-    STREAM,
-    WINDOW,
-    Idling,
-    Next,
-    Wish,
+    AFTER_WORK_PAUSES_S,
+    BURST_NOTIFICATIONS,
+    BURST_WINDOW_S,
+    NO_CAPACITY_S,
+    RENEW_AFTER_S,
+    RETRY_ENABLE_AFTER_S,
+    STREAM_MIN_FOUND,
+    STREAM_PAUSE_S,
+    NextPoll,
+    NotifyRequest,
+    PollPolicy,
 )
 
 POLL = 0.25
@@ -25,10 +25,10 @@ class Claimer:
     """Looks when it was told to, unless a test says after how many seconds."""
 
     def __init__(self) -> None:
-        self.idling, self.now, self.heard, self.connection = Idling(POLL), 100.0, 0, 1
+        self.idling, self.now, self.heard, self.connection = PollPolicy(POLL), 100.0, 0, 1
         self.pause = 0.0
 
-    def look(self, *, found: int = 0, room: bool = True, after: float | None = None) -> Next:
+    def look(self, *, found: int = 0, room: bool = True, after: float | None = None) -> NextPoll:
         self.now += self.pause if after is None else after
         decided = self.idling.after_claims(
             self.now, found=found, room=room, connection=self.connection, heard=self.heard
@@ -36,7 +36,7 @@ class Claimer:
         self.pause = decided.pause
         return decided
 
-    def told(self, *, after: float, found: int = 1, room: bool = True) -> Next:
+    def told(self, *, after: float, found: int = 1, room: bool = True) -> NextPoll:
         """Look because of a notification."""
         self.heard += 1
         return self.look(found=found, room=room, after=after)
@@ -44,7 +44,7 @@ class Claimer:
     def until_idle(self) -> list[float]:
         """The pauses until it asks to be notified."""
         pauses = []
-        while (decided := self.look()).wish is not Wish.NOTIFY:
+        while (decided := self.look()).notify_request is not NotifyRequest.ENABLE:
             pauses.append(decided.pause)
         assert decided.pause == 0  # it looks once more, at once
         return pauses
@@ -52,30 +52,35 @@ class Claimer:
 
 def test_after_the_last_work_the_pauses_grow_and_then_it_asks_and_polls():
     claimer = Claimer()
-    assert claimer.until_idle() == list(QUIET)
-    assert [claimer.look() for _ in range(3)] == [Next(POLL)] * 3
+    assert claimer.until_idle() == list(AFTER_WORK_PAUSES_S)
+    assert [claimer.look() for _ in range(3)] == [NextPoll(POLL)] * 3
 
 
 def test_work_begins_the_pauses_anew():
     claimer = Claimer()
-    for _ in QUIET:
+    for _ in AFTER_WORK_PAUSES_S:
         claimer.look()
     claimer.look(found=1)
-    assert claimer.until_idle() == list(QUIET[1:])
+    assert claimer.until_idle() == list(AFTER_WORK_PAUSES_S[1:])
 
 
 def test_while_each_look_finds_many_it_looks_less_often():
     claimer = Claimer()
-    assert [claimer.look(found=MANY - 1).pause for _ in range(3)] == [QUIET[0]] * 3
-    assert [claimer.look(found=MANY).pause for _ in range(4)] == [QUIET[0], STREAM, STREAM, STREAM]
-    assert claimer.look().pause == QUIET[1]
+    assert [claimer.look(found=STREAM_MIN_FOUND - 1).pause for _ in range(3)] == [AFTER_WORK_PAUSES_S[0]] * 3
+    assert [claimer.look(found=STREAM_MIN_FOUND).pause for _ in range(4)] == [
+        AFTER_WORK_PAUSES_S[0],
+        STREAM_PAUSE_S,
+        STREAM_PAUSE_S,
+        STREAM_PAUSE_S,
+    ]
+    assert claimer.look().pause == AFTER_WORK_PAUSES_S[1]
 
 
 def test_without_a_connection_it_polls_and_with_a_new_one_it_asks_again():
     claimer = Claimer()
     claimer.until_idle()
     claimer.connection = 0
-    assert [claimer.look(found=1), claimer.look()] == [Next(POLL)] * 2
+    assert [claimer.look(found=1), claimer.look()] == [NextPoll(POLL)] * 2
     claimer.connection = 2
     claimer.until_idle()
 
@@ -83,45 +88,53 @@ def test_without_a_connection_it_polls_and_with_a_new_one_it_asks_again():
 def test_it_asks_again_from_time_to_time_and_when_it_missed_something():
     claimer = Claimer()
     claimer.until_idle()
-    assert claimer.look(after=RENEW).wish is Wish.NOTIFY
-    assert claimer.look(found=1).wish is Wish.NOTHING_NEW  # it has just asked
-    assert claimer.look(found=1, after=AGAIN).wish is Wish.NOTIFY
-    assert claimer.told(after=AGAIN).wish is Wish.NOTHING_NEW
+    assert claimer.look(after=RENEW_AFTER_S).notify_request is NotifyRequest.ENABLE
+    assert claimer.look(found=1).notify_request is NotifyRequest.UNCHANGED  # it has just asked
+    assert claimer.look(found=1, after=RETRY_ENABLE_AFTER_S).notify_request is NotifyRequest.ENABLE
+    assert claimer.told(after=RETRY_ENABLE_AFTER_S).notify_request is NotifyRequest.UNCHANGED
 
 
 def test_single_notifications_are_fine_and_a_burst_of_them_is_called_off():
     claimer = Claimer()
     claimer.until_idle()
-    for _ in range(5 * BURST):
-        assert claimer.told(after=2 * WINDOW / BURST).wish is Wish.NOTHING_NEW
-    claimer.heard += 3 * BURST  # of sleepers or events: nobody looked because of them
-    assert claimer.look(after=POLL).wish is Wish.DONT
+    for _ in range(5 * BURST_NOTIFICATIONS):
+        assert (
+            claimer.told(after=2 * BURST_WINDOW_S / BURST_NOTIFICATIONS).notify_request
+            is NotifyRequest.UNCHANGED
+        )
+    claimer.heard += 3 * BURST_NOTIFICATIONS  # of sleepers or events: nobody looked because of them
+    assert claimer.look(after=POLL).notify_request is NotifyRequest.DISABLE
     claimer.until_idle()
-    called_off = next(n for n in count(1) if claimer.told(after=WINDOW / BURST / 10).wish is Wish.DONT)
-    assert BURST / 2 <= called_off <= 2 * BURST
+    called_off = next(
+        n
+        for n in count(1)
+        if claimer.told(after=BURST_WINDOW_S / BURST_NOTIFICATIONS / 10).notify_request
+        is NotifyRequest.DISABLE
+    )
+    assert BURST_NOTIFICATIONS / 2 <= called_off <= 2 * BURST_NOTIFICATIONS
     assert claimer.until_idle()
 
 
 def test_without_room_it_calls_them_off_after_a_while_and_asks_when_it_is_idle_again():
     claimer = Claimer()
     claimer.until_idle()
-    assert claimer.told(room=False, after=0.01) == Next(FULL)
-    assert claimer.look(room=False, after=2 * FULL) == Next(POLL, Wish.DONT)
-    assert claimer.look(room=False) == Next(POLL)
-    assert claimer.until_idle() == list(QUIET)
+    assert claimer.told(room=False, after=0.01) == NextPoll(NO_CAPACITY_S)
+    assert claimer.look(room=False, after=2 * NO_CAPACITY_S) == NextPoll(POLL, NotifyRequest.DISABLE)
+    assert claimer.look(room=False) == NextPoll(POLL)
+    assert claimer.until_idle() == list(AFTER_WORK_PAUSES_S)
 
 
 def test_without_room_for_a_moment_nothing_changes():
     claimer = Claimer()
     claimer.until_idle()
     for _ in range(5):
-        assert claimer.told(room=False, after=0.01) == Next(FULL)
-        assert claimer.told(after=FULL / 2) == Next(POLL)
+        assert claimer.told(room=False, after=0.01) == NextPoll(NO_CAPACITY_S)
+        assert claimer.told(after=NO_CAPACITY_S / 2) == NextPoll(POLL)
 
 
 def test_a_wish_that_did_not_arrive_is_said_again_later():
     claimer = Claimer()
     claimer.until_idle()
-    claimer.idling.not_asked(claimer.now)
-    assert claimer.look() == Next(POLL)
-    assert claimer.look(after=AGAIN).wish is Wish.NOTIFY
+    claimer.idling.enabling_failed(claimer.now)
+    assert claimer.look() == NextPoll(POLL)
+    assert claimer.look(after=RETRY_ENABLE_AFTER_S).notify_request is NotifyRequest.ENABLE

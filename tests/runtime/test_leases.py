@@ -25,8 +25,8 @@ def test_a_handler_that_keeps_the_loop_or_the_interpreter_busy_keeps_its_lease(
 ):
     worker_process(*REAL)
     with working(engine, sweep_interval=timedelta(seconds=0.1)) as sweeper:
-        sweeper._claimer.chore.stop()  # it only sweeps
-        assert sweeper._claimer.chore.join(60)
+        sweeper._claimer.thread.stop()  # it only sweeps
+        assert sweeper._claimer.thread.join(60)
         task = shop.spawn(getattr(app, name).call(seconds=8))
         done = shop.ended(task)
     assert (done.state, done.attempt, done.token, shop.runs(task)) == ("completed", 1, 1, [])
@@ -94,7 +94,7 @@ def test_an_async_handler_is_ended_when_its_lease_cannot_be_extended_in_time(eng
     task = shop.spawn(app.aswallows.call())
     with working(engine, lease=timedelta(seconds=1), sweep_interval=timedelta(hours=1)) as worker:
         wait_until(lambda: app.calls["aswallows"])
-        worker._heartbeat.chore.stop()  # as if its connection were half-open
+        worker._heartbeat.thread.stop()  # as if its connection were half-open
         wait_until(lambda: len(app.seen) == 2)
     assert app.seen == ["CancelledError", "LeaseLost"] and shop.steps(task) == {}
     assert shop.task(task).state == "running"  # nothing was written, and nobody has swept yet

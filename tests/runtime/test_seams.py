@@ -83,8 +83,8 @@ def test_a_sweeper_that_is_told_to_stop_leaves_the_rest_to_others(engine):
     sweeper = Sweeper(
         database, Registry([WorkTask]), sweep_interval=timedelta(hours=1), ready=Wakeup(), ended=Wakeup()
     )
-    sweeper.chore.stop()
-    sweeper.chore.run_once()
+    sweeper.thread.stop()
+    sweeper.thread.run_once()
     with Session(engine) as session:
         assert session.get_one(WorkTask, lost).state == "running"
     database.close()
@@ -102,7 +102,7 @@ def test_a_queue_whose_leases_cannot_be_extended_costs_other_queues_nothing(monk
     monkeypatch.setattr(heartbeat, "extend", extend)
     beats = Heartbeat(None, every, lease=timedelta(seconds=60))  # type: ignore[arg-type]  # extend has it
     with pytest.raises(ConnectionError):  # which the chore logs, and beats again soon
-        beats.chore.run_once()
+        beats.thread.run_once()
     assert extended == [OtherTask]
 
 

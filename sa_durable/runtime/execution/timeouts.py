@@ -24,14 +24,14 @@ class Timeouts:
     def __init__(self, live: ActiveRuns, flusher: Completer) -> None:
         self._active, self._completer = live, flusher
         self._next = inf
-        self.chore = PeriodicThread("timeouts", self._end_overdue)
+        self.thread = PeriodicThread("timeouts", self._end_overdue)
 
     def watch(self, run: ActiveRun, timeout: timedelta) -> None:
         """From now on the execution has `timeout`."""
         run.timeout = timeout
         run.ends_at = monotonic() + timeout.total_seconds()
         if run.ends_at < self._next:
-            self.chore.wakeup.set()
+            self.thread.wakeup.set()
 
     def _end_overdue(self) -> float | None:
         self._next = inf  # whoever comes while we look wakes us

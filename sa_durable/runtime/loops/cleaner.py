@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sa_durable.worker")
 
-INTERVAL = 60.0
-REST = 100  # times what a look took: passing over very many that must stay takes time
-BATCH = 500  # rows of a kind in one transaction
+INTERVAL_S = 60.0
+REST_FACTOR = 100  # times what a look took: passing over very many that must stay takes time
+BATCH_SIZE = 500  # rows of a kind in one transaction
 
 
 class Cleaner:
@@ -29,10 +29,10 @@ class Cleaner:
 
     def __init__(self, database: Database, registry: Registry) -> None:
         self._database, self._registry = database, registry
-        self._due = monotonic() + INTERVAL
-        self.chore = PeriodicThread("cleaner", self._work)
+        self._due = monotonic() + INTERVAL_S
+        self.thread = PeriodicThread("cleaner", self._run_once)
 
-    def _work(self) -> float:
+    def _run_once(self) -> float:
         if (left := self._due - monotonic()) > 0:
             return left
         began = monotonic()
@@ -42,7 +42,7 @@ class Cleaner:
         if any(more):
             return 0
         now = monotonic()
-        pause = max(INTERVAL, REST * (now - began))
+        pause = max(INTERVAL_S, REST_FACTOR * (now - began))
         self._due = now + pause
         return pause
 
@@ -50,7 +50,7 @@ class Cleaner:
         """True: there may be more."""
         try:
             with self._database.transaction() as session:
-                cleaned = cleanup.clean_up(session, model, older_than=retention, limit=BATCH)
+                cleaned = cleanup.clean_up(session, model, older_than=retention, limit=BATCH_SIZE)
         except Exception as error:  # whatever it is, it must not keep the other queues from being cleaned up
             if is_transient(error):
                 raise
@@ -61,4 +61,4 @@ class Cleaner:
             logger.info(
                 "queue %s: cleaned up %d tasks, %d events", model.__queue__, cleaned.tasks, cleaned.events
             )
-        return BATCH in (cleaned.tasks, cleaned.events)
+        return BATCH_SIZE in (cleaned.tasks, cleaned.events)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     pass
 from ..runs.lease import extend, local_lifetime
 
-PER_LEASE = 4  # beats: three more chances after one that failed
-YOUNG = 0.15  # of a lease: whoever is younger can wait for the next beat
+BEATS_PER_LEASE = 4  # beats: three more chances after one that failed
+MIN_AGE_FRACTION = 0.15  # of a lease: whoever is younger can wait for the next beat
 
 
 class Heartbeat:
@@ -23,15 +23,15 @@ class Heartbeat:
     database no longer knows as ours: cancelled, or taken away."""
 
     def __init__(self, database: Database, live: ActiveRuns, *, lease: timedelta) -> None:
-        self._database, self._live, self._lease = database, live, lease
-        self._interval = lease.total_seconds() / PER_LEASE
-        self.chore = PeriodicThread("heartbeat", self._beat, longest_pause=min(1.0, self._interval / 2))
+        self._database, self._active, self._lease = database, live, lease
+        self._interval = lease.total_seconds() / BEATS_PER_LEASE
+        self.thread = PeriodicThread("heartbeat", self._beat, longest_pause=min(1.0, self._interval / 2))
 
     def _beat(self) -> float:
         began = monotonic()
-        old = began + local_lifetime(self._lease) - YOUNG * self._lease.total_seconds()
+        old = began + local_lifetime(self._lease) - MIN_AGE_FRACTION * self._lease.total_seconds()
         failed: list[Exception] = []
-        for model, runs in self._live.by_queue().items():
+        for model, runs in self._active.by_queue().items():
             due = [run for run in runs if run.signal is None and run.deadline < old]
             if due:
                 try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sa_durable.worker")
 
-ECHO = 5.0  # seconds until a notification of our own must have come back
+ECHO_TIMEOUT_S = 5.0  # seconds until a notification of our own must have come back
 
 
 class Listener(NotificationThread):
@@ -47,13 +47,13 @@ class Listener(NotificationThread):
         super().__init__("listener", database, CHANNEL)
         self._asking, self._queues = asking, queues
         self._ready, self._asleep = ready, asleep
-        self.heard = 0  # hints that were for us
+        self.received = 0  # hints that were for us
         self._ours: AbstractSet[tuple[str, str]] = frozenset()  # what hints for our queues say
         self._me = secrets.token_hex(4)
         self._sent = self._returned = 0  # echoes
         self._deadline: float | None = None  # for all of them to have returned
 
-    def ask(self, time: timedelta) -> bool:
+    def enable(self, time: timedelta) -> bool:
         """Have whoever has something for our queues notify us, for `time`. False: that didn't work; it is logged."""
         self._sent += 1
         try:
@@ -64,10 +64,10 @@ class Listener(NotificationThread):
             logger.info("nobody is asked for notifications: %s", describe_for_log(error))
             return False
         if self._deadline is None:  # else an earlier one is still out: asking again must not put that off
-            self._deadline = monotonic() + ECHO
+            self._deadline = monotonic() + ECHO_TIMEOUT_S
         return True
 
-    def call_off(self) -> None:
+    def disable(self) -> None:
         """Nobody need notify us now. If that can't be said, they do for a while."""
         try:
             with self._asking.transaction() as session:
@@ -83,7 +83,7 @@ class Listener(NotificationThread):
     def _on_notification(self, payload: str) -> None:
         match payload.split(" "):
             case [Kind.READY | Kind.ASLEEP as kind, oid, queue] if (oid, queue) in self._ours:
-                self.heard += 1
+                self.received += 1
                 (self._ready if kind == Kind.READY else self._asleep).set()
             case [self._me, number]:
                 self._returned = int(number)

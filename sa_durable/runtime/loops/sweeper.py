@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sa_durable.worker")
 
-SWEEP_LIMIT = 100
+BATCH_SIZE = 100
 
 
 class Sweeper:
@@ -37,16 +37,16 @@ class Sweeper:
     ) -> None:
         self._database, self._registry, self._ready, self._ended = database, registry, ready, ended
         self._interval = sweep_interval.total_seconds()
-        self.chore = PeriodicThread("sweeper", self._work)
+        self.thread = PeriodicThread("sweeper", self._run_once)
 
-    def _work(self) -> float:
+    def _run_once(self) -> float:
         with self._database.autocommit() as session:
             found = looking.ended(session, self._registry.queues)
-        return min([self._attend(model, ended) for model, ended in found.items()])
+        return min([self._sweep_queue(model, ended) for model, ended in found.items()])
 
-    def _attend(self, model: type[DurableTask], ended: Ended) -> float:
+    def _sweep_queue(self, model: type[DurableTask], ended: Ended) -> float:
         """Returns the seconds until there may be more to do in this queue."""
-        while ended.expired and not self.chore.stopping and self._sweep(model):
+        while ended.expired and not self.thread.stopping and self._expire_batch(model):
             pass
         pause = self._interval
         if ended.next_overdue is not None:
@@ -54,10 +54,10 @@ class Sweeper:
             pause = min(pause, max(0.001, left)) if left > 0 else self._cancel_overdue(model)
         return pause
 
-    def _sweep(self, model: type[DurableTask]) -> bool:
+    def _expire_batch(self, model: type[DurableTask]) -> bool:
         """True: there may be more."""
         with self._database.transaction() as session:
-            swept = maintenance.sweep_expired(session, model, limit=SWEEP_LIMIT)
+            swept = maintenance.sweep_expired(session, model, limit=BATCH_SIZE)
         for run in swept:
             what = "next attempt" if run.retried else "the task is over"
             logger.warning(
@@ -76,12 +76,12 @@ class Sweeper:
         """Returns the seconds until there may be more to do."""
         while True:
             with self._database.transaction() as session:
-                overdue = maintenance.sweep_overdue(session, model, limit=SWEEP_LIMIT)
+                overdue = maintenance.sweep_overdue(session, model, limit=BATCH_SIZE)
             for task_id in overdue.cancelled:
                 logger.warning("task %s: its time is over, it is cancelled", task_id)
             if overdue.cancelled:
                 self._ended.set()
-            if not overdue.cancelled or self.chore.stopping:
+            if not overdue.cancelled or self.thread.stopping:
                 break
         if overdue.next_due is None:
             return self._interval

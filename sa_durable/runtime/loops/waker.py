@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 PROMOTE_LIMIT = 500
 SETTLE_LIMIT = 500
 WAKE_LIMIT = 500
-LOCKED = 0.02  # seconds until tasks are tried again that somebody had locked
-CATCH_UP = 5.0  # seconds between looks for what ended where nobody could tell our queues,
+LOCKED_RETRY_S = 0.02  # seconds until tasks are tried again that somebody had locked
+CATCH_UP_INTERVAL_S = 5.0  # seconds between looks for what ended where nobody could tell our queues,
 CATCH_UP_LIMIT = 1000  # and at how many names of each other queue
-PROMPT = 0.96  # of the poll interval: what is found still has to be claimed within it
+POLL_SAFETY = 0.96  # of the poll interval: what is found still has to be claimed within it
 
 
 class Waker:
@@ -45,23 +45,23 @@ class Waker:
         ready: Wakeup,
         asleep: Wakeup,
     ) -> None:
-        self._database, self._registry, self._slots, self._ready = database, registry, slots, ready
-        self._poll = PROMPT * poll_interval.total_seconds()
+        self._database, self._registry, self._capacity, self._ready = database, registry, slots, ready
+        self._poll = POLL_SAFETY * poll_interval.total_seconds()
         self._next_catch_up = 0.0
         self._caught_up: dict[type[DurableTask], Mapping[str, str]] = {}  # up to which names
         self.nothing_ready = -inf  # of time.monotonic(): before the last look that found nothing to claim
-        self.chore = PeriodicThread("waker", self._work, wakeup=asleep)
+        self.thread = PeriodicThread("waker", self._run_once, wakeup=asleep)
 
-    def _work(self) -> float:
+    def _run_once(self) -> float:
         began = monotonic()
-        found = self._look()
-        pause = min([self._attend(model, due) for model, due in found.items()])
+        found = self._check_queues()
+        pause = min([self._handle_queue(model, due) for model, due in found.items()])
         if began >= self._next_catch_up:
             self._catch_up(model for model, due in found.items() if due.waiting)
-            self._next_catch_up = monotonic() + CATCH_UP
+            self._next_catch_up = monotonic() + CATCH_UP_INTERVAL_S
         return pause
 
-    def _look(self) -> dict[type[DurableTask], Due]:
+    def _check_queues(self) -> dict[type[DurableTask], Due]:
         sent = monotonic()
         # What is ready is looked for by claims alone where such a look is dear (services/watermark.py).
         fronts = {model: self._registry.watermark(model) for model in self._registry.queues}
@@ -77,7 +77,7 @@ class Waker:
             self.nothing_ready = sent
         return found
 
-    def _attend(self, model: type[DurableTask], due: Due) -> float:
+    def _handle_queue(self, model: type[DurableTask], due: Due) -> float:
         """Returns the seconds until there may be more to do in this queue."""
         pause = self._poll
         if due.next_due is not None:
@@ -93,17 +93,17 @@ class Waker:
     def _promote(self, model: type[DurableTask]) -> float:
         with self._database.autocommit() as session:
             promoted = maintenance.promote(session, model, limit=PROMOTE_LIMIT)
-        self._tell(model, promoted.woken)
+        self._announce(model, promoted.woken)
         if promoted.woken == PROMOTE_LIMIT:
             return 0
         if promoted.next_due is None:
             return self._poll
         return min(self._poll, max(0.001, promoted.next_due.total_seconds()))
 
-    def _tell(self, model: type[DurableTask], woken: int) -> None:
+    def _announce(self, model: type[DurableTask], woken: int) -> None:
         if woken:
             self._ready.set()
-        if woken > self._slots.available:
+        if woken > self._capacity.available:
             with self._database.autocommit() as session:
                 notifications.tell(session, model)
 
@@ -116,14 +116,16 @@ class Waker:
     def _wake(self, model: type[DurableTask]) -> float:
         with self._database.autocommit() as session:
             woken = events.wake(session, model, limit=WAKE_LIMIT)
-        self._tell(model, woken)
+        self._announce(model, woken)
         if woken == WAKE_LIMIT:
             return 0
         with self._database.autocommit() as session:  # after they are told: nobody waits for this
             forgotten = events.forget_idle(session, model, limit=WAKE_LIMIT)
         if forgotten == WAKE_LIMIT:
             return 0
-        return LOCKED if woken else self._poll  # what is left was locked, or waits for more than one event
+        return (
+            LOCKED_RETRY_S if woken else self._poll
+        )  # what is left was locked, or waits for more than one event
 
     def _catch_up(self, models: Iterable[type[DurableTask]]) -> None:
         for model in models:
@@ -131,4 +133,4 @@ class Waker:
                 done = events.catch_up(session, model, self._caught_up.get(model, {}), limit=CATCH_UP_LIMIT)
             self._caught_up[model] = done.after
             if done.marked:
-                self.chore.wakeup.set()
+                self.thread.wakeup.set()

@@ -53,16 +53,16 @@ class Completer:
 
     def __init__(self, database: Database, live: ActiveRuns, *, ready: Wakeup, asleep: Wakeup) -> None:
         """`ready` is hinted when a task was put back that can be claimed, `asleep` when one has to be woken later."""
-        self._database, self._live = database, live
+        self._database, self._active = database, live
         self._ready, self._asleep = ready, asleep
         self._waiting: deque[tuple[ActiveRun, Outcome]] = deque()
         self._writing: list[tuple[ActiveRun, Outcome]] = []
-        self.chore = PeriodicThread("flusher", self._flush)
+        self.thread = PeriodicThread("flusher", self._flush)
 
     def submit(self, run: ActiveRun, outcome: Outcome) -> None:
         run.finishing = True
         self._waiting.append((run, outcome))
-        self.chore.wakeup.set()
+        self.thread.wakeup.set()
 
     @property
     def backlog(self) -> int:
@@ -89,7 +89,7 @@ class Completer:
             reached = self._store(model, [outcome for _, outcome in group])
             locked = self._log_lost(model, [run for run, _ in group if run.claim.task_id not in reached])
             ended = [one for one in group if one[0].claim.task_id not in locked] if locked else group
-            self._live.remove([run for run, _ in ended])
+            self._active.remove([run for run, _ in ended])
             if kind is Failed:
                 self._wake_for([outcome for _, outcome in ended])
             elif kind is ReleaseClaim:

@@ -36,7 +36,7 @@ class NotificationThread(ABC):
         self._failures = 0  # in a row
         self.connection = 0  # the number of the one that listens; 0: none
         self._connections = 0
-        self.chore = PeriodicThread(name, self._listen)
+        self.thread = PeriodicThread(name, self._listen)
 
     @abstractmethod
     def _on_connected(self) -> None:
@@ -58,7 +58,7 @@ class NotificationThread(ABC):
         try:
             with (
                 self._database.own_connection() as connection,
-                self.chore.wakeup.as_socket() as stop,
+                self.thread.wakeup.as_socket() as stop,
                 DefaultSelector() as selector,
             ):
                 for readable in (connection, stop):
@@ -67,7 +67,7 @@ class NotificationThread(ABC):
                 self._connections += 1
                 self.connection = self._connections
                 self._on_connected()
-                while not self.chore.stopping:
+                while not self.thread.stopping:
                     for payload in _arrived(connection):
                         self._on_notification(payload)
                     self._check()
