@@ -76,22 +76,22 @@ def wait_for(engine: Engine, *what: Any, timeout: timedelta | None, notify: bool
     Raises TimedOut after `timeout` (None: never), which carries the task's `state`: the task goes on. Raises
     TaskNotFound, and InvalidResult for a result that the handler's return type no longer fits.
     """
-    waiting = _Waiting(*task_ref(*what), timeout=timeout, notify=notify)
+    waiting = _ResultPoller(*task_ref(*what), timeout=timeout, notify=notify)
     hint = Event()
 
     def look() -> None:
         with Session(engine) as session:
-            waiting.look(session)
+            waiting.poll(session)
 
     retry_until(
-        "wait_for", look, limit=waiting.patience
+        "wait_for", look, limit=waiting.time_limit
     )  # first: it initialises the dialect for other threads
-    if waiting.going_on:
-        with calling(engine, waiting.task_id, hint.set) if notify else nullcontext():
+    if waiting.unfinished:
+        with on_end(engine, waiting.task_id, hint.set) if notify else nullcontext():
             for pause in waiting.pauses():
                 hint.wait(pause)
                 hint.clear()
-                retry_until("wait_for", look, limit=waiting.patience)
+                retry_until("wait_for", look, limit=waiting.time_limit)
     return waiting.result
 
 
@@ -119,7 +119,7 @@ async def wait_for_async(
     """As wait_for, awaited."""
     from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - needs greenlet
 
-    waiting = _Waiting(*task_ref(*what), timeout=timeout, notify=notify)
+    waiting = _ResultPoller(*task_ref(*what), timeout=timeout, notify=notify)
     loop, hint = asyncio.get_running_loop(), asyncio.Event()
 
     def call() -> None:  # in the listening thread
@@ -128,20 +128,20 @@ async def wait_for_async(
 
     async def look() -> None:
         async with AsyncSession(engine) as session:
-            await session.run_sync(waiting.look)
+            await session.run_sync(waiting.poll)
 
-    await retry_until_async("wait_for", look, limit=waiting.patience)
-    if waiting.going_on:
-        with calling(engine, waiting.task_id, call) if notify else nullcontext():
+    await retry_until_async("wait_for", look, limit=waiting.time_limit)
+    if waiting.unfinished:
+        with on_end(engine, waiting.task_id, call) if notify else nullcontext():
             for pause in waiting.pauses():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(hint.wait(), pause)
                 hint.clear()
-                await retry_until_async("wait_for", look, limit=waiting.patience)
+                await retry_until_async("wait_for", look, limit=waiting.time_limit)
     return waiting.result
 
 
-class _Waiting:
+class _ResultPoller:
     """A task, and when to look at it. What waits and looks is the caller's."""
 
     result: TaskResult[Any]
@@ -159,22 +159,22 @@ class _Waiting:
     def pauses(self) -> Iterator[float]:
         """Seconds to wait before each next look, until one has seen the end. Raises TimedOut."""
         pause = FIRST_PAUSE
-        while self.going_on:
-            if self._left <= 0:
+        while self.unfinished:
+            if self._remaining <= 0:
                 raise self._timed_out()
-            yield min(pause, self._left)
+            yield min(pause, self._remaining)
             pause = min(GROWTH * pause, LONGEST_PAUSE)
 
     @property
-    def patience(self) -> float:
+    def time_limit(self) -> float:
         """Seconds that a look may take altogether."""
-        return max(0.0, min(GIVE_UP_AFTER_S, self._left))
+        return max(0.0, min(GIVE_UP_AFTER_S, self._remaining))
 
     @property
-    def _left(self) -> float:
+    def _remaining(self) -> float:
         return inf if self._timeout is None else self._began + self._timeout.total_seconds() - monotonic()
 
-    def look(self, session: Session) -> None:
+    def poll(self, session: Session) -> None:
         """In a new session. The first time the task is marked, so that its end is notified; if somebody has locked it, the
         next time."""
         if not self._announced:
@@ -183,7 +183,7 @@ class _Waiting:
         session.commit()
 
     @property
-    def going_on(self) -> bool:
+    def unfinished(self) -> bool:
         return not self.result.state.terminal
 
     def _timed_out(self) -> TimedOut:
@@ -194,11 +194,11 @@ class _Waiting:
 
 
 Call = Callable[[], object]
-_listening: WeakKeyDictionary[Pool, Ends] = WeakKeyDictionary()
+_listening: WeakKeyDictionary[Pool, EndListener] = WeakKeyDictionary()
 _lock = Lock()
 
 
-class Ends(NotificationThread):
+class EndListener(NotificationThread):
     """Calls who waits for a task when its end is notified, and everybody when notifications may have been missed."""
 
     def __init__(self, database: Database) -> None:
@@ -220,14 +220,14 @@ class Ends(NotificationThread):
 
 
 @contextmanager
-def calling(engine: EngineOrUrl, task_id: UUID, call: Call) -> Iterator[None]:
+def on_end(engine: EngineOrUrl, task_id: UUID, call: Call) -> Iterator[None]:
     """Have `call` called, in another thread, when the task may have ended. It is a hint."""
     pool: Pool = engine.pool  # an AsyncEngine has its own, too
     name = str(task_id)
     with _lock:
         ends = _listening.get(pool)
         if ends is None:
-            ends = _listening[pool] = Ends(Database(engine_for(engine)))
+            ends = _listening[pool] = EndListener(Database(engine_for(engine)))
             ends.thread.start()
         ends.calls[name].append(call)
     try:

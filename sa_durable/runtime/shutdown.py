@@ -15,11 +15,11 @@ from .threads.periodic import PeriodicThread
 
 logger = logging.getLogger("sa_durable.worker")
 
-POLL = 0.02
-STORE = 5.0  # seconds for the last writes; beyond that leases run out, and a sweep takes over
+POLL_S = 0.02
+STORE_TIMEOUT_S = 5.0  # seconds for the last writes; beyond that leases run out, and a sweep takes over
 
 
-class Closer:
+class Shutdown:
     """Waits for the order to stop, or for the end of the worker's loop, and takes the worker down in order.
 
     No more claims; `stopping` gives back what waits for a slot; what runs has `patience` seconds, or until a second
@@ -38,7 +38,7 @@ class Closer:
         stopping: Callable[[], None],
         stopped: Callable[[], None],
     ) -> None:
-        self._live, self._flusher, self._claimer, self._others = live, flusher, claimer, others
+        self._active, self._completer, self._claimer, self._others = live, flusher, claimer, others
         self._patience = patience
         self._loop_gone, self._stopping, self._stopped = loop_gone, stopping, stopped
         self.closed = Event()
@@ -73,35 +73,35 @@ class Closer:
         deadline = monotonic() + patience
         self._claimer.stop()
         self._stopping()
-        logger.info("stopping: %d tasks in hand, up to %g s for what runs", len(self._live), patience)
-        while len(self._live) and monotonic() < deadline:
-            if self._ordered(POLL):
+        logger.info("stopping: %d tasks in hand, up to %g s for what runs", len(self._active), patience)
+        while len(self._active) and monotonic() < deadline:
+            if self._ordered(POLL_S):
                 logger.info("stopping at once")
                 break
-        self.give_back()
-        self._claimer.join(STORE)
-        self.give_back()  # what a claim brought that was on its way
-        deadline = monotonic() + STORE
-        while (len(self._live) or self._flusher.backlog) and monotonic() < deadline:
-            self._ordered(POLL)
-        if left := len(self._live):
+        self.release_unfinished()
+        self._claimer.join(STORE_TIMEOUT_S)
+        self.release_unfinished()  # what a claim brought that was on its way
+        deadline = monotonic() + STORE_TIMEOUT_S
+        while (len(self._active) or self._completer.backlog) and monotonic() < deadline:
+            self._ordered(POLL_S)
+        if left := len(self._active):
             logger.error(
                 "stopped with %d tasks neither stored nor given back: their leases will run out", left
             )
-        for chore in (*self._others, self._flusher.thread):
+        for chore in (*self._others, self._completer.thread):
             chore.stop()
-        for chore in (*self._others, self._flusher.thread):
+        for chore in (*self._others, self._completer.thread):
             chore.join(1.0)
 
-    def give_back(self) -> None:
+    def release_unfinished(self) -> None:
         """End what runs, and hand its claims to the flusher: their tasks are ready again, no attempt burnt."""
         # Runs that were ended otherwise are nobody's to store; their handlers are left behind.
-        self._live.remove(run for run in self._live.all() if run.signal is not None and not run.finishing)
-        unfinished = [run for run in self._live.all() if not run.finishing and run.signal is None]
+        self._active.remove(run for run in self._active.all() if run.signal is not None and not run.finishing)
+        unfinished = [run for run in self._active.all() if not run.finishing and run.signal is None]
         for run in unfinished:
             # In this order: from now on it is ours to store; and once it has ended, its handler's outcome isn't taken.
             run.finishing = True
             if run.end(LeaseLost(f"task {run.claim.task_id}: its worker stops")):
-                self._flusher.submit(run, ReleaseClaim(run.claim.task_id, run.claim.token))
+                self._completer.submit(run, ReleaseClaim(run.claim.task_id, run.claim.token))
         if unfinished:
             logger.warning("gave %d unfinished tasks back", len(unfinished))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-UNWIND = 2.0  # seconds that cancelled handlers have for their `finally` blocks
+UNWIND_S = 2.0  # seconds that cancelled handlers have for their `finally` blocks
 
 
 @contextmanager
@@ -30,14 +30,14 @@ def stop_signals(call: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def wind_up(loop: asyncio.AbstractEventLoop) -> None:
+def close_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Close a loop without waiting for threads: asyncio.run would, for as long as a handler's thread hangs."""
     try:
         left = asyncio.all_tasks(loop)
         for task in left:
             task.cancel()
         if left:
-            loop.run_until_complete(asyncio.wait(left, timeout=UNWIND))
+            loop.run_until_complete(asyncio.wait(left, timeout=UNWIND_S))
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()

@@ -38,8 +38,8 @@ from .runs.capacity import Capacity
 from .runs.completer import Completer, ReleaseClaim
 from .runs.lease import local_lifetime
 from .runs.registry import Registry
-from .shutdown import Closer
-from .signals import UNWIND, stop_signals, wind_up
+from .shutdown import Shutdown
+from .signals import UNWIND_S, close_loop, stop_signals
 from .threads.pool import DaemonThreadPool
 from .threads.wakeup import Wakeup
 from .worker_options import check_durations, check_numbers, check_worker_id
@@ -95,24 +95,24 @@ class Worker:
         self.concurrency, self.lease = concurrency, lease
         source = engine_for(engine)
         registry = Registry(self.queues)
-        self._plans = PlanCache()
+        self._plan_cache = PlanCache()
         self._databases = [self._connect(source) for _ in range(6)]
         claims, flush, beats, wakes, sweeps, steps = self._databases
-        self._live, self._slots = ActiveRuns(), Capacity(concurrency, prefetch)
+        self._active, self._capacity = ActiveRuns(), Capacity(concurrency, prefetch)
         self._ready, self._asleep = Wakeup(), Wakeup()
         self._listener: Listener | None = None
         if notify:
             listens = Database(source if listen_url is None else engine_for(listen_url))
             self._databases.append(listens)
             self._listener = Listener(listens, claims, self.queues, ready=self._ready, asleep=self._asleep)
-        self._flusher = Completer(flush, self._live, ready=self._ready, asleep=self._asleep)
-        self._timeouts = Timeouts(self._live, self._flusher)
-        self._heartbeat = Heartbeat(beats, self._live, lease=lease)
+        self._completer = Completer(flush, self._active, ready=self._ready, asleep=self._asleep)
+        self._timeouts = Timeouts(self._active, self._completer)
+        self._heartbeat = Heartbeat(beats, self._active, lease=lease)
         self._claimer = Claimer(
             claims,
             registry,
-            self._live,
-            self._slots,
+            self._active,
+            self._capacity,
             worker=self.worker_id,
             lease=lease,
             lifetime=local_lifetime(lease),
@@ -123,13 +123,18 @@ class Worker:
             nothing_ready=lambda: self._waker.nothing_ready,
         )
         self._waker = Waker(
-            wakes, registry, self._slots, poll_interval=poll_interval, ready=self._ready, asleep=self._asleep
+            wakes,
+            registry,
+            self._capacity,
+            poll_interval=poll_interval,
+            ready=self._ready,
+            asleep=self._asleep,
         )
         self._sweeper = Sweeper(
             sweeps, registry, sweep_interval=sweep_interval, ready=self._ready, ended=self._asleep
         )
         self._cleaner = Cleaner(sweeps, registry)
-        self._verbs = ContextOperations(
+        self._operations = ContextOperations(
             Steps(steps, lease=lease, asleep=self._asleep),
             Waits(steps, asleep=self._asleep, ready=self._ready),
             Transactions(engine, session_factory, async_session_factory),
@@ -137,46 +142,46 @@ class Worker:
             DaemonThreadPool("sa_durable transaction", concurrency),
         )
         parts = (self._waker, self._sweeper, self._cleaner, self._timeouts, self._heartbeat, self._listener)
-        self._others = [part.thread for part in parts if part]
+        self._background_threads = [part.thread for part in parts if part]
         self._executor = Executor(
             registry,
-            self._verbs,
-            self._flusher,
+            self._operations,
+            self._completer,
             self._timeouts,
-            self._live,
+            self._active,
             concurrency=concurrency,
             ended=self._ended,
             next_plain=self._next_plain,
             settled=self._asleep.set,
             raised=self._raised,
         )
-        self._intake = Dispatcher(
-            self._slots,
+        self._dispatcher = Dispatcher(
+            self._capacity,
             start=self._executor.start,
             plain=self._executor.is_sync,
             release=self._release,
-            fill_soon=lambda: self._on_loop(self._intake.dispatch),
-            room=self._room,
+            fill_soon=lambda: self._on_loop(self._dispatcher.dispatch),
+            room=self._wake_claimer,
         )
-        self._closer = Closer(
-            self._live,
-            self._flusher,
+        self._shutdown = Shutdown(
+            self._active,
+            self._completer,
             self._claimer.thread,
-            self._others,
+            self._background_threads,
             patience=shutdown_timeout.total_seconds(),
             loop_gone=lambda: self._loop is None or self._loop.is_closed(),
             stopping=self._stop_taking,
-            stopped=self._let_go,
+            stopped=self._close_connections,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed_here: asyncio.Event | None = None
+        self._closed_event: asyncio.Event | None = None
         self._stopping = False
         self._tick_seconds = min(lease.total_seconds() / 20, 0.5)
 
     @property
     def closed(self) -> Event:
         """Set once everything that this worker held is stored or given back, and it has let go of the database."""
-        return self._closer.closed
+        return self._shutdown.closed
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT: then stop claiming, finish what runs for up to `shutdown_timeout`, and give the
@@ -190,13 +195,13 @@ class Worker:
             with stop_signals(self.request_stop):
                 loop.run_until_complete(self.run_async())
         finally:
-            wind_up(loop)
+            close_loop(loop)
 
     async def run_async(self) -> None:
         """Run in the current event loop until `request_stop`. Cancelled, it stops as `stop` does."""
         async with self:
-            assert self._closed_here is not None  # noqa: S101 - set by start
-            await self._closed_here.wait()
+            assert self._closed_event is not None  # noqa: S101 - set by start
+            await self._closed_event.wait()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -212,66 +217,66 @@ class Worker:
         if self._loop is not None:
             raise RuntimeError("this worker was started before: make a new one")
         try:
-            await self._verbs.threads.call(check_schema, self._databases[0], self.queues)
+            await self._operations.threads.call(check_schema, self._databases[0], self.queues)
         except BaseException:
-            self._let_go()
+            self._close_connections()
             raise
         self._loop = asyncio.get_running_loop()
-        self._closed_here = asyncio.Event()
-        for chore in (self._flusher.thread, *self._others, self._claimer.thread):
+        self._closed_event = asyncio.Event()
+        for chore in (self._completer.thread, *self._background_threads, self._claimer.thread):
             chore.start()
-        self._closer.start()
+        self._shutdown.start()
         self._tick()
         names = ", ".join(model.__queue__ for model in self.queues)
         logger.info("worker %s runs %s, concurrency %d", self.worker_id, names, self.concurrency)
 
     async def stop(self) -> None:
         """Stop as on SIGTERM, and return once that is done. A second call while it lasts is a second SIGTERM."""
-        if self._loop is None or self._closed_here is None:
+        if self._loop is None or self._closed_event is None:
             return
         if not self.closed.is_set():
             self.request_stop()
-        await self._closed_here.wait()
+        await self._closed_event.wait()
         if self._executor.tasks:
-            await asyncio.wait(self._executor.tasks, timeout=UNWIND)
-        await self._verbs.transactions.aclose()
+            await asyncio.wait(self._executor.tasks, timeout=UNWIND_S)
+        await self._operations.transactions.aclose()
 
     def request_stop(self) -> None:
         """Have it stop, from any thread or signal handler; a second call gives back at once what still runs."""
-        self._closer.request()
+        self._shutdown.request()
 
     # From here on: the loop's thread, unless a docstring says otherwise.
 
     def _accept(self, runs: list[ActiveRun]) -> None:
-        self._intake.accept(runs)
+        self._dispatcher.accept(runs)
 
     def _ended(self, run: ActiveRun) -> None:
-        self._intake.ended(run)
+        self._dispatcher.ended(run)
 
     def _tick(self) -> None:
-        self._live.end_overdue()  # async ones; plain ones notice at their next step
-        self._intake.release_stale()
+        self._active.end_overdue()  # async ones; plain ones notice at their next step
+        self._dispatcher.release_stale()
         if self._loop is not None and not self.closed.is_set():
             self._loop.call_later(self._tick_seconds, self._tick)
 
     # From here on: in any thread.
 
     def _next_plain(self, ended: ActiveRun) -> ActiveRun | None:
-        return self._intake.next_sync(ended)
+        return self._dispatcher.next_sync(ended)
 
     def _release(self, run: ActiveRun) -> None:
         if run.signal is None and not run.finishing:
-            self._flusher.submit(run, ReleaseClaim(run.claim.task_id, run.claim.token))
+            self._completer.submit(run, ReleaseClaim(run.claim.task_id, run.claim.token))
         elif not run.finishing:  # it was cancelled, or lost, while it waited
-            self._live.remove([run])
+            self._active.remove([run])
 
-    def _room(self) -> None:
-        if not self._claimer.drained and self._slots.available > 0:
+    def _wake_claimer(self) -> None:
+        if not self._claimer.drained and self._capacity.available > 0:
             self._ready.set()
 
     def _connect(self, engine: Engine) -> Database:
         """One role's way to the database."""
-        return Database(engine, plans=self._plans)
+        return Database(engine, plans=self._plan_cache)
 
     def _raised(self, run: ActiveRun, error: BaseException) -> None:
         """In any thread."""
@@ -284,16 +289,16 @@ class Worker:
         """In the closer's thread."""
         if self._listener:
             self._listener.thread.stop()
-        self._intake.stop()
+        self._dispatcher.stop()
 
-    def _let_go(self) -> None:
+    def _close_connections(self) -> None:
         """In the closer's thread."""
         self._executor.close()
-        self._verbs.close()
+        self._operations.close()
         for database in self._databases:
             database.close()
-        if self._closed_here is not None:
-            self._on_loop(self._closed_here.set)
+        if self._closed_event is not None:
+            self._on_loop(self._closed_event.set)
 
     def _on_loop(self, call: Any, *args: Any) -> None:
         """In any thread."""

@@ -22,7 +22,7 @@ from ..runtime.connections.engines import EngineOrUrl, engine_for
 from ..runtime.context.transactions import AsyncSessionFactory, SessionFactory
 from ..runtime.runs.active import ActiveRun
 from ..runtime.runs.completer import LOCKED_RETRY_S
-from ..runtime.signals import UNWIND
+from ..runtime.signals import UNWIND_S
 from ..values import ACTIVE, TaskState
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class DrivenWorker(Worker):
         return sorted(found, key=lambda task: (task.due is None, task.due and task.due.timestamp()))
 
     async def _call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._verbs.threads.call(partial(self._in_thread, partial(work, *args, **kwargs)))
+        return await self._operations.threads.call(partial(self._in_thread, partial(work, *args, **kwargs)))
 
     def _in_thread(self, work: Callable[[], T]) -> T:
         try:
@@ -138,15 +138,15 @@ class DrivenWorker(Worker):
     async def let_go(self) -> None:
         """Give back what was claimed, and let go of the database."""
         self._gone = True
-        self._closer.give_back()
-        if self._flusher.backlog:
+        self._shutdown.release_unfinished()
+        if self._completer.backlog:
             with suppress(TimeoutError, SQLAlchemyError):
-                async with asyncio.timeout(UNWIND):
-                    await self._call(self._flusher.thread.run_once)
+                async with asyncio.timeout(UNWIND_S):
+                    await self._call(self._completer.thread.run_once)
         if self._executor.tasks:
-            await asyncio.wait(self._executor.tasks, timeout=UNWIND)
-        self._let_go()
-        await self._verbs.transactions.aclose()
+            await asyncio.wait(self._executor.tasks, timeout=UNWIND_S)
+        self._close_connections()
+        await self._operations.transactions.aclose()
         if self._working.acquire(blocking=False):  # else whoever has it closes
             self._shared.close()
             self._working.release()
@@ -166,7 +166,7 @@ class DrivenWorker(Worker):
 
     def _store(self, run: ActiveRun) -> tuple[bool, TaskState | None]:
         """Whether it is stored how the run ended (else somebody has the row locked), and the task's state then."""
-        if self._flusher.thread.run_once() is not None:
+        if self._completer.thread.run_once() is not None:
             return False, None
         model = run.model
         with self._shared.autocommit() as session:
@@ -198,8 +198,8 @@ class DrivenWorker(Worker):
     def _hand_over(self, runs: list[ActiveRun]) -> None:
         (self.in_hand,) = runs
         if self._gone:  # the claim had waited for a lock
-            self._closer.give_back()
-            self._flusher.thread.run_once()
+            self._shutdown.release_unfinished()
+            self._completer.thread.run_once()
 
     def _raised(self, run: ActiveRun, error: BaseException) -> None:  # noqa: ARG002 - there is one at a time
         self._error = error

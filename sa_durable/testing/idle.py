@@ -12,7 +12,7 @@ from ..errors import InvalidOptions
 from ..runtime.connections.engines import EngineOrUrl
 from ..runtime.context.transactions import AsyncSessionFactory, SessionFactory
 from ..runtime.runs.active import ActiveRun
-from ..runtime.signals import wind_up
+from ..runtime.signals import close_loop
 from .driven import DrivenWorker, Left, Ran
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def run_until_idle(
             )
         )
     finally:
-        wind_up(loop)
+        close_loop(loop)
 
 
 async def run_until_idle_async(

@@ -82,7 +82,7 @@ def test_the_first_attempts_late_write_is_rejected_once_a_second_has_begun(books
         with working(books.engine, LedgerTask, sweep_interval=timedelta(seconds=0.1)):
             assert books.ended(task).result == "attempt 2"
         gate.open.set()
-        wait_until(lambda: not len(frozen._live))
+        wait_until(lambda: not len(frozen._active))
     [run] = books.runs(task)
     assert (run.attempt, run.error["type"], run.worker) == (1, "LeaseExpired", frozen.worker_id)
     after = books.task(task)
@@ -255,7 +255,7 @@ def test_except_exception_does_not_catch_control_flow(books, monkeypatch, handle
 
     task = books.spawn(perform(monkeypatch, handler, scenario))
     with working(books.engine, LedgerTask) as worker:
-        wait_until(lambda: begun and not len(worker._live))
+        wait_until(lambda: begun and not len(worker._active))
     assert went_on == [] and books.task(task).state == state and books.task(task).result is None
 
 
@@ -289,7 +289,7 @@ def test_what_a_handler_does_after_it_swallowed_control_flow_is_not_written(
 
     task = books.spawn(perform(monkeypatch, handler, scenario))
     with working(books.engine, LedgerTask) as worker:
-        wait_until(lambda: caught[-1:] == ["end"] and not len(worker._live))
+        wait_until(lambda: caught[-1:] == ["end"] and not len(worker._active))
     # An async handler may hear of it first as asyncio says it.
     assert caught[0] in (signal, "CancelledError") and caught[1:] == 6 * [signal] + ["end"]
     after = books.task(task)

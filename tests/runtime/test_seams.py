@@ -70,10 +70,10 @@ def test_a_run_that_is_cancelled_while_its_lease_is_judged_does_not_stop_the_jud
 def test_what_ended_before_it_got_a_slot_is_forgotten_when_it_is_given_back(engine, shop):
     with working(engine) as worker:
         run = claimed(deadline=1e12)
-        worker._live.add([run])
+        worker._active.add([run])
         run.end(Cancelled("while it waited for a slot"))
         worker._release(run)
-        assert run not in worker._live.all()
+        assert run not in worker._active.all()
 
 
 def test_a_sweeper_that_is_told_to_stop_leaves_the_rest_to_others(engine):
