@@ -184,7 +184,7 @@ class TimedOut(DurableError, TimeoutError):
         self.state = state
 
 
-class ChildFailed(DurableError):
+class TaskFailed(DurableError):
     """A task that was joined has failed; `task_id` is its id and `error` what it failed with."""
 
     def __init__(self, task_id: UUID, error: TaskError) -> None:
@@ -195,7 +195,7 @@ class ChildFailed(DurableError):
         return type(self), (self.task_id, self.error)
 
 
-class ChildCancelled(DurableError):
+class TaskCancelled(DurableError):
     """A task that was joined was cancelled; `task_id` is its id."""
 
     def __init__(self, task_id: UUID) -> None:

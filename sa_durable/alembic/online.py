@@ -76,7 +76,7 @@ def migration_lock(connection: Connection) -> Iterator[None]:
             raise
 
 
-def run(connection: Connection, steps: Iterable[Step], patience: Patience | None) -> None:
+def run_steps(connection: Connection, steps: Iterable[Step], patience: Patience | None) -> None:
     """Run the statements that are still to be run. `patience`: None in a caller's transaction, whose settings rule."""
     for step in steps:
         for statement in connection.scalars(sql(step.query)).all():

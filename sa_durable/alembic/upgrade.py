@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from . import ddl, offline
 from .backfill import BackfillReport, check_source, fill
 from .ddl import Step, Targets
-from .online import alone, is_online, run, sql
+from .online import alone, is_online, run_steps, sql
 from .sources import Backfill, Patience
 
 logger = logging.getLogger("sa_durable.alembic")
@@ -35,10 +35,10 @@ def change(context: MigrationContext, steps: Callable[[bool], Iterable[Step]], p
         offline.write(context, steps(True), patience)
     elif not is_online(context):
         assert context.connection is not None  # noqa: S101 - as above
-        run(context.connection, steps(False), None)
+        run_steps(context.connection, steps(False), None)
     else:
         with alone(context) as connection:
-            run(connection, steps(True), patience)
+            run_steps(connection, steps(True), patience)
 
 
 def _add(
@@ -52,7 +52,7 @@ def _add(
     if backfill is not None:
         for table in tables:
             check_source(connection, table, backfill)
-    run(connection, ddl.add_steps(targets, concurrently=online), patience)
+    run_steps(connection, ddl.add_steps(targets, concurrently=online), patience)
     if backfill is None:
         return []
     reports = []

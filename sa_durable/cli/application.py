@@ -47,7 +47,7 @@ def _declared(base: type[DurableTask]) -> Iterator[type[DurableTask]]:
         yield from _declared(cls)
 
 
-def database(module: ModuleType, url: str | None) -> Any:
+def database_url(module: ModuleType, url: str | None) -> Any:
     """The database's URL or engine: the option, SA_DURABLE_DATABASE_URL, DATABASE_URL, or the module's `engine`."""
     for found in (url, *(os.environ.get(variable) for variable in VARIABLES)):
         if found:

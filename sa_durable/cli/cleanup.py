@@ -40,7 +40,7 @@ def cleanup(
     """
     loaded = application.load(module)
     try:
-        engine, older_than = engine_for(application.database(loaded, database_url)), timedelta(days=days)
+        engine, older_than = engine_for(application.database_url(loaded, database_url)), timedelta(days=days)
     except (ArgumentError, OverflowError) as error:
         raise click.UsageError(str(error)) from error
     try:

@@ -90,7 +90,7 @@ def worker(
     loaded = application.load(module)
     try:
         running = Worker(
-            application.database(loaded, database_url),
+            application.database_url(loaded, database_url),
             application.queues(loaded, names),
             concurrency=concurrency,
             prefetch=prefetch,

@@ -65,9 +65,9 @@ class AsyncDurable:
         """As Durable.release_key."""
         return await self.session.run_sync(lambda session: Durable(session).release_key(queue, key))
 
-    async def emit(self, queue: type[DurableTask], name: str, payload: Any = None) -> None:
+    async def emit_event(self, queue: type[DurableTask], name: str, payload: Any = None) -> None:
         """As Durable.emit."""
-        await self.session.run_sync(lambda session: Durable(session).emit(queue, name, payload))
+        await self.session.run_sync(lambda session: Durable(session).emit_event(queue, name, payload))
 
     @overload
     async def result(self, task: SpawnResult[R], /) -> TaskResult[R]: ...

@@ -18,7 +18,7 @@ from . import checkpoints
 from . import claims as leases
 from . import spawn as tasks
 from . import spawn_many as batches
-from .claims import Stands
+from .claims import ClaimStatus
 from .execute import execute
 from .prepare import prepare
 
@@ -49,10 +49,10 @@ def spawn(
     wait = not any(_changes_holder(call, keywords) for call in calls)
     parameters = {"task_id": claim.task_id, "held_token": claim.token}
     if execute(session, stmt.touch(model, wait=wait), parameters).first() is None:
-        stands = leases.standing(session, model, {claim.task_id: claim.token})[claim.task_id]
+        stands = leases.claim_status(session, model, {claim.task_id: claim.token})[claim.task_id]
         if isinstance(stands, Signal):
             raise stands
-        if wait or stands is not Stands.HELD:
+        if wait or stands is not ClaimStatus.HELD:
             raise LeaseLost(f"task {claim.task_id} was taken away while step {step!r} was saved")
         raise RetryTransaction(
             f"task {claim.task_id} is being changed by another transaction while it changes the holder of a key: nothing was "
@@ -93,7 +93,7 @@ def _described(child: SpawnResult[Any]) -> dict[str, Json]:
     }
 
 
-def remembered(
+def from_checkpoint(
     calls: Sequence[Call[Any, Any]], saved: Sequence[Mapping[str, Json]]
 ) -> list[SpawnResult[Any]]:
     """The children that a checkpoint names, as they were when they were spawned."""

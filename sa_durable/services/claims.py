@@ -18,13 +18,13 @@ from ..statements import claims as stmt
 from ..statements.arrays import durations, numbers, texts, uuids
 from ..values import Claim, Json, TaskState
 from .execute import execute
-from .watermark import Front, Reach
+from .watermark import ClaimWatermark, ScanRange
 
 if TYPE_CHECKING:
     from ..models import DurableTask
 
 Model = type["DurableTask"]
-Held: TypeAlias = Mapping[UUID, int]  # the tokens of claims, by task
+TokensByTask: TypeAlias = Mapping[UUID, int]  # the tokens of claims, by task
 
 _decode = json.JSONDecoder().raw_decode
 _NEVER = timedelta(days=-1_000_000)  # became ready: a row without a time, which comes last
@@ -38,7 +38,7 @@ def claim(
     worker: str,
     lease: timedelta,
     limit: int,
-    front: Front | None = None,
+    front: ClaimWatermark | None = None,
 ) -> list[Claim]:
     """Take up to `limit` ready tasks called one of `names`, in their order: priority, due time, id.
 
@@ -50,7 +50,7 @@ def claim(
     if not names or limit < 1:
         return []
     parameters = {"names": texts(names), "worker": worker, "lease": lease, "limit": limit}
-    front = front or Front()
+    front = front or ClaimWatermark()
     rows = _claim(session, model, parameters, front, reach := front.reach())
     if not rows and reach is not None and front.due():
         rows = _claim(session, model, parameters, front, None)
@@ -75,9 +75,13 @@ def claim(
 
 
 def _claim(
-    session: Session, model: Model, parameters: dict[str, Any], front: Front, reach: list[Reach] | None
+    session: Session,
+    model: Model,
+    parameters: dict[str, Any],
+    front: ClaimWatermark,
+    reach: list[ScanRange] | None,
 ) -> list[tuple[Any, ...]]:
-    sent, behind = front.now(), {} if reach is None else reach_of(reach)
+    sent, behind = front.now(), {} if reach is None else scan_arrays(reach)
     claimed = execute(session, stmt.claim(model, behind=bool(behind)), {**parameters, **behind})
     rows = [tuple(row) for row in claimed.all()]
     rows.sort(key=_order)  # RETURNING has no order of its own
@@ -86,7 +90,7 @@ def _claim(
     return rows
 
 
-def reach_of(reach: Iterable[Reach]) -> dict[str, str]:
+def scan_arrays(reach: Iterable[ScanRange]) -> dict[str, str]:
     """The arrays of what a claim looks at, if that isn't everything."""
     low, high, within = zip(*((part.low, part.high, part.within) for part in reach), strict=True)
     return {"lows": numbers(low), "highs": numbers(high), "withins": durations(within)}
@@ -127,50 +131,50 @@ def _read_retry(text: str) -> Json:
     return read_json(text, None)  # there are as many as there are handlers; nobody changes them
 
 
-def extend(session: Session, model: Model, held: Held, *, lease: timedelta) -> set[UUID]:
+def extend(session: Session, model: Model, held: TokensByTask, *, lease: timedelta) -> set[UUID]:
     """Move the leases to `lease` from now. Returns those that are still held; the others were lost or have ended."""
-    return set(execute(session, stmt.extend(model), {**by_id(held), "lease": lease}).scalars().all())
+    return set(execute(session, stmt.extend(model), {**arrays_by_id(held), "lease": lease}).scalars().all())
 
 
-def release(session: Session, model: Model, held: Held) -> set[UUID]:
+def release(session: Session, model: Model, held: TokensByTask) -> set[UUID]:
     """Give tasks back: ready at once, no attempt burnt. Returns those that were still held."""
-    return set(execute(session, stmt.release(model), by_id(held)).scalars().all())
+    return set(execute(session, stmt.release(model), arrays_by_id(held)).scalars().all())
 
 
-def by_id(held: Held) -> dict[str, str]:
+def arrays_by_id(held: TokensByTask) -> dict[str, str]:
     """The arrays of claims, in the order of ids: whoever writes several rows takes their locks in this order."""
     ids = sorted(held, key=attrgetter("bytes"))
     return {"ids": uuids(ids), "tokens": numbers(held[task_id] for task_id in ids)}
 
 
-class Stands(StrEnum):
+class ClaimStatus(StrEnum):
     """Why a write found nothing, although nobody took the task away."""
 
     HELD = "held"  # the claim is valid: its row was locked
     STORED = "stored"  # it had ended its task before: a reply was lost on the way
 
 
-def standing(session: Session, model: Model, held: Held) -> dict[UUID, Signal | Stands]:
+def claim_status(session: Session, model: Model, held: TokensByTask) -> dict[UUID, Signal | ClaimStatus]:
     """What became of claims whose writes found nothing: Cancelled, LeaseLost, or how they stand."""
     rows = {row.id: row for row in execute(session, stmt.standing(model), {"ids": uuids(held)}, model=model)}
-    return {task_id: _standing(rows.get(task_id), task_id, token) for task_id, token in held.items()}
+    return {task_id: _status_of(rows.get(task_id), task_id, token) for task_id, token in held.items()}
 
 
-def _standing(row: Any, task_id: UUID, token: int) -> Signal | Stands:
+def _status_of(row: Any, task_id: UUID, token: int) -> Signal | ClaimStatus:
     if row is None:
         return LeaseLost(f"task {task_id} is gone: its row was deleted")
     if row.state == TaskState.CANCELLED:
         return Cancelled(f"task {task_id} was cancelled")
     if row.token == token and row.state == TaskState.RUNNING:
-        return Stands.HELD
+        return ClaimStatus.HELD
     if row.token == token and row.state == TaskState.COMPLETED:
-        return Stands.STORED
+        return ClaimStatus.STORED
     return LeaseLost(f"task {task_id} was taken away: its lease ran out, or another worker has it")
 
 
 def check(session: Session, model: Model, task_id: UUID, token: int) -> None:
     """Raise the signal, Cancelled or LeaseLost, that ends a run whose claim no longer stands."""
-    stands = standing(session, model, {task_id: token})[task_id]
+    stands = claim_status(session, model, {task_id: token})[task_id]
     if isinstance(stands, Signal):
         raise stands
 
@@ -178,19 +182,19 @@ def check(session: Session, model: Model, task_id: UUID, token: int) -> None:
 LONGEST_WAIT = timedelta(seconds=1)
 
 
-def lock(session: Session, model: Model, claim: Claim) -> Stands:
+def lock(session: Session, model: Model, claim: Claim) -> ClaimStatus:
     """How a claim stands, once no other transaction is writing for it; none can until this one ends. Raises the signal
     that ends its run, and PostgreSQL's error 55P03 if another one takes longer than LONGEST_WAIT."""
     parameters = {"ids": uuids([claim.task_id])}
     execute(session, stmt.wait_at_most(LONGEST_WAIT), model=model)
     row = execute(session, stmt.standing(model, lock=True), parameters, model=model).first()
-    stands = _standing(row, claim.task_id, claim.token)
+    stands = _status_of(row, claim.task_id, claim.token)
     if isinstance(stands, Signal):
         raise stands
     return stands
 
 
-def unaccounted(held: Held, done: Iterable[UUID]) -> dict[UUID, int]:
+def unaccounted(held: TokensByTask, done: Iterable[UUID]) -> dict[UUID, int]:
     """The claims that a write didn't reach."""
     reached = set(done)
     return {task_id: token for task_id, token in held.items() if task_id not in reached}

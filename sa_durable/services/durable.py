@@ -115,7 +115,7 @@ class Durable:
         """
         return keys.release(self.session, queue_of(queue), key)
 
-    def emit(self, queue: type[DurableTask], name: str, payload: Any = None) -> None:
+    def emit_event(self, queue: type[DurableTask], name: str, payload: Any = None) -> None:
         """Emit event `name` in `queue`: tasks that await it, now or later, get `payload` once the caller commits.
 
         The first of a name that workers see is the event, for good: later ones of that name change nothing, so put

@@ -26,7 +26,7 @@ from ..statements import wake as waking
 from ..statements.arrays import texts, uuids
 from ..statements.events import TASK_EVENT
 from ..values import Json, TaskState
-from .execute import connection_for, execute, run
+from .execute import connection_for, execute, execute_on
 from .notifications import can_notify
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ _PLAIN = Coder(object)
 
 def emit(session: Session, model: Model, name: str, payload: Json) -> None:
     """Append event `name` to a queue: see Durable.emit."""
-    emit_text(session, model, check_name(name), encode(name, payload))
+    emit_encoded(session, model, check_name(name), encode(name, payload))
 
 
-def emit_text(session: Session, model: Model, name: str, payload: str) -> None:
+def emit_encoded(session: Session, model: Model, name: str, payload: str) -> None:
     """As `emit`, with a checked name and JSON text."""
     parameters = {"id": uuid7(), "name": name, "payload": payload}
     connection = connection_for(session, model)
-    run(connection, stmt.emit(model, notify=can_notify(connection)), parameters)
+    execute_on(connection, stmt.emit(model, notify=can_notify(connection)), parameters)
 
 
 def encode(name: str, payload: Json) -> str:

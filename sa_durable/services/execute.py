@@ -74,7 +74,7 @@ def connection_for(session: Session, model: type[DurableTask]) -> Connection:
     return connection
 
 
-def run(connection: Connection, statement: Executable, parameters: Any = None) -> Result[Any]:
+def execute_on(connection: Connection, statement: Executable, parameters: Any = None) -> Result[Any]:
     """As `execute`, on a connection."""
     try:
         return connection.execute(statement, parameters)
@@ -91,7 +91,7 @@ def _ensure_schema(connection: Connection, model: type[DurableTask]) -> None:
     known = _checked.setdefault(connection.engine.pool, set())
     if (table.name, schema) in known:
         return
-    missing = list(run(connection, stmt.missing(model, schema)).scalars())
+    missing = list(execute_on(connection, stmt.missing(model, schema)).scalars())
     if missing:
         raise SchemaOutdated(
             f"the database is behind sa_durable's schema: queue {model.__queue__!r} lacks {', '.join(missing)}. "

@@ -63,7 +63,7 @@ def sweep_expired(session: Session, model: Model, *, limit: int) -> list[Expired
             locks.rollback()
     if overdue and not batch:  # only families: one of them, root to leaf, holding no other's lock
         return _expire_one(session, model)
-    ended = [runs.Failed(row.id, row.token, _error(row), _verdict(row)) for row in batch]
+    ended = [runs.Failed(row.id, row.token, _error(row), _expiry_verdict(row)) for row in batch]
     stored = runs.fail_many(session, model, ended) if ended else None
     return [_expired(row, stored) for row in batch if stored and row.id in stored.reached]
 
@@ -72,7 +72,7 @@ def _expire_one(session: Session, model: Model) -> list[Expired]:
     row = execute(session, lease_stmt.expired(model), {"limit": 1}).first()
     if row is None:
         return []
-    stored = runs.fail_root(session, model, runs.Failed(row.id, row.token, _error(row), _verdict(row)))
+    stored = runs.fail_root(session, model, runs.Failed(row.id, row.token, _error(row), _expiry_verdict(row)))
     return [_expired(row, stored)]
 
 
@@ -81,7 +81,7 @@ def _expired(row: Any, stored: runs.Stored) -> Expired:
 
 
 def _may_be_final(row: Any) -> bool:
-    return row.cancel_at is not None or isinstance(_verdict(row), policy.GiveUp)
+    return row.cancel_at is not None or isinstance(_expiry_verdict(row), policy.GiveUp)
 
 
 def _without_families(session: Session, model: Model, rows: list[Any], final: list[UUID]) -> list[Any]:
@@ -125,7 +125,7 @@ TOO_LATE = TaskError("DeadlineExceeded", "it had not started within its `start_w
 TOO_LONG = TaskError("DeadlineExceeded", "it had not ended within its `max_duration`")
 
 
-def _verdict(row: Any) -> policy.Verdict:
+def _expiry_verdict(row: Any) -> policy.Verdict:
     retry = runs.retry_policy(read_json(row.retry, None))
     return policy.after_lease_expired(retry, attempt=row.attempt, max_attempts=row.max_attempts)
 

@@ -13,14 +13,14 @@ from sqlalchemy.orm import Mapper, Session
 from ..models import DurableTask, in_order
 from ..statements import notifications as stmt
 from ..statements.arrays import texts
-from ..statements.notifications import Kind
+from ..statements.notifications import NotificationKind
 from ..values import TaskState
-from .execute import execute, run
+from .execute import execute, execute_on
 
 Model = type[DurableTask]
 
 
-def ask(session: Session, models: Iterable[Model], *, time: timedelta, echo: str) -> set[tuple[str, str]]:
+def enable(session: Session, models: Iterable[Model], *, time: timedelta, echo: str) -> set[tuple[str, str]]:
     """Have whoever has something for these queues notify us, for `time`; and notify us of `echo`, now. Returns how their
     notifications name the queues.
 
@@ -35,16 +35,16 @@ def ask(session: Session, models: Iterable[Model], *, time: timedelta, echo: str
     return names
 
 
-def stop_asking(session: Session, models: Iterable[Model]) -> None:
+def disable(session: Session, models: Iterable[Model]) -> None:
     """Nobody need notify for these queues any more. As `ask`."""
     execute(session, stmt.never_wait())
     for table, queues in _by_table(models).items():
         execute(session, stmt.stop_asking(table), {"names": texts(queues)})
 
 
-def tell(session: Session, model: Model) -> None:
+def notify_ready(session: Session, model: Model) -> None:
     """Tell idle workers that there is something to claim."""
-    execute(session, stmt.send(model, Kind.READY), model=model)
+    execute(session, stmt.send(model, NotificationKind.READY), model=model)
 
 
 def _by_table(models: Iterable[Model]) -> dict[Table, list[str]]:
@@ -68,7 +68,7 @@ def _after_insert(_: Mapper[Any], connection: Connection, task: DurableTask) -> 
     state = task.__dict__.get("state") or TaskState.PENDING
     if state not in (TaskState.PENDING, TaskState.SLEEPING) or not can_notify(connection):
         return
-    kind = Kind.READY if state == TaskState.PENDING else Kind.ASLEEP
+    kind = NotificationKind.READY if state == TaskState.PENDING else NotificationKind.ASLEEP
     transaction = connection.get_nested_transaction() or connection.get_transaction()
     known, sent = connection.info.get(_SENT, (lambda: None, set()))
     if known() is not transaction:
@@ -76,4 +76,4 @@ def _after_insert(_: Mapper[Any], connection: Connection, task: DurableTask) -> 
         connection.info[_SENT] = (ref(transaction), sent)
     if (type(task), kind) not in sent:
         sent.add((type(task), kind))
-        run(connection, stmt.send(type(task), kind))
+        execute_on(connection, stmt.send(type(task), kind))

@@ -35,7 +35,7 @@ _NO_COLUMNS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kind:
+class SpawnTemplate:
     """What spawns of one task with the same options have in common; made once for all of them."""
 
     model: Model
@@ -45,11 +45,11 @@ class Kind:
     hold: Mapping[str, Any]  # those that go with a key
 
 
-class Prepared(NamedTuple):
+class PreparedSpawn(NamedTuple):
     """A spawn, resolved and encoded: what is inserted, and what happens if its key is held. A tuple, as batches keep
     many: it is made, and looked over by the garbage collector, in half the time."""
 
-    kind: Kind
+    template: SpawnTemplate
     key: str | None
     params: str
     headers: str | None
@@ -59,17 +59,17 @@ class Prepared(NamedTuple):
 
     @property
     def model(self) -> Model:
-        return self.kind.model
+        return self.template.model
 
     @property
     def options(self) -> SpawnOptions:
-        return self.kind.options
+        return self.template.options
 
     def row(self) -> dict[str, Any]:
         """A new task's parameters of statements.spawn.insert_task, with ids that no other has; without `own`."""
         parent_queue, parent_id = self.parent or (None, None)
         row = {
-            **self.kind.row,
+            **self.template.row,
             "id": uuid7(),
             "run_id": uuid7(),
             "params": self.params,
@@ -78,17 +78,17 @@ class Prepared(NamedTuple):
             "parent_id": parent_id,
         }
         if self.key is not None:
-            row |= self.kind.hold
+            row |= self.template.hold
             row["idempotency_key"] = self.key
         return row
 
 
 def prepare_all(
     calls: Iterable[Call[Any, Any]], keywords: SpawnKeywords, parent: Parent | None = None
-) -> Iterator[Prepared]:
+) -> Iterator[PreparedSpawn]:
     """As `prepare`, for the calls of a batch. Most have nothing of their own but a key, and the rest of their options is
     looked up once for all of a handler's."""
-    shared: dict[tuple[object, str], tuple[SpawnKeywords, Kind | None]] = {}
+    shared: dict[tuple[object, str], tuple[SpawnKeywords, SpawnTemplate | None]] = {}
     for position, call in enumerate(calls):
         if not isinstance(call, Call):
             raise InvalidOptions(
@@ -98,55 +98,57 @@ def prepare_all(
         if len(call.options) == (key is not None) and not telemetry.spawn_hooks:
             defaults, kind = shared.get((call.model, call.name), (None, None))
             if defaults is not call.defaults:
-                kind = _shared(call, keywords)
+                kind = _shared_template(call, keywords)
                 shared[call.model, call.name] = call.defaults, kind
             if kind is not None:
                 if key is not None:
                     check_key(key)
-                yield Prepared(kind, key, call.params_text, None, _NO_COLUMNS, parent, position)
+                yield PreparedSpawn(kind, key, call.params_text, None, _NO_COLUMNS, parent, position)
                 continue
         yield prepare(call, keywords, parent, position)
 
 
-def _shared(call: Call[Any, Any], keywords: SpawnKeywords) -> Kind | None:
+def _shared_template(call: Call[Any, Any], keywords: SpawnKeywords) -> SpawnTemplate | None:
     """The kind of calls that have the defaults of this one, and no options but perhaps a key; None, where more of their
     own follows from their defaults, or from having a key or none."""
     model = queue_of(call.model)
     merged = spawn_options.merge(keywords, call.defaults, model.__spawn_defaults__)
     if not merged.keys().isdisjoint(spawn_options.PER_TASK):
         return None
-    kind = _kind_of(model, call.name, merged)
+    kind = _template_for(model, call.name, merged)
     plain = kind.options.on_duplicate is OnDuplicate.RETURN and not kind.options.only_once
     return kind if plain else None
 
 
 def prepare(
     call: Call[Any, Any], keywords: SpawnKeywords, parent: Parent | None = None, position: int = 0
-) -> Prepared:
+) -> PreparedSpawn:
     """Resolve the options of a call and encode what it inserts. Raises InvalidOptions; touches no database."""
     model, name = queue_of(call.model), call.name
     merged = spawn_options.merge(keywords, call.options, call.defaults, model.__spawn_defaults__)
     key = merged.pop("idempotency_key", None)
     headers, columns = merged.pop("headers", None), merged.pop("columns", None)
-    kind = _kind_of(model, name, merged)
+    kind = _template_for(model, name, merged)
     spawn_options.check_own(kind.options, idempotency_key=key, headers=headers, columns=columns)
     if key is None and kind.options.only_once:
         key = once_key(name, call.params)
     headers_text = encode_headers(spawn_headers(model.__queue__, name, headers))
     own = _own_columns(model, columns) if columns else _NO_COLUMNS
-    return Prepared(kind, key, call.params_text, headers_text, own, parent, position)
+    return PreparedSpawn(kind, key, call.params_text, headers_text, own, parent, position)
 
 
-def _kind_of(model: Model, name: str, merged: Mapping[str, Any]) -> Kind:
+def _template_for(model: Model, name: str, merged: Mapping[str, Any]) -> SpawnTemplate:
     try:
         # With their types: 1 equals True, and is no option where that one is.
-        return _kind(model, name, tuple(merged.items()), tuple(map(type, merged.values())))  # type: ignore[arg-type]  # a class hashes; mypy looks at its instances
+        return _template(model, name, tuple(merged.items()), tuple(map(type, merged.values())))  # type: ignore[arg-type]  # a class hashes; mypy looks at its instances
     except TypeError:  # one of them doesn't hash; so it is no option, most likely
-        return _kind.__wrapped__(model, name, tuple(merged.items()), ())
+        return _template.__wrapped__(model, name, tuple(merged.items()), ())
 
 
 @lru_cache(1024)
-def _kind(model: Model, name: str, merged: tuple[tuple[str, Any], ...], _: tuple[type, ...]) -> Kind:
+def _template(
+    model: Model, name: str, merged: tuple[tuple[str, Any], ...], _: tuple[type, ...]
+) -> SpawnTemplate:
     options = spawn_options.resolve_shared(dict(merged))
     row: dict[str, Any] = {
         "name": name,
@@ -158,7 +160,9 @@ def _kind(model: Model, name: str, merged: tuple[tuple[str, Any], ...], _: tuple
         row |= stmt.starts(options.run_at, options.delay or _NO_DELAY)
     if (limit := options.cancellation) is not None:
         row |= stmt.limits(limit.start_within, limit.max_duration)
-    return Kind(model, name, options, row, {"key_hold": options.hold.value, stmt.KEY_TTL: options.key_ttl})
+    return SpawnTemplate(
+        model, name, options, row, {"key_hold": options.hold.value, stmt.KEY_TTL: options.key_ttl}
+    )
 
 
 def _own_columns(model: Model, columns: Mapping[str, Any]) -> dict[str, Any]:

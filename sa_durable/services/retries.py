@@ -24,11 +24,11 @@ from ..statements.arrays import uuids
 from ..statements.cache import memo
 from ..telemetry import SpawnOutcome
 from ..values import SpawnResult, TaskState
-from .execute import connection_for, execute, run
+from .execute import connection_for, execute, execute_on
 from .notifications import can_notify
 from .prepare import own_attributes
-from .spawn import ROUNDS
-from .spawn_results import Attach
+from .spawn import MAX_ROUNDS
+from .spawn_results import TaskAttacher
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -41,7 +41,7 @@ _RULE = "only what has failed or was cancelled can be retried"
 def retry(session: Session, model: Model, task_id: UUID, *, as_new: bool, detach: bool) -> SpawnResult[Any]:
     """Another attempt for a task, or a new task like it: see Durable.retry."""
     connection = connection_for(session, model)
-    row = run(connection, stmt.lock(model), {"task_id": task_id}).first()
+    row = execute_on(connection, stmt.lock(model), {"task_id": task_id}).first()
     if row is None:
         raise TaskNotFound(model.__queue__, task_id)
     if row.state not in (TaskState.FAILED, TaskState.CANCELLED):
@@ -57,7 +57,7 @@ def _in_place(
     attempt: int | None = None
     # It waits anew for what it still needs.
     execute(session, waking.forget_ended(model), {"ids": uuids([task_id])}, model=model)
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         if takes_key and _is_taken(session, model, row, detach=detach):
             takes_key = False
         detached = bool(row.takes_key) and not takes_key
@@ -74,7 +74,7 @@ def _in_place(
                 raise  # the application's own
     if attempt is None:
         raise _changing(model, row)
-    return SpawnResult(task_id, run_id, attempt, False, TaskState.PENDING, True, model, Attach(session))
+    return SpawnResult(task_id, run_id, attempt, False, TaskState.PENDING, True, model, TaskAttacher(session))
 
 
 def _as_new(
@@ -84,7 +84,7 @@ def _as_new(
     keyed = row.idempotency_key is not None and row.key_hold is not None
     if row.held:  # for ever: it is handed on
         execute(session, key_stmt.release_held(model, task_id), model=model)
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         if keyed and _is_taken(session, model, row, detach=detach):
             keyed = False
         statement = stmt.copy(model, _copied(model), keyed=keyed, notify=notify)
@@ -92,7 +92,7 @@ def _as_new(
         if execute(session, statement, parameters, model=model).first() is not None:
             telemetry.record(model.__queue__, row.name, SpawnOutcome.CREATED, new["id"])
             state = TaskState.PENDING
-            return SpawnResult(new["id"], new["run_id"], 1, True, state, True, model, Attach(session))
+            return SpawnResult(new["id"], new["run_id"], 1, True, state, True, model, TaskAttacher(session))
     raise _changing(model, row)
 
 

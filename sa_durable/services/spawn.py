@@ -22,10 +22,10 @@ from ..statements import spawn as stmt
 from ..telemetry import SpawnOutcome
 from ..values import OnDuplicate, SpawnKeywords, SpawnResult, TaskError, TaskResult, TaskState
 from .cancellation import cancel, lock
-from .execute import connection_for, execute, run
+from .execute import connection_for, execute, execute_on
 from .notifications import can_notify
-from .prepare import Prepared, own_attributes, prepare
-from .spawn_results import Attach
+from .prepare import PreparedSpawn, own_attributes, prepare
+from .spawn_results import TaskAttacher
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -35,7 +35,7 @@ Model = type["DurableTask"]
 
 # A round ends without a task only when the holder left between two statements, or was found expired. A stress test
 # with twelve clients that spawned, cancelled, expired and deleted three hot keys saw six in a row.
-ROUNDS = 20
+MAX_ROUNDS = 20
 
 
 def spawn(session: Session, call: Call[Any, R], keywords: SpawnKeywords) -> SpawnResult[R]:
@@ -44,7 +44,7 @@ def spawn(session: Session, call: Call[Any, R], keywords: SpawnKeywords) -> Spaw
     return insert_or_get(session, prepared)
 
 
-def insert_or_get(session: Session, prepared: Prepared, *, wait: bool = True) -> SpawnResult[Any]:
+def insert_or_get(session: Session, prepared: PreparedSpawn, *, wait: bool = True) -> SpawnResult[Any]:
     """The loop. Raises DuplicateTask, IdempotencyConflict, RetryTransaction or SchemaOutdated.
 
     Without `wait` a holder that is there isn't waited for, by its key neither (an insert waits for whoever is just
@@ -62,14 +62,14 @@ def insert_or_get(session: Session, prepared: Prepared, *, wait: bool = True) ->
     )
     parameters = {**row, **prepared.own} if prepared.own else row
     replaced = False
-    for number in range(ROUNDS):
-        created = run(connection, insert, parameters).first() if wait or number else None
+    for number in range(MAX_ROUNDS):
+        created = execute_on(connection, insert, parameters).first() if wait or number else None
         if created is not None:
             outcome = SpawnOutcome.REPLACED if replaced else SpawnOutcome.CREATED
             telemetry.record(model.__queue__, row["name"], outcome, row["id"])
             state = TaskState(created.state)
-            return SpawnResult(row["id"], row["run_id"], 1, True, state, True, model, Attach(session))
-        holder = run(
+            return SpawnResult(row["id"], row["run_id"], 1, True, state, True, model, TaskAttacher(session))
+        holder = execute_on(
             connection, key_stmt.holder(model), {"key": prepared.key, "params": prepared.params}
         ).first()
         if holder is None:
@@ -77,16 +77,18 @@ def insert_or_get(session: Session, prepared: Prepared, *, wait: bool = True) ->
         if holder.expired:
             execute(session, key_stmt.release_expired(model, holder.id), model=model)
             continue
-        if (found := _settle(session, prepared, holder, wait=wait)) is not None:
+        if (found := _resolve_duplicate(session, prepared, holder, wait=wait)) is not None:
             return found
         replaced = prepared.options.on_duplicate is OnDuplicate.REPLACE
     raise RetryTransaction(
-        f"key {prepared.key!r} of queue {model.__queue__!r} changed hands {ROUNDS} times during one spawn: nothing was "
+        f"key {prepared.key!r} of queue {model.__queue__!r} changed hands {MAX_ROUNDS} times during one spawn: nothing was "
         "written; roll back and run the transaction again"
     )
 
 
-def _settle(session: Session, prepared: Prepared, holder: Any, *, wait: bool) -> SpawnResult[Any] | None:
+def _resolve_duplicate(
+    session: Session, prepared: PreparedSpawn, holder: Any, *, wait: bool
+) -> SpawnResult[Any] | None:
     """What a spawn comes to whose key `holder` holds; None: the key may be free now, insert again."""
     check_same_task(prepared, holder)
     match prepared.options.on_duplicate:
@@ -104,14 +106,14 @@ def _settle(session: Session, prepared: Prepared, holder: Any, *, wait: bool) ->
             execute(session, key_stmt.release_held(prepared.model, holder.id), model=prepared.model)
             return None
         case _:
-            return returned(session, prepared, holder)
+            return duplicate_result(session, prepared, holder)
 
 
-def check_same_task(prepared: Prepared, holder: Any) -> None:
+def check_same_task(prepared: PreparedSpawn, holder: Any) -> None:
     """Raise IdempotencyConflict if the key means something else than this spawn."""
     reason = None
-    if holder.name != prepared.kind.name:
-        reason = f"called {holder.name!r}, not {prepared.kind.name!r}"
+    if holder.name != prepared.template.name:
+        reason = f"called {holder.name!r}, not {prepared.template.name!r}"
     elif prepared.options.strict and not holder.params_match:
         reason = f"of the same name {holder.name!r} with other params"
     if reason:
@@ -119,13 +121,13 @@ def check_same_task(prepared: Prepared, holder: Any) -> None:
         raise IdempotencyConflict(prepared.model.__queue__, prepared.key or "", holder.id, reason)
 
 
-def returned(session: Session, prepared: Prepared, holder: Any) -> SpawnResult[Any]:
+def duplicate_result(session: Session, prepared: PreparedSpawn, holder: Any) -> SpawnResult[Any]:
     """The result of a spawn that found `holder`."""
     _record(prepared, SpawnOutcome.RETURNED, holder)
     return _existing(session, prepared, holder, holder.state, params_match=holder.params_match)
 
 
-def _update(session: Session, prepared: Prepared, holder: Any) -> SpawnResult[Any] | None:
+def _update(session: Session, prepared: PreparedSpawn, holder: Any) -> SpawnResult[Any] | None:
     values = {**stmt.NO_OPTION, **prepared.row(), "id": holder.id}
     names = own_attributes(prepared.model)
     own = {attribute: prepared.own[key] for attribute, key in names.items() if key in prepared.own}
@@ -139,7 +141,7 @@ def _update(session: Session, prepared: Prepared, holder: Any) -> SpawnResult[An
 
 
 def _existing(
-    session: Session, prepared: Prepared, holder: Any, state: str, *, params_match: bool
+    session: Session, prepared: PreparedSpawn, holder: Any, state: str, *, params_match: bool
 ) -> SpawnResult[Any]:
     return SpawnResult(
         holder.id,
@@ -149,13 +151,13 @@ def _existing(
         TaskState(state),
         params_match,
         prepared.model,
-        Attach(session),
+        TaskAttacher(session),
     )
 
 
-def _record(prepared: Prepared, outcome: SpawnOutcome, holder: Any) -> None:
+def _record(prepared: PreparedSpawn, outcome: SpawnOutcome, holder: Any) -> None:
     telemetry.record(
-        prepared.model.__queue__, prepared.kind.name, outcome, holder.id, params_match=holder.params_match
+        prepared.model.__queue__, prepared.template.name, outcome, holder.id, params_match=holder.params_match
     )
 
 

@@ -23,9 +23,9 @@ from ..values import OnDuplicate, SpawnKeywords
 from .cancellation import Busy, until_free
 from .execute import ensure_schema, execute
 from .notifications import can_notify
-from .prepare import Model, Parent, Prepared, own_attributes, prepare_all
-from .spawn import ROUNDS, check_same_task, insert_or_get, returned
-from .spawn_results import Attach, SpawnResults
+from .prepare import Model, Parent, PreparedSpawn, own_attributes, prepare_all
+from .spawn import MAX_ROUNDS, check_same_task, duplicate_result, insert_or_get
+from .spawn_results import SpawnResults, TaskAttacher
 
 R = TypeVar("R")
 CHUNK = 2500  # rows a statement: 6% less processor time than 1000, and more saves nothing
@@ -44,12 +44,12 @@ def spawn_many(
     """
     spawns = prepare_all(calls, keywords, parent)
     first = list(islice(spawns, CHUNK))  # before anything is sent: most batches are no longer
-    results: SpawnResults[R] = SpawnResults(Attach(session))
-    plain: defaultdict[Model, list[Prepared]] = defaultdict(list)
-    keyed: defaultdict[Model, list[Prepared]] = defaultdict(list)
+    results: SpawnResults[R] = SpawnResults(TaskAttacher(session))
+    plain: defaultdict[Model, list[PreparedSpawn]] = defaultdict(list)
+    keyed: defaultdict[Model, list[PreparedSpawn]] = defaultdict(list)
     with session.begin_nested():  # flushes, too; a conflict in the middle undoes the batch and nothing else
         for prepared in chain(first, spawns):
-            model = prepared.kind.model
+            model = prepared.template.model
             if prepared.key is not None:
                 keyed[model].append(prepared)
                 continue
@@ -65,10 +65,10 @@ def spawn_many(
 
 
 # A sort keeps those with the same one in the order of their calls.
-_KEY: Callable[[Prepared], Any] = attrgetter("key")
+_KEY: Callable[[PreparedSpawn], Any] = attrgetter("key")
 
 
-class _Late(Exception):
+class _KeyOrderViolation(Exception):
     """These keys come before some that have been taken: they are to be spawned singly."""
 
     def __init__(self, keys: set[str]) -> None:
@@ -77,7 +77,7 @@ class _Late(Exception):
 
 
 def _spawn_queue(
-    session: Session, spawns: Sequence[Prepared], results: SpawnResults[Any], *, has_taken: bool = False
+    session: Session, spawns: Sequence[PreparedSpawn], results: SpawnResults[Any], *, has_taken: bool = False
 ) -> None:
     """Spawn these, which are of one queue and sorted by key.
 
@@ -90,12 +90,12 @@ def _spawn_queue(
     another queue.
     """
     singly: set[str] = set()
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         savepoint = session.begin_nested() if spawns[-1].key is not None else nullcontext()
         try:
-            with telemetry.held_back(unless=(_Late, Busy)), savepoint:
+            with telemetry.held_back(unless=(_KeyOrderViolation, Busy)), savepoint:
                 created = _spawn_in_order(session, spawns, singly, results)
-        except _Late as late:
+        except _KeyOrderViolation as late:
             singly |= late.keys
         except Busy as busy:
             if has_taken:
@@ -105,23 +105,23 @@ def _spawn_queue(
                 ) from busy
             until_free(session, busy)
         else:
-            names = [prepared.kind.name for prepared in created]
+            names = [prepared.template.name for prepared in created]
             ids = (results.task_id(prepared.position) for prepared in created)
             telemetry.record_created(spawns[0].model.__queue__, names, ids)
             return
     raise RetryTransaction(
-        f"keys of a batch changed hands {ROUNDS} times while it was spawned in queue {spawns[0].model.__queue__!r}: "
+        f"keys of a batch changed hands {MAX_ROUNDS} times while it was spawned in queue {spawns[0].model.__queue__!r}: "
         "nothing was written; roll back and run the transaction again"
     )
 
 
 def _spawn_in_order(
-    session: Session, spawns: Sequence[Prepared], singly: set[str], results: SpawnResults[Any]
-) -> list[Prepared]:
+    session: Session, spawns: Sequence[PreparedSpawn], singly: set[str], results: SpawnResults[Any]
+) -> list[PreparedSpawn]:
     """Returns those of the new tasks that were inserted together. Raises _Late, with keys that are to be spawned `singly`,
     or Busy: then all is to be undone."""
-    created: list[Prepared] = []
-    rest: list[Prepared] = []
+    created: list[PreparedSpawn] = []
+    rest: list[PreparedSpawn] = []
     for alone, group in (
         groupby(spawns, key=lambda prepared: prepared.key in singly) if singly else [(False, spawns)]
     ):
@@ -142,13 +142,13 @@ def _spawn_in_order(
     return created
 
 
-def _firsts(spawns: list[Prepared]) -> tuple[list[Prepared], list[Prepared]]:
+def _firsts(spawns: list[PreparedSpawn]) -> tuple[list[PreparedSpawn], list[PreparedSpawn]]:
     """Those that are the first with their key, or have none; and those that repeat one. They are sorted by key."""
     keys = [prepared.key for prepared in spawns if prepared.key is not None]
     if len(set(keys)) == len(keys):
         return spawns, []
-    first: list[Prepared] = []
-    repeating: list[Prepared] = []
+    first: list[PreparedSpawn] = []
+    repeating: list[PreparedSpawn] = []
     before = None
     for prepared in spawns:
         (first if prepared.key is None or prepared.key != before else repeating).append(prepared)
@@ -157,12 +157,12 @@ def _firsts(spawns: list[Prepared]) -> tuple[list[Prepared], list[Prepared]]:
 
 
 def _insert(
-    session: Session, spawns: list[Prepared], results: SpawnResults[Any]
-) -> tuple[list[Prepared], list[Prepared]]:
+    session: Session, spawns: list[PreparedSpawn], results: SpawnResults[Any]
+) -> tuple[list[PreparedSpawn], list[PreparedSpawn]]:
     """Insert those whose key is free, in order. Returns them, and the others."""
     model = spawns[0].model
     ensure_schema(session, model)
-    new: list[Prepared] = []
+    new: list[PreparedSpawn] = []
     if not any(prepared.own for prepared in spawns):
         new = _insert_alike(session, model, spawns, results)
     else:
@@ -176,8 +176,8 @@ def _insert(
 
 
 def _insert_alike(
-    session: Session, model: Model, spawns: list[Prepared], results: SpawnResults[Any]
-) -> list[Prepared]:
+    session: Session, model: Model, spawns: list[PreparedSpawn], results: SpawnResults[Any]
+) -> list[PreparedSpawn]:
     """Insert those whose key is free, none of which has columns of the application's. Returns them."""
     table = stmt.table_of(model)
     if any(table.c[name].default is not None for name in own_attributes(model).values()):
@@ -200,13 +200,13 @@ def _insert_alike(
         by_id = dict(zip(ids, spawns, strict=True))
         spawns = [by_id[id_] for id_ in inserted.replace("-", "").split(",") if id_]
         positions = [prepared.position for prepared in spawns]
-    results.put_new(model, positions)
+    results.add_created(model, positions)
     return spawns
 
 
 def _insert_by_row(
-    session: Session, model: Model, spawns: list[Prepared], results: SpawnResults[Any]
-) -> list[Prepared]:
+    session: Session, model: Model, spawns: list[PreparedSpawn], results: SpawnResults[Any]
+) -> list[PreparedSpawn]:
     """As `_insert_alike`, for those with the same columns of the application's: these have types and defaults of their
     own, which SQLAlchemy's executemany knows."""
     insert = stmt.insert_task(
@@ -228,17 +228,17 @@ def _insert_by_row(
 
 
 def _put_rows(
-    rows: Iterable[Any], model: Model, spawns: Mapping[str, Prepared], results: SpawnResults[Any]
-) -> list[Prepared]:
+    rows: Iterable[Any], model: Model, spawns: Mapping[str, PreparedSpawn], results: SpawnResults[Any]
+) -> list[PreparedSpawn]:
     new = []
     for row in rows:
         prepared = spawns[row[0].hex]
-        results.put_new(model, (prepared.position,), row[1])
+        results.add_created(model, (prepared.position,), row[1])
         new.append(prepared)
     return new
 
 
-def _columns(spawns: list[Prepared]) -> dict[str, Sequence[Any]]:
+def _columns(spawns: list[PreparedSpawn]) -> dict[str, Sequence[Any]]:
     """Their parameters of statements.spawn.insert_tasks, but for the ids: of each, or one value that all have."""
     kinds, keys, params, headers, *_ = zip(*spawns, strict=True)
     shapes = [(kind, key is not None) for kind, key in zip(kinds, keys, strict=True)]
@@ -254,7 +254,7 @@ def _columns(spawns: list[Prepared]) -> dict[str, Sequence[Any]]:
 
 
 def _duplicates(
-    session: Session, spawns: Sequence[Prepared], taken: set[str], results: SpawnResults[Any]
+    session: Session, spawns: Sequence[PreparedSpawn], taken: set[str], results: SpawnResults[Any]
 ) -> None:
     """What spawns come to that were not inserted: one select for those that just want the holder, the rest singly.
     Raises _Late, before anything happens, if one of the latter comes before a key that is `taken`."""
@@ -271,7 +271,7 @@ def _duplicates(
                 found[chunk[row.position - 1].position] = row
     changing = {prepared.key or "" for prepared in spawns if prepared.position not in found}
     if taken and any(key < max(taken) for key in changing - taken):
-        raise _Late(changing - taken)
+        raise _KeyOrderViolation(changing - taken)
     if any(prepared.options.on_duplicate is OnDuplicate.REPLACE for prepared in spawns):
         found.clear()  # who is replaced takes descendants along, which may hold other keys
     for prepared in spawns:
@@ -280,17 +280,17 @@ def _duplicates(
             results.put(position, insert_or_get(session, prepared, wait=False))
         else:
             check_same_task(prepared, holder)
-            results.put(position, returned(session, prepared, holder))
+            results.put(position, duplicate_result(session, prepared, holder))
 
 
-def _chunks(spawns: Sequence[Prepared]) -> Iterator[list[Prepared]]:
+def _chunks(spawns: Sequence[PreparedSpawn]) -> Iterator[list[PreparedSpawn]]:
     """What goes into a statement each."""
     rest = iter(spawns)
     while chunk := list(islice(rest, CHUNK)):
         yield from _in_bounds(chunk)
 
 
-def _in_bounds(chunk: list[Prepared]) -> Iterator[list[Prepared]]:
+def _in_bounds(chunk: list[PreparedSpawn]) -> Iterator[list[PreparedSpawn]]:
     if sum(len(prepared.params) for prepared in chunk) <= _LETTERS or len(chunk) == 1:
         yield chunk
     else:

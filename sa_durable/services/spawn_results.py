@@ -22,7 +22,7 @@ _BYTES = 32  # of two ids
 _RUN = 2**128 - 1
 
 
-class Attach:
+class TaskAttacher:
     """Makes objects of `session` for tasks, without a statement: their columns load when they are first read.
 
     It keeps them, as a session doesn't keep what nobody else refers to.
@@ -57,7 +57,7 @@ class SpawnResults(Sequence[SpawnResult[R]]):
 
     __slots__ = ("_attach", "_ids", "_others", "_plain")
 
-    def __init__(self, attach: Attach) -> None:
+    def __init__(self, attach: TaskAttacher) -> None:
         self._attach = attach
         self._plain: Model | None = None  # the queue of those that are kept as ids: the batch's first
         self._ids = bytearray()  # of task and run, for each position
@@ -73,7 +73,9 @@ class SpawnResults(Sequence[SpawnResult[R]]):
         """Of the new task."""
         return UUID(bytes=bytes(self._ids[_BYTES * position : _BYTES * position + 16]))
 
-    def put_new(self, model: Model, positions: Iterable[int], state: str = TaskState.PENDING.value) -> None:
+    def add_created(
+        self, model: Model, positions: Iterable[int], state: str = TaskState.PENDING.value
+    ) -> None:
         """The calls at `positions` inserted tasks with those ids."""
         self._plain = self._plain or model
         if model is self._plain and state == TaskState.PENDING.value:

@@ -47,7 +47,7 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
+class Prerequisites:
     """What is still to come: names of events, and the queue of each. `first`: what has to be done before the run can wait for
     them, each in a transaction of its own. `partly`: more was waited for, and that is there."""
 
@@ -60,33 +60,33 @@ class Missing:
 class Awaited(Protocol):
     """Something that a run can wait for."""
 
-    def find(self, session: Session) -> str | Missing:
+    def find(self, session: Session) -> str | Prerequisites:
         """What to save of it, as JSON text; or what it still lacks."""
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class AwaitedEvent:
     """An event of a queue. Saved as `{"payload": ...}`."""
 
     model: Model
     name: str
 
-    def find(self, session: Session) -> str | Missing:
+    def find(self, session: Session) -> str | Prerequisites:
         row = execute(session, event_stmt.find(self.model), {"name": self.name}).first()
         if row is not None and row.settled:
             return f'{{"payload": {row.payload}}}'
         settle = partial(events.settle_one, model=self.model, name=self.name)
-        return Missing([self.name], [self.model.__queue__], [] if row is None else [settle])
+        return Prerequisites([self.name], [self.model.__queue__], [] if row is None else [settle])
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class AwaitedTasks:
     """The ends of tasks, all of them. Saved as a list of `{"name": ..., "state": ..., "result": ..., "error": ...}`, in
     order; what is gone has no state."""
 
     tasks: Sequence[tuple[Model, UUID]]
 
-    def find(self, session: Session) -> str | Missing:
+    def find(self, session: Session) -> str | Prerequisites:
         rows: dict[tuple[Model, UUID], Any] = {}
         for model in dict.fromkeys(model for model, _ in self.tasks):
             ids = uuids(task_id for queue, task_id in self.tasks if queue is model)
@@ -95,7 +95,7 @@ class Ends:
         active = {key: row for key, row in rows.items() if not TaskState(row.state).terminal}
         if active:
             silent = [key for key, row in active.items() if not (row.awaited or row.parent_id)]
-            return Missing(
+            return Prerequisites(
                 [f"{TASK_EVENT}{task_id}" for _, task_id in active],
                 [model.__queue__ for model, _ in active],
                 [partial(announce, model=model, task_id=task_id) for model, task_id in silent],
@@ -114,7 +114,7 @@ def _outcome(row: Any) -> str:
 
 def look(
     session: Session, model: Model, claim: Claim, step: str, what: Awaited, *, timeout: timedelta | None
-) -> Arrived | Registered | Missing:
+) -> Arrived | Registered | Prerequisites:
     """Take `what` if it is there, or if its time is over; else register the waits for it. Missing: first things first,
     and look again.
 
@@ -141,7 +141,9 @@ def look(
     return Registered()
 
 
-def sleep(session: Session, model: Model, claim: Claim, step: str, what: Awaited) -> Arrived | Missing | None:
+def sleep(
+    session: Session, model: Model, claim: Claim, step: str, what: Awaited
+) -> Arrived | Prerequisites | None:
     """Look a last time, and put the run to sleep: until it is woken, or the first of its waits' times is over. None: it
     sleeps. Missing: `look` again. After the waits are committed; those for what is there are over."""
     found = what.find(session)

@@ -19,7 +19,7 @@ ALWAYS = timedelta(days=2_000_000)  # longer than anything was ready, and still 
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class ScanRange:
     """Part of what a claim looks at: priorities `low` to `high`, of these what has become ready `within` this time."""
 
     low: int
@@ -27,7 +27,7 @@ class Reach:
     within: timedelta
 
 
-class Front:
+class ClaimWatermark:
     """What claims of one queue, under the same names, have seen: a claim begins behind it.
 
     While some transaction holds an old snapshot, all that has passed through stays in the ready index, before what is
@@ -52,26 +52,31 @@ class Front:
     def now(self) -> float:
         return self._clock()
 
-    def reach(self) -> list[Reach] | None:
+    def reach(self) -> list[ScanRange] | None:
         """All that the next claim need look at. None: everything."""
         now = self._clock()
         if not self._taken or now - self._looked >= self._pause:
             return None
         return list(self._reaches(now))
 
-    def _reaches(self, now: float) -> Iterator[Reach]:
+    def _reaches(self, now: float) -> Iterator[ScanRange]:
         """Of priorities that nobody has seen, everything: hardly anything passed through there."""
         low = LOWEST
         for priority, taken in sorted(self._taken.items()):
             if low < priority:
-                yield Reach(low, priority - 1, ALWAYS)
-            yield Reach(priority, priority, timedelta(seconds=now - taken + LATE))
+                yield ScanRange(low, priority - 1, ALWAYS)
+            yield ScanRange(priority, priority, timedelta(seconds=now - taken + LATE))
             low = priority + 1
         if low <= HIGHEST:
-            yield Reach(low, HIGHEST, ALWAYS)
+            yield ScanRange(low, HIGHEST, ALWAYS)
 
     def claimed(
-        self, sent: float, reach: list[Reach] | None, *, limit: int, found: Sequence[tuple[int, timedelta]]
+        self,
+        sent: float,
+        reach: list[ScanRange] | None,
+        *,
+        limit: int,
+        found: Sequence[tuple[int, timedelta]],
     ) -> None:
         """A claim of up to `limit` tasks, sent then, found these, in order: their priorities, and since when each had been
         ready."""

@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from ..models.predicates import ACTIVE, LIMITED
 from . import clock, events, notifications
 from .cache import memo
-from .plan_shape import ONE, among, at_most
+from .plan_shape import ONE, any_of, opaque_limit
 from .spawn import table_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def lock_active(model: Model, *, wait: bool = True) -> Select[Any]:
 @memo
 def children(model: Model) -> Select[Any]:
     """The children here, of the tasks `ids` of any queue, that aren't terminal."""
-    return select(model.id).where(model.parent_id == among("ids", Uuid()), text(ACTIVE)).order_by(model.id)
+    return select(model.id).where(model.parent_id == any_of("ids", Uuid()), text(ACTIVE)).order_by(model.id)
 
 
 @memo
@@ -54,7 +54,7 @@ def with_children(model: Model, queue: str) -> Select[Any]:
     found: Select[Any] = (
         select(table.c.parent_id)
         .distinct()
-        .where(table.c.parent_id == among("ids", Uuid()), table.c.parent_queue == queue, text(ACTIVE))
+        .where(table.c.parent_id == any_of("ids", Uuid()), table.c.parent_queue == queue, text(ACTIVE))
     )
     return found
 
@@ -110,7 +110,7 @@ def insert_cancelled_runs(model: Model) -> Insert:
 
 
 def _among(column: Any) -> ColumnElement[bool]:
-    return cast("ColumnElement[bool]", column == among("ids", Uuid()))
+    return cast("ColumnElement[bool]", column == any_of("ids", Uuid()))
 
 
 @memo
@@ -122,7 +122,7 @@ def overdue(model: Model) -> Select[Any]:
         select(table.c.id, table.c.first_started_at.is_not(None).label("started"))
         .where(text(LIMITED), table.c.cancel_at <= clock.now())
         .order_by(table.c.cancel_at)
-        .limit(at_most())
+        .limit(opaque_limit())
         .with_for_update(skip_locked=True, key_share=True)
     )
 

@@ -12,7 +12,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 from ..models.predicates import RUNNING
 from . import clock
 from .cache import memo
-from .plan_shape import among
+from .plan_shape import any_of
 from .runs import wake_time
 from .spawn import table_of
 
@@ -30,7 +30,9 @@ def _table(model: Model) -> Table:
 def load(model: Model) -> Select[Any]:
     """Every checkpoint of the tasks `ids`."""
     table = _table(model)
-    return select(table.c.task_id, table.c.name, table.c.value).where(table.c.task_id == among("ids", Uuid()))
+    return select(table.c.task_id, table.c.name, table.c.value).where(
+        table.c.task_id == any_of("ids", Uuid())
+    )
 
 
 @memo

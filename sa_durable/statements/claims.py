@@ -39,8 +39,8 @@ from sqlalchemy.sql.selectable import LateralFromClause
 from ..models.predicates import PENDING, RUNNING, SLEEPING
 from . import clock
 from .cache import memo
-from .notifications import Kind, hint
-from .plan_shape import among, at_most, unseen
+from .notifications import NotificationKind, hint
+from .plan_shape import any_of, opaque_array, opaque_limit
 from .spawn import table_of
 
 if TYPE_CHECKING:
@@ -63,14 +63,16 @@ def claim(model: Model, *, behind: bool = False) -> ReturningUpdate[Any]:
     table = table_of(model)
     ready = table.alias("ready")
     known = (
-        func.unnest(unseen("names", Text())).table_valued(column("name", Text())).render_derived(name="known")
+        func.unnest(opaque_array("names", Text()))
+        .table_valued(column("name", Text()))
+        .render_derived(name="known")
     )
     order = ("priority", "available_at", "id")
     candidates = (
         select(*(ready.c[c] for c in order))
         .where(text(f"ready.{PENDING}"), ready.c.name == known.c.name, in_time(ready))
         .order_by(*(ready.c[c] for c in order))
-        .limit(at_most())
+        .limit(opaque_limit())
         .with_for_update(skip_locked=True, of=ready)
     )
     candidate = (_within_reach(candidates, known, ready) if behind else candidates).lateral("candidate")
@@ -80,7 +82,7 @@ def claim(model: Model, *, behind: bool = False) -> ReturningUpdate[Any]:
         .join(candidate, true())
         .where(~paused(model))
         .order_by(*(candidate.c[c] for c in order))
-        .limit(at_most())
+        .limit(opaque_limit())
     )
     return (
         update(table)
@@ -120,7 +122,11 @@ def _within_reach(candidates: Select[Any], known: FromClause, ready: FromClause)
     PostgreSQL before 18 finds no place in the ready index by a due time alone, only behind a priority. A part needs no sort
     of its own: its walks come in its order, and they in that of the parts.
     """
-    arrays = (unseen("lows", SmallInteger()), unseen("highs", SmallInteger()), unseen("withins", Interval()))
+    arrays = (
+        opaque_array("lows", SmallInteger()),
+        opaque_array("highs", SmallInteger()),
+        opaque_array("withins", Interval()),
+    )
     columns = (column("low", SmallInteger()), column("high", SmallInteger()), column("within", Interval()))
     part = func.unnest(*arrays).table_valued(*columns, with_ordinality="number").render_derived(name="part")
     reached = candidates.where(
@@ -129,7 +135,9 @@ def _within_reach(candidates: Select[Any], known: FromClause, ready: FromClause)
         ready.c.available_at >= clock.now() - part.c.within,
     )
     found = reached.correlate(known, part).lateral("found")
-    return select(*found.c).select_from(part.join(found, true())).order_by(part.c.number).limit(at_most())
+    return (
+        select(*found.c).select_from(part.join(found, true())).order_by(part.c.number).limit(opaque_limit())
+    )
 
 
 @memo
@@ -146,14 +154,14 @@ def ready(model: Model, *, named: bool) -> Select[Any]:
         if state == SLEEPING:
             found = found.where(task.c.available_at <= clock.now())
         if named:
-            found = found.where(task.c.name == among("names", Text()))
+            found = found.where(task.c.name == any_of("names", Text()))
         # In the order of its index, which makes the planner read that, and not the table.
-        found = found.order_by(*(task.c[name] for name in order)).limit(at_most())
+        found = found.order_by(*(task.c[name] for name in order)).limit(opaque_limit())
         return select(func.count()).select_from(found.subquery()).scalar_subquery()
 
     pending = counted("pending", PENDING, ("name", "priority", "available_at", "id"))
     both = pending + counted("sleeper", SLEEPING, ("available_at",))
-    return select(case((paused(model), 0), else_=func.least(both, at_most())))
+    return select(case((paused(model), 0), else_=func.least(both, opaque_limit())))
 
 
 def in_time(task: FromClause) -> ColumnElement[bool]:
@@ -173,7 +181,7 @@ def paused(model: Model) -> ColumnElement[bool]:
 def held() -> TableValuedAlias:
     """The claims that a worker speaks for: arrays `ids` and `tokens`."""
     return (
-        func.unnest(unseen("ids", Uuid()), unseen("tokens", BigInteger()))
+        func.unnest(opaque_array("ids", Uuid()), opaque_array("tokens", BigInteger()))
         .table_valued(column("id", Uuid()), column("token", BigInteger()))
         .render_derived(name="held")
     )
@@ -232,7 +240,7 @@ def release(model: Model) -> ReturningUpdate[Any]:
         .values(
             state="pending", token=table.c.token + 1, claimed_by=None, started_at=None, lease_expires_at=None
         )
-        .returning(table.c.id, hint(model, Kind.READY))
+        .returning(table.c.id, hint(model, NotificationKind.READY))
     )
 
 
@@ -256,7 +264,7 @@ def expired(model: Model) -> Select[Any]:
         )
         .where(text(RUNNING), table.c.lease_expires_at < clock.now())
         .order_by(table.c.lease_expires_at, table.c.id)
-        .limit(at_most())
+        .limit(opaque_limit())
         .with_for_update(skip_locked=True)
     )
 
@@ -273,5 +281,5 @@ def standing(model: Model, *, lock: bool = False) -> Select[Any]:
     """State and token of the tasks `ids`: why a write of a worker found nothing. With `lock`, for one task, it waits for
     whoever writes it."""
     table = table_of(model)
-    found = select(table.c.id, table.c.state, table.c.token).where(table.c.id == among("ids", Uuid()))
+    found = select(table.c.id, table.c.state, table.c.token).where(table.c.id == any_of("ids", Uuid()))
     return found.with_for_update(key_share=True) if lock else found

@@ -38,7 +38,7 @@ from . import clock
 from .cache import memo
 from .events import TASK_EVENT
 from .events import table_of as event_table
-from .plan_shape import at_most, looked_up
+from .plan_shape import exists_by_index, opaque_limit
 from .spawn import table_of
 from .waits import table_of as wait_table
 
@@ -78,7 +78,7 @@ def finished(model: Model, beside: Models) -> ReturningDelete[Any]:
         select(ended.c.id)
         .where(ended.c.finished_at <= _cutoff(), text(f"ended.{TERMINAL}"), not_(needed))
         .order_by(ended.c.finished_at)
-        .limit(at_most())
+        .limit(opaque_limit())
         .with_for_update(of=ended, skip_locked=True)
         .cte("old")
     )
@@ -103,7 +103,7 @@ def settled(model: Model, beside: Models) -> ReturningDelete[Any]:
         select(event.c.id)
         .where(event.c.settled_at <= _cutoff(), or_(event.c.dropped, not_(needed)))
         .order_by(event.c.settled_at)
-        .limit(at_most())
+        .limit(opaque_limit())
         .with_for_update(of=event, skip_locked=True)
     )
     return delete(table).where(table.c.id == any_(func.array(old.scalar_subquery()))).returning(table.c.id)
@@ -128,7 +128,7 @@ def _child(ended: FromClause, queue: Model) -> ColumnElement[bool]:
     """Its parent is a task of `queue` that may still join it."""
     parent = table_of(queue).alias("parent")
     recent = or_(parent.c.finished_at.is_(None), parent.c.finished_at > _cutoff())
-    stands = looked_up(select(parent.c.id).where(parent.c.id == ended.c.parent_id, recent))
+    stands = exists_by_index(select(parent.c.id).where(parent.c.id == ended.c.parent_id, recent))
     return and_(ended.c.parent_queue == queue.__queue__, stands)
 
 
@@ -141,7 +141,7 @@ def _waited_for(name: ColumnElement[str], model: Model, queue: Model) -> ColumnE
         text("NOT open.settled"), open_.c.event_name == name, open_.c.event_queue == of_model
     )
     read = select(met.c.event_name).where(text("met.settled"), met.c.event_queue == of_model)
-    return or_(looked_up(waits), name.in_(read))
+    return or_(exists_by_index(waits), name.in_(read))
 
 
 def _joined_with_others(since: ColumnElement[Any], queue: Model) -> ColumnElement[bool]:
@@ -176,4 +176,4 @@ def _referred_to(tasks: Table, ended: FromClause) -> Iterator[ColumnElement[bool
             if kept and key.referred_table is tasks:
                 row = table.alias("referring")
                 pairs = (row.c[e.parent.key] == ended.c[e.column.key] for e in key.elements)
-                yield looked_up(select(true()).select_from(row).where(*pairs))
+                yield exists_by_index(select(true()).select_from(row).where(*pairs))

@@ -33,8 +33,8 @@ from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from . import clock
 from .cache import memo
-from .notifications import Kind, hint
-from .plan_shape import ONE, among, at_most, looked_up
+from .notifications import NotificationKind, hint
+from .plan_shape import ONE, any_of, exists_by_index, opaque_limit
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -61,7 +61,7 @@ def emit(model: Model, *, notify: bool = True) -> Appending:
 
 
 def _telling(statement: Insert, model: Model, *, notify: bool) -> Appending:
-    return statement.returning(hint(model, Kind.ASLEEP)) if notify else statement
+    return statement.returning(hint(model, NotificationKind.ASLEEP)) if notify else statement
 
 
 TASK_EVENT = "$task:"  # and a task's id: it has ended
@@ -71,7 +71,7 @@ def announces(model: Model, tasks: Table) -> ColumnElement[bool]:
     """Whether the end of a task concerns others: somebody may wait for it, or it leaves waits behind."""
     waits = model.Wait.__table__  # type: ignore[attr-defined]  # mapped imperatively
     left = select(waits.c.task_id).where(waits.c.task_id == tasks.c.id).correlate(tasks)
-    return or_(tasks.c.parent_id.is_not(None), tasks.c.awaited, looked_up(left))
+    return or_(tasks.c.parent_id.is_not(None), tasks.c.awaited, exists_by_index(left))
 
 
 def announce(model: Model, ended: FromClause, *, notify: bool = True) -> Appending:
@@ -91,7 +91,7 @@ def announce(model: Model, ended: FromClause, *, notify: bool = True) -> Appendi
 def unsettled(model: Model) -> Select[Any]:
     """The names of the `limit` oldest rows that nobody has decided about, each once or more."""
     table = table_of(model)
-    return select(table.c.name).where(text("settled_at IS NULL")).order_by(table.c.id).limit(at_most())
+    return select(table.c.name).where(text("settled_at IS NULL")).order_by(table.c.id).limit(opaque_limit())
 
 
 @memo
@@ -106,7 +106,7 @@ def settle(model: Model) -> ReturningUpdate[Any]:
         .label("event")
     )
     candidates = (
-        select(row.c.id, row.c.settled_at, first).where(row.c.name == among("names", Text()), ~row.c.dropped)
+        select(row.c.id, row.c.settled_at, first).where(row.c.name == any_of("names", Text()), ~row.c.dropped)
     ).cte("candidates")
     # As arrays: whoever joins is planned by how many rows are expected. With a look for the earliest at each row, 500
     # names among 50,000 rows took 5 to 10 s where nobody had analysed the table, by the index of open ones (measured).
@@ -124,7 +124,7 @@ def settle(model: Model) -> ReturningUpdate[Any]:
 def discard(model: Model) -> Delete:
     """Take away the rows of `names`: internal ones, whose news is the task's own row."""
     table = table_of(model)
-    return delete(table).where(table.c.name == among("names", Text()), ~table.c.dropped)
+    return delete(table).where(table.c.name == any_of("names", Text()), ~table.c.dropped)
 
 
 @memo

@@ -9,7 +9,7 @@ from sqlalchemy import Select, any_, func, select, text, update
 from ..models.predicates import SLEEPING
 from . import clock
 from .cache import memo
-from .plan_shape import ONE, at_most
+from .plan_shape import ONE, opaque_limit
 from .spawn import table_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def promote(model: Model) -> Select[Any]:
         select(table.c.id)
         .where(text(SLEEPING), table.c.available_at <= clock.now())
         .order_by(table.c.available_at)
-        .limit(at_most())
+        .limit(opaque_limit())
         .with_for_update(skip_locked=True)
     )
     woken = (

@@ -51,7 +51,7 @@ CHANNEL = "sa_durable"  # for workers: the one of a database
 ENDED = "sa_durable_ended"  # for whoever waits for a task from outside; payloads are ids
 
 
-class Kind(StrEnum):
+class NotificationKind(StrEnum):
     """What there is for a worker: something to claim, or a sleeper or event to look after."""
 
     READY = "r"
@@ -62,7 +62,7 @@ def table_of(model: Model) -> Table:
     return cast(Table, model.Queue.__table__)  # type: ignore[attr-defined]  # mapped imperatively
 
 
-def hint(model: Model, kind: Kind) -> Label[Any]:
+def hint(model: Model, kind: NotificationKind) -> Label[Any]:
     """For RETURNING: tell the workers of a queue, if one is idle. A column of no interest."""
     return _notify(model, literal_column(f"'{kind}'", Text())).label("hint")
 
@@ -72,7 +72,8 @@ def hint_by_row(model: Model, tasks: Table) -> Label[Any]:
     time. Looks once for each row."""
     # Literal, so that the subquery takes the row of RETURNING and doesn't read the table.
     kind = literal_column(
-        f"CASE {tasks.name}.state WHEN 'pending' THEN '{Kind.READY}' ELSE '{Kind.ASLEEP}' END", Text()
+        f"CASE {tasks.name}.state WHEN 'pending' THEN '{NotificationKind.READY}' ELSE '{NotificationKind.ASLEEP}' END",
+        Text(),
     )
     soon = literal_column(f"{tasks.name}.available_at", TIME) < clock.now() + _SOON
     return _notify(model, kind, soon).label("hint")
@@ -89,7 +90,7 @@ def ended(tasks: Table) -> Label[Any]:
 
 
 @memo
-def send(model: Model, kind: Kind) -> Select[Any]:
+def send(model: Model, kind: NotificationKind) -> Select[Any]:
     """As `hint`, for whoever has no RETURNING."""
     return select(hint(model, kind))
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from .arrays import array
 
 
-def among(name: str, type_: Any) -> ColumnElement[Any]:
+def any_of(name: str, type_: Any) -> ColumnElement[Any]:
     """One of the array in parameter `name`, on the right side of `==`.
 
     A plain `= ANY (array)` of 500 elements on a table without statistics is planned as a sequential scan that compares
@@ -35,7 +35,7 @@ def among(name: str, type_: Any) -> ColumnElement[Any]:
     return any_(func.array(select(func.unnest(array(name, type_))).scalar_subquery()))
 
 
-def unseen(name: str, type_: Any) -> ScalarSelect[Any]:
+def opaque_array(name: str, type_: Any) -> ScalarSelect[Any]:
     """The array in parameter `name`, for unnest.
 
     An array that the planner sees has as many elements as it has: so plans for it look cheaper than the one for
@@ -44,7 +44,7 @@ def unseen(name: str, type_: Any) -> ScalarSelect[Any]:
     return select(array(name, type_)).scalar_subquery()
 
 
-def at_most(name: str = "limit") -> ScalarSelect[Any]:
+def opaque_limit(name: str = "limit") -> ScalarSelect[Any]:
     """As many rows as parameter `name` says, for `limit`.
 
     With a plain LIMIT of 500 where the planner expects no more than that, it reads and sorts all there is, for each
@@ -58,7 +58,7 @@ ONE: ColumnElement[int] = literal_column("1", Integer())
 looks so much dearer than one for 1 that PostgreSQL plans each execution anew."""
 
 
-def looked_up(rows: Select[Any]) -> ColumnElement[bool]:
+def exists_by_index(rows: Select[Any]) -> ColumnElement[bool]:
     """Whether there are any `rows`, which an index finds.
 
     An EXISTS may be answered by reading the whole table once, if many rows ask it: 150 ms for a batch of 1000

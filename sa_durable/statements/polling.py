@@ -24,7 +24,7 @@ from . import clock
 from .cache import memo
 from .claims import in_time, paused
 from .events import table_of as event_table
-from .plan_shape import ONE, looked_up, unseen
+from .plan_shape import ONE, exists_by_index, opaque_array
 from .spawn import table_of
 from .waits import table_of as wait_table
 
@@ -67,7 +67,7 @@ def _due(number: int, model: Model) -> list[ColumnElement[Any]]:
     event, wait = event_table(model), wait_table(model)
     ready = table_of(model).alias("ready")
     known = (
-        func.unnest(unseen(names_of(number), Text()))
+        func.unnest(opaque_array(names_of(number), Text()))
         .table_valued(column("name", Text()))
         .render_derived(name="known")
     )
@@ -80,13 +80,15 @@ def _due(number: int, model: Model) -> list[ColumnElement[Any]]:
     )
     claimable = select(first.c.id).select_from(known.join(first, true())).where(~paused(model))
     return [
-        looked_up(claimable).label("ready"),
+        exists_by_index(claimable).label("ready"),
         _until_first(model, "available_at", SLEEPING).label("next_due"),
-        looked_up(select(event.c.id).where(text("settled_at IS NULL")).order_by(event.c.id)).label(
+        exists_by_index(select(event.c.id).where(text("settled_at IS NULL")).order_by(event.c.id)).label(
             "unsettled"
         ),
-        looked_up(select(wait.c.task_id).where(text("settled")).order_by(wait.c.task_id)).label("settled"),
-        looked_up(
+        exists_by_index(select(wait.c.task_id).where(text("settled")).order_by(wait.c.task_id)).label(
+            "settled"
+        ),
+        exists_by_index(
             select(wait.c.task_id).where(text("NOT settled")).order_by(wait.c.event_queue, wait.c.event_name)
         ).label("waiting"),
     ]
@@ -100,7 +102,7 @@ def _ended(_: int, model: Model) -> list[ColumnElement[Any]]:
         .order_by(running.c.id)
     )
     return [
-        looked_up(over).label("expired"),
+        exists_by_index(over).label("expired"),
         _until_first(model, "cancel_at", LIMITED).label("next_overdue"),
     ]
 

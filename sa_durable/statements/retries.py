@@ -25,7 +25,7 @@ from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 from ..models.predicates import HELD, TAKES_KEY_BACK
 from . import clock
 from .cache import memo
-from .notifications import Kind, hint
+from .notifications import NotificationKind, hint
 from .spawn import parameter, table_of, unless_held
 
 if TYPE_CHECKING:
@@ -112,4 +112,4 @@ def copy(model: Model, own: tuple[str, ...], *, keyed: bool, notify: bool) -> Re
 
 
 def _told(model: Model, *, notify: bool) -> list[Any]:
-    return [hint(model, Kind.READY)] if notify else []
+    return [hint(model, NotificationKind.READY)] if notify else []

@@ -37,7 +37,7 @@ from . import clock, notifications
 from .cache import memo
 from .claims import still_held
 from .events import announce, announces
-from .plan_shape import unseen
+from .plan_shape import opaque_array
 from .spawn import table_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def complete_many(model: Model, *, wait: bool = False) -> Select[Any]:
     """
     table = table_of(model)
     ended = (
-        func.unnest(unseen("ids", Uuid()), unseen("tokens", BigInteger()), unseen("results", Text()))
+        func.unnest(
+            opaque_array("ids", Uuid()), opaque_array("tokens", BigInteger()), opaque_array("results", Text())
+        )
         .table_valued(
             column("id", Uuid()),
             column("token", BigInteger()),
@@ -95,11 +97,11 @@ def fail_many(model: Model, *, wait: bool = False) -> Select[Any]:
     table, runs = table_of(model), cast(Table, model.Run.__table__)  # type: ignore[attr-defined]  # mapped imperatively
     ended = (
         func.unnest(
-            unseen("ids", Uuid()),
-            unseen("tokens", BigInteger()),
-            unseen("errors", Text()),
-            unseen("delays", Float()),
-            unseen("next_runs", Uuid()),
+            opaque_array("ids", Uuid()),
+            opaque_array("tokens", BigInteger()),
+            opaque_array("errors", Text()),
+            opaque_array("delays", Float()),
+            opaque_array("next_runs", Uuid()),
         )
         .table_valued(
             column("id", Uuid()),

@@ -35,7 +35,7 @@ from ..models.predicates import HELD
 from ..models.tables import KEY, TIME
 from . import arrays, clock, notifications
 from .cache import memo
-from .notifications import Kind
+from .notifications import NotificationKind
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -162,7 +162,7 @@ def _returning(statement: Insert, model: Model, *, scheduled: bool, notify: bool
     if notify and scheduled:
         returning.append(notifications.hint_by_row(model, table))
     elif notify:
-        returning.append(notifications.hint(model, Kind.READY))
+        returning.append(notifications.hint(model, NotificationKind.READY))
     return statement.returning(*returning)
 
 

@@ -43,7 +43,7 @@ from ..models.predicates import RUNNING, TERMINAL
 from . import clock
 from .arrays import array
 from .cache import memo
-from .plan_shape import among, unseen
+from .plan_shape import any_of, opaque_array
 from .spawn import table_of as tasks_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def register(model: Model) -> Select[Any]:
     step: ColumnElement[Any] = sql_cast(bindparam("step", type_=Text()), Text())
     claim = _claim(tasks)
     events = (
-        func.unnest(unseen("names", Text()), unseen("queues", Text()))
+        func.unnest(opaque_array("names", Text()), opaque_array("queues", Text()))
         .table_valued(column("name", Text()), column("queue", Text()))
         .render_derived(name="events")
     )
@@ -191,7 +191,7 @@ def outcomes(model: Model) -> Select[Any]:
         sql_cast(table.c.error, Text()).label("error"),
         table.c.parent_id,
         table.c.awaited,
-    ).where(table.c.id == among("ids", Uuid()))
+    ).where(table.c.id == any_of("ids", Uuid()))
 
 
 @memo

@@ -29,8 +29,8 @@ from sqlalchemy.sql.selectable import LateralFromClause
 from ..values import TERMINAL, TaskState
 from . import clock
 from .cache import memo
-from .notifications import Kind, hint
-from .plan_shape import ONE, among, at_most, looked_up, unseen
+from .notifications import NotificationKind, hint
+from .plan_shape import ONE, any_of, exists_by_index, opaque_array, opaque_limit
 from .spawn import table_of as tasks_of
 from .waits import table_of
 
@@ -45,11 +45,11 @@ def settle(model: Model, *, notify: bool) -> ReturningUpdate[Any]:
     """Mark whoever waits for the events `names` of `queue`. Tasks aren't touched: a locked one must not hold this up.
     With `notify`, idle workers of theirs are told."""
     table = table_of(model)
-    told = [hint(model, Kind.ASLEEP)] if notify else []
+    told = [hint(model, NotificationKind.ASLEEP)] if notify else []
     return (
         update(table)
         .where(
-            table.c.event_name == among("names", Text()),
+            table.c.event_name == any_of("names", Text()),
             table.c.event_queue == bindparam("queue", type_=Text()),
             text("NOT settled"),
         )
@@ -64,7 +64,7 @@ def awaited(model: Model) -> Select[Any]:
     that of the array `after`, in order, some more than once."""
     table = table_of(model)
     asked = (
-        func.unnest(unseen("queues", Text()), unseen("after", Text()))
+        func.unnest(opaque_array("queues", Text()), opaque_array("after", Text()))
         .table_valued(column("queue", Text()), column("after", Text()))
         .render_derived(name="asked")
     )
@@ -72,7 +72,7 @@ def awaited(model: Model) -> Select[Any]:
         select(table.c.event_name)
         .where(table.c.event_queue == asked.c.queue, table.c.event_name > asked.c.after, text("NOT settled"))
         .order_by(table.c.event_name)
-        .limit(at_most())
+        .limit(opaque_limit())
         .lateral("names")
     )
     found = select(asked.c.queue, names.c.event_name).select_from(asked.join(names, true()))
@@ -97,7 +97,7 @@ def wake(model: Model) -> Select[Any]:
         select(sleeper.c.id)
         .select_from(steps.join(sleeper, true()))
         .where(~_waits_for_more(table, steps))
-        .limit(at_most())
+        .limit(opaque_limit())
         .cte("locked")
     )
     woken = (
@@ -128,7 +128,7 @@ def forget_ended(model: Model) -> ReturningDelete[Any]:
     table, tasks = table_of(model), tasks_of(model)
     over = (  # locked: a task that is retried meanwhile needs its new waits
         select(tasks.c.id.label("task_id"))
-        .where(tasks.c.id == among("ids", Uuid()), tasks.c.state.in_(_ENDED))
+        .where(tasks.c.id == any_of("ids", Uuid()), tasks.c.state.in_(_ENDED))
         .with_for_update(skip_locked=True, key_share=True)
         .cte("over")
     )
@@ -146,7 +146,7 @@ def forget_idle(model: Model) -> ReturningDelete[Any]:
     idle = or_(state.in_([*_ENDED, TaskState.PENDING]), _waits_for_more(table, steps))
     wait = _locked_waits(table, steps.c.task_id, steps.c.step, settled=True)
     rows = select(*wait.c).select_from(steps.join(wait, true())).where(idle)
-    return _delete(table, rows.limit(at_most()))
+    return _delete(table, rows.limit(opaque_limit()))
 
 
 _ENDED = sorted(TERMINAL)
@@ -184,7 +184,7 @@ def _waits_for_more(table: Table, steps: CTE) -> ColumnElement[bool]:
     more = select(other.c.task_id).where(
         other.c.task_id == steps.c.task_id, other.c.step == steps.c.step, text("NOT other.settled")
     )
-    return looked_up(more.correlate(steps))
+    return exists_by_index(more.correlate(steps))
 
 
 def _locked_waits(

@@ -14,7 +14,7 @@ from sa_durable import Durable, DurableTask
 from sa_durable.services import claims as leases
 from sa_durable.services import runs
 from sa_durable.services.runs import Completed
-from sa_durable.services.watermark import LATE, Front
+from sa_durable.services.watermark import LATE, ClaimWatermark
 from sa_durable.values import Claim
 from tests.bench.figures import Figure, figure, p95, ratio_at_most
 from tests.bench.workload import Bench, Workload
@@ -119,7 +119,9 @@ def _among(limit: int, model: type[DurableTask]) -> str:
     return f"{limit} among {OTHERS:,} {model.__queue__}"
 
 
-def claim(engine: Engine, model: type[DurableTask], limit: int, front: Front | None = None) -> list[Claim]:
+def claim(
+    engine: Engine, model: type[DurableTask], limit: int, front: ClaimWatermark | None = None
+) -> list[Claim]:
     """As a worker: one statement, one transaction; with the front that a worker has."""
     with Session(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
         options = {"names": ["charge", "refund"], "worker": "bench", "lease": MINUTE, "limit": limit}
@@ -181,7 +183,7 @@ def passing(bench: Bench) -> Iterator[Figure]:
         time.sleep(LATE)
 
     first: dict[str, float] = {}
-    front = Front()
+    front = ClaimWatermark()
     with engine.begin() as connection:  # it must not come in the middle
         connection.execute(text("ALTER TABLE durable_passing_tasks SET (autovacuum_enabled = off)"))
     pass_through(1000)

@@ -55,7 +55,7 @@ def _waiting(engine: Engine) -> Iterator[Callable[[], float]]:
             wait_until(lambda: connection.scalar(asleep))
         time.sleep(0.1)  # idle again
         with Session(engine) as session, session.begin():
-            Durable(session).emit(SecondTask, f"paid:{order_id}")
+            Durable(session).emit_event(SecondTask, f"paid:{order_id}")
             began = time.perf_counter()
         assert _resumed.wait(10)
         return _at[0] - began

@@ -55,7 +55,7 @@ def sweep_without_recheck() -> None:
         with self._database.transaction() as session:
             overdue = session.execute(leases.expired(model), {"limit": 100}).all()
         ended = [
-            runs.Failed(row.id, row.token, maintenance._error(row), maintenance._verdict(row))
+            runs.Failed(row.id, row.token, maintenance._error(row), maintenance._expiry_verdict(row))
             for row in overdue
         ]
         if ended:

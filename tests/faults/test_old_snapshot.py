@@ -14,7 +14,7 @@ from sa_durable import Durable
 from sa_durable.services import claims as leases
 from sa_durable.services import runs
 from sa_durable.services.runs import Completed
-from sa_durable.services.watermark import Front
+from sa_durable.services.watermark import ClaimWatermark
 from sa_durable.values import Claim
 from tests.databases import throwaway
 from tests.faults.app import Base, FaultTask, whole
@@ -36,7 +36,7 @@ class Queue:
     """500 tasks a second come, are claimed and completed."""
 
     engine: Engine
-    front: Front
+    front: ClaimWatermark
     times: list[float] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)  # that claims have looked at, each time that they did
 
@@ -48,7 +48,7 @@ class Queue:
             ended = [Completed(claim.task_id, claim.token, "null") for claim in claimed]
             runs.complete_many(session, FaultTask, ended)
 
-    def claim(self, front: Front | None, limit: int) -> list[Claim]:
+    def claim(self, front: ClaimWatermark | None, limit: int) -> list[Claim]:
         with Session(self.engine) as session, session.begin():
             pages, began = session.scalar(PAGES), time.perf_counter()
             claims = leases.claim(
@@ -86,7 +86,7 @@ def test_claims_stay_cheap_while_a_transaction_holds_the_horizon(steady, figures
     with throwaway(steady.url, Base.metadata) as free, throwaway(steady.url, Base.metadata) as held:
         pace = Pace()
         clock = time.monotonic if SOAK else pace.clock
-        queues = [Queue(free, Front(clock)), Queue(held, Front(clock))]
+        queues = [Queue(free, ClaimWatermark(clock)), Queue(held, ClaimWatermark(clock))]
         holder = held.connect().execution_options(isolation_level="REPEATABLE READ")
         holder.execute(text("SELECT count(*) FROM moves"))
         began = time.monotonic()

@@ -139,7 +139,7 @@ class Running(Claiming):
             wanted = ideal_waits.wait_for(model, claim.task_id, claim.token, step, [name], found, timeout)
             assert got == wanted
 
-        self._wait(claim, step, waits.Event(BillingTask, name), timeout, ideal)
+        self._wait(claim, step, waits.AwaitedEvent(BillingTask, name), timeout, ideal)
 
     @has_claims
     @rule(number=pick, others=st.lists(pick, min_size=1, max_size=3), timeout=st.sampled_from([None, 5]))
@@ -156,7 +156,7 @@ class Running(Claiming):
             assert (got if got is None or isinstance(got, dict) else [e["state"] for e in got]) == wanted
 
         if ids:
-            self._wait(claim, step, waits.Ends([(BillingTask, i) for i in ids]), timeout, ideal)
+            self._wait(claim, step, waits.AwaitedTasks([(BillingTask, i) for i in ids]), timeout, ideal)
 
     def _wait(
         self, claim: Claim, step: str, what: waits.Awaited, timeout: int | None, ideal: Callable[..., None]
@@ -173,15 +173,15 @@ class Running(Claiming):
                 if isinstance(found, waits.Registered):
                     self.door.session.commit()
                     found = self.run(waits.sleep, BillingTask, claim, step, what)
-                if not isinstance(found, waits.Missing):
+                if not isinstance(found, waits.Prerequisites):
                     return None if found is None else found.value
                 for act in found.first:
                     self.run(act)
                     self.door.session.commit()
 
         if not self.model.held(claim.task_id, claim.token):
-            if isinstance(what, waits.Event):
+            if isinstance(what, waits.AwaitedEvent):
                 ideal_waits.find_event(self.model, what.name)
-            elif isinstance(what, waits.Ends):
+            elif isinstance(what, waits.AwaitedTasks):
                 ideal_waits.find_ends(self.model, [task_id for _, task_id in what.tasks])
         self.verb(real, ideal)

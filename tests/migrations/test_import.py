@@ -238,7 +238,7 @@ def test_a_task_of_another_system_goes_on_where_it_was(reference):
     assert ran == []  # it waits, and has done nothing a second time
     with Session(reference.engine) as session, session.begin():
         assert session.get_one(MailTask, task_id).state == "sleeping"
-        Durable(session).emit(MailTask, "shipped-1", {"by": "mule"})
+        Durable(session).emit_event(MailTask, "shipped-1", {"by": "mule"})
     run_until_idle(reference.engine, MailTask)
     with Session(reference.engine) as session:
         task = session.get_one(MailTask, task_id)

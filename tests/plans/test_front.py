@@ -13,7 +13,7 @@ from sa_durable import Durable, DurableTask
 from sa_durable.services import claims as leases
 from sa_durable.services import runs
 from sa_durable.services.runs import Completed
-from sa_durable.services.watermark import ALWAYS, HIGHEST, LOWEST, Reach
+from sa_durable.services.watermark import ALWAYS, HIGHEST, LOWEST, ScanRange
 from sa_durable.statements import claims as stmt
 from sa_durable.statements.arrays import texts
 from tests.databases import throwaway
@@ -58,7 +58,9 @@ def spawn(engine: Engine, number: int, **options: Any) -> None:
 
 
 def plan(engine: Engine, mode: str, *, behind: bool) -> Plan:
-    front = leases.reach_of([Reach(LOWEST, -1, ALWAYS), Reach(0, 0, LEASE), Reach(1, HIGHEST, ALWAYS)])
+    front = leases.scan_arrays(
+        [ScanRange(LOWEST, -1, ALWAYS), ScanRange(0, 0, LEASE), ScanRange(1, HIGHEST, ALWAYS)]
+    )
     parameters = {**CLAIM, "names": texts(["charge"]), **(front if behind else {})}
     with Session(engine) as session:
         sent = as_sent(session.connection(), stmt.claim(PassingTask, behind=behind), parameters)

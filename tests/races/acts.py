@@ -125,7 +125,7 @@ VERBS: dict[str, Act] = {
     ),
     "cancel": Act(lambda s, scene, _: Durable(s).cancel(MailTask, scene.root.task_id), ALIVE),
     "retry": Act(_retry(), UNSUCCESSFUL),
-    "emit": Act(lambda s, _, __: Durable(s).emit(BillingTask, "e", 2), ("waiting", "awake", *ALL)),
+    "emit": Act(lambda s, _, __: Durable(s).emit_event(BillingTask, "e", 2), ("waiting", "awake", *ALL)),
     "settle": Act(lambda s, _, __: events.settle(s, BillingTask, limit=10), ("waiting", "running", *ALL)),
     "wake": Act(lambda s, _, __: events.wake(s, BillingTask, limit=10), ("awake",)),
     "sweep": Act(
@@ -166,9 +166,10 @@ OTHERS: dict[str, Act] = {
     "sleep": Act(
         lambda s, scene, _: runs.sleep(s, BillingTask, scene.twins[0], "$sleep", delay=HOUR), RUNNING
     ),
-    "look": Act(lambda s, scene, _: _look(s, scene, waits.Event(BillingTask, "never")), RUNNING),
+    "look": Act(lambda s, scene, _: _look(s, scene, waits.AwaitedEvent(BillingTask, "never")), RUNNING),
     "look for a twin": Act(
-        lambda s, scene, _: _look(s, scene, waits.Ends([(BillingTask, scene.twins[1].task_id)])), RUNNING
+        lambda s, scene, _: _look(s, scene, waits.AwaitedTasks([(BillingTask, scene.twins[1].task_id)])),
+        RUNNING,
     ),
     "await a twin": Act(lambda s, scene, _: waits.announce(s, BillingTask, scene.twins[0].task_id), ALIVE),
     "spawn children": Act(_children(), ALIVE),

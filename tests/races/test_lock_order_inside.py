@@ -42,7 +42,7 @@ def test_clean_up_passes_over_the_waits_that_are_just_being_settled(engine):
         claims = tasks(connection, MailTask, [over("completed", result=1) for _ in range(3)])
         wait(connection, MailTask, [(claim, "e", "mail") for claim in claims[::-1]])
     with Session(engine) as session, session.begin():
-        Durable(session).emit(MailTask, "e", 1)
+        Durable(session).emit_event(MailTask, "e", 1)
     with no_deadlock(engine), stage(engine) as here, Session(engine) as gate:
         middle = select(MailTask.Wait).where(MailTask.Wait.task_id == claims[1].task_id)
         gate.execute(middle.with_for_update())

@@ -58,7 +58,7 @@ def emit(engine: Engine, stop: threading.Event) -> None:
                 select(wait.event_name).where(wait.event_name.like("go %")).join(stranger, joined)
             )
             for name in set(waited) - emitted:
-                Durable(session).emit(WorkTask, name, 1)
+                Durable(session).emit_event(WorkTask, name, 1)
                 emitted.add(name)
         stop.wait(0.005)
 

@@ -24,7 +24,7 @@ def handler(name: str) -> Any:
 
 def emit(home, name: str, payload: Any = None) -> None:
     with Session(home.engine) as session, session.begin():
-        Durable(session).emit(ParentTask, name, payload)
+        Durable(session).emit_event(ParentTask, name, payload)
 
 
 def no_wait_remains(home) -> None:
@@ -86,14 +86,14 @@ def test_only_the_first_of_a_name_counts_and_a_second_wakes_nobody(home, flavour
 def test_an_open_transaction_that_has_emitted_holds_up_nobody(home, flavour):  # B17
     """Neither those who wait for the event, nor those who emit it, nor the other events."""
     with working(home.engine, ParentTask), Session(home.engine) as open_, Session(home.engine) as other:
-        Durable(open_).emit(ParentTask, "a", "open")
-        Durable(open_).emit(ParentTask, "b", "open")
+        Durable(open_).emit_event(ParentTask, "a", "open")
+        Durable(open_).emit_event(ParentTask, "b", "open")
         first = home.spawn(handler(f"{flavour}_awaits").call(name="a"))
         second = home.spawn(handler(f"{flavour}_awaits").call(name="b"))
         for task in (first, second):
             home.state_is(task, "sleeping")
-        Durable(other).emit(ParentTask, "b", "other")
-        Durable(other).emit(ParentTask, "a", "other")
+        Durable(other).emit_event(ParentTask, "b", "other")
+        Durable(other).emit_event(ParentTask, "a", "other")
         emit(home, "a", "committed")
         assert home.ended(first).result == "committed"
         other.commit()
@@ -200,7 +200,7 @@ def test_no_wake_up_is_lost(home, flavour):  # B15
             with Session(home.engine) as session:
                 batch = [share.pop() for _ in range(min(len(share), own.randint(1, 4)))]
                 for name in batch:
-                    Durable(session).emit(ParentTask, name, name)
+                    Durable(session).emit_event(ParentTask, name, name)
                 session.execute(text("SELECT pg_sleep(:s)"), {"s": own.choice([0, 0, 0.01, 0.05])})
                 if own.random() < 0.25:
                     session.rollback()

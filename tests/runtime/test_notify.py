@@ -119,7 +119,7 @@ def test_an_event_wakes_who_awaits_it_at_once(home):
         task = home.spawn(family.plain_awaits.call(name="paid"))
         home.state_is(task, "sleeping")
         with Session(home.engine) as session, session.begin():
-            Durable(session).emit(ParentTask, "paid", 7)
+            Durable(session).emit_event(ParentTask, "paid", 7)
         assert home.ended(task).result == 7
 
 

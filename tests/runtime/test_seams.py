@@ -125,5 +125,5 @@ def test_a_step_beside_a_wait_is_not_waited_for_and_runs_again_when_the_task_has
         books.state_is(task, "sleeping")
         assert books.steps(task) == {}
         with Session(books.engine) as session, session.begin():
-            Durable(session).emit(LedgerTask, "paid", "yes")
+            Durable(session).emit_event(LedgerTask, "paid", "yes")
         assert books.ended(task).result == [2, "yes"]

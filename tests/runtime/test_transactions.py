@@ -37,7 +37,7 @@ def test_an_exception_takes_all_of_it_back_and_the_next_attempt_starts_anew(book
     def work(session: Session) -> None:
         enter(session)
         Durable(session).spawn(ledger.book.call(""), delay=timedelta(days=1))
-        Durable(session).emit(LedgerTask, "booked")
+        Durable(session).emit_event(LedgerTask, "booked")
         session.flush()
         ledger.tries.append(None)
         if len(ledger.tries) == 1:

@@ -42,7 +42,7 @@ def spawns(engine: Engine) -> None:
         second = durable.spawn(whole.call(name="b"), idempotency_key="b", key_ttl=DAY, hold="forever")
         durable.spawn(whole.call(name="c"), idempotency_key="b", on_duplicate="replace", hold="forever")
         durable.spawn_many([child.call(), child.call()], priority=3)
-        durable.emit(VaultTask, "paid", {"order": 7})
+        durable.emit_event(VaultTask, "paid", {"order": 7})
         session.add(whole.task(name="d"))
         session.flush()
         assert durable.find_by_key(VaultTask, "a").id == first.task_id
@@ -80,7 +80,7 @@ def works(roles: Roles, engine: Engine) -> None:
         failed = durable.spawn(leaves.call())
         durable.spawn(whole.call(name="b"))
         for name in ("a may go", "unheard"):
-            durable.emit(VaultTask, name, "go")
+            durable.emit_event(VaultTask, name, "go")
 
     def ended() -> bool:
         run_until_idle(engine, VaultTask, ChildTask)  # it sleeps, for milliseconds
@@ -100,10 +100,10 @@ def works(roles: Roles, engine: Engine) -> None:
             cleanup.retentions(session, [VaultTask])
             events.catch_up(session, VaultTask, {}, limit=10)
         with database.transaction() as session:
-            notifications.ask(session, [VaultTask, ChildTask], time=DAY, echo="here")
+            notifications.enable(session, [VaultTask, ChildTask], time=DAY, echo="here")
         with database.transaction() as session:
-            notifications.ask(session, [VaultTask, ChildTask], time=DAY, echo="again")
-            notifications.stop_asking(session, [VaultTask])
+            notifications.enable(session, [VaultTask, ChildTask], time=DAY, echo="again")
+            notifications.disable(session, [VaultTask])
         with database.transaction() as session:
             Durable(session).clean_up(VaultTask, older_than=timedelta(0))
             Durable(session).clean_up(ChildTask, older_than=timedelta(0))
@@ -143,7 +143,7 @@ def test_a_real_worker_runs_what_an_application_spawned_each_in_its_role(roles, 
         try:
             with Session(roles.spawn) as session, session.begin():
                 task = Durable(session).spawn(everything.call(name="a"))
-                Durable(session).emit(VaultTask, "a may go", "go")
+                Durable(session).emit_event(VaultTask, "a may go", "go")
             done = wait_for(roles.spawn, task, timeout=timedelta(seconds=60))
             asked = select(VaultTask.Queue.notify_until)
             with roles.view.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -151,7 +151,7 @@ def test_at_level_debug_nothing_of_what_tasks_carry_is_in_any_log(quiet, caplog)
                     durable = Durable(session)
                     tasks[then] = durable.spawn(call, headers=headers, idempotency_key=f"{SECRET} {then}")
                     durable.spawn(call, headers=headers, idempotency_key=f"{SECRET} {then}")
-                    durable.emit(SecretTask, f"{then} happened", {"secret": SECRET})
+                    durable.emit_event(SecretTask, f"{then} happened", {"secret": SECRET})
                     durable.release_key(SecretTask, SECRET)
             with Session(quiet) as session, session.begin():
                 tasks["async"] = Durable(session).spawn(acarries.call(secret=SECRET), only_once=True)

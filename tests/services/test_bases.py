@@ -28,7 +28,7 @@ from sa_durable.handlers import Handler
 from sa_durable.services import claims as leases
 from sa_durable.services import events, runs, waits
 from sa_durable.services.execute import ensure_schema
-from sa_durable.services.waits import Ends
+from sa_durable.services.waits import AwaitedTasks
 from sa_durable.values import Claim
 from tests.databases import throwaway
 from tests.services.observed import statements
@@ -335,7 +335,7 @@ def test_of_two_queues_of_one_name_neither_takes_the_tasks_of_the_other_for_gone
         [parent, other] = application.handlers()
         for child in (parent, other):
             waiter, active = (claimed(engine, work) for work in (parent, child))
-            step, ends = "join", Ends([(child.model, active.task_id)])
+            step, ends = "join", AwaitedTasks([(child.model, active.task_id)])
             for act in (waits.look, waits.look, waits.sleep):  # the first says what has to be done first
                 with Session(engine) as session, session.begin():
                     options = {"timeout": None} if act is waits.look else {}

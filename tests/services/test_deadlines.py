@@ -155,7 +155,7 @@ def test_whoever_runs_a_task_whose_time_was_over_learns_that_it_was_cancelled(en
     later(engine, task, 2 * HOUR)
     sweep(engine)
     assert do(engine, leases.extend, {task: got.token}, lease=HOUR) == set()
-    assert isinstance(do(engine, leases.standing, {task: got.token})[task], Cancelled)
+    assert isinstance(do(engine, leases.claim_status, {task: got.token})[task], Cancelled)
     for service, *args in ((runs.complete, got, "late"), (checkpoints.save, got, "step", "1")):
         with pytest.raises(Cancelled):
             do(engine, service, *args)

@@ -95,13 +95,13 @@ def test_what_cannot_be_an_event_is_refused_and_the_transaction_goes_on(engine, 
     durable = Durable(session)
     for name in ("", "x" * 256, "a\0b", "line\nbreak", "$task:1", "\ud800", 7, None):
         with pytest.raises(InvalidEvent, match="event name"):
-            durable.emit(MailTask, name)
+            durable.emit_event(MailTask, name)
     for payload in (float("nan"), "a\0b", {1: {2: object()}}, "\ud800", "x" * 2_000_000):
         with pytest.raises(InvalidEvent, match="payload of event 'e'"):
-            durable.emit(MailTask, "e", payload)
+            durable.emit_event(MailTask, "e", payload)
     with pytest.raises(UnknownQueue):
-        durable.emit(Order, "e")
-    durable.emit(MailTask, "größe #2 / " + "x" * 244)
+        durable.emit_event(Order, "e")
+    durable.emit_event(MailTask, "größe #2 / " + "x" * 244)
     session.commit()
     assert len(events_of(engine)) == 1
 
@@ -123,7 +123,7 @@ def test_of_one_name_the_earliest_row_that_a_worker_sees_is_the_event_for_good(e
 
 
 def test_an_earlier_row_that_commits_late_does_not_take_the_place_of_the_event(engine, session):  # B16
-    Durable(session).emit(MailTask, "e", "earlier, but open")
+    Durable(session).emit_event(MailTask, "e", "earlier, but open")
     emit(engine, "e", "later, but there")
     tick(engine)
     session.commit()
@@ -147,8 +147,8 @@ def test_emits_in_opposite_orders_do_not_wait_for_each_other(engine, session):  
     with Session(engine) as rival:
         for one, other, names in ((session, rival, "ab"), (rival, session, "ba")):
             one.execute(text("SET LOCAL lock_timeout = '30s'"))
-            Durable(one).emit(MailTask, names[0])
-            Durable(other).emit(MailTask, names[0])
+            Durable(one).emit_event(MailTask, names[0])
+            Durable(other).emit_event(MailTask, names[0])
         session.commit()
         rival.commit()
     assert sorted(name for name, *_ in events_of(engine)) == ["a", "a", "b", "b"]

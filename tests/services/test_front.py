@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable
 from sa_durable.services import claims as leases
 from sa_durable.services import watermark as fronts
-from sa_durable.services.watermark import OFTEN, Front
+from sa_durable.services.watermark import OFTEN, ClaimWatermark
 from tests.services.claiming import MINUTE, change, do, spawn
 from tests.shop import MailTask, send_mail
 
@@ -31,18 +31,18 @@ class Stopped:
 
 
 @pytest.fixture
-def front(engine, monkeypatch) -> Front:
+def front(engine, monkeypatch) -> ClaimWatermark:
     """Of a stream of tasks: the last claim found less than it asked for."""
     # The database's clock goes on meanwhile: a machine that stands still for seconds must not make anybody late.
     monkeypatch.setattr(fronts, "LATE", HOUR.total_seconds() / 2)
-    front = Front(Stopped())
+    front = ClaimWatermark(Stopped())
     spawn(engine)
     assert len(claim(engine, front)) == 1
     assert front.reach() is not None
     return front
 
 
-def claim(engine: Engine, front: Front, limit: int = 10) -> list[UUID]:
+def claim(engine: Engine, front: ClaimWatermark, limit: int = 10) -> list[UUID]:
     with Session(engine) as session, session.begin():
         options = {"names": ["send"], "worker": "w1", "lease": MINUTE, "limit": limit}
         return [claimed.task_id for claimed in leases.claim(session, MailTask, **options, front=front)]
@@ -93,7 +93,7 @@ def test_where_everything_is_dear_to_look_at_what_was_due_long_ago_is_found_when
 def test_a_backlog_is_claimed_to_its_end_in_order(engine, front):
     old = spawn(engine, 25)
     change(engine, old, available_at=func.now() - HOUR)
-    front = Front(Stopped())
+    front = ClaimWatermark(Stopped())
     assert [claim(engine, front) for _ in range(3)] == [old[:10], old[10:20], old[20:]]
     assert claim(engine, front) == []
 

@@ -144,8 +144,11 @@ def test_only_held_claims_are_extended(engine):
     held = {kept.task_id: 1, ended.task_id: 1, lost.task_id: 9}
     assert do(engine, leases.extend, held, lease=timedelta(hours=1)) == {kept.task_id}
     assert row(engine, kept.task_id).lease_expires_at - before > timedelta(minutes=58)
-    standing = do(engine, leases.standing, held)
-    assert (standing[kept.task_id], standing[ended.task_id]) == (leases.Stands.HELD, leases.Stands.STORED)
+    standing = do(engine, leases.claim_status, held)
+    assert (standing[kept.task_id], standing[ended.task_id]) == (
+        leases.ClaimStatus.HELD,
+        leases.ClaimStatus.STORED,
+    )
     assert isinstance(standing[lost.task_id], LeaseLost)
 
 

@@ -26,7 +26,7 @@ READY, ASLEEP = ("r", "billing"), ("s", "billing")
 
 def ask(engine: Engine, *models: type, time: timedelta = LONG) -> set[tuple[str, str]]:
     with Session(engine) as session, session.begin():
-        return notifications.ask(session, models, time=time, echo="echo")
+        return notifications.enable(session, models, time=time, echo="echo")
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_a_duplicate_notifies_nobody_and_an_update_that_makes_it_ready_does(engi
 def test_who_asked_can_call_it_off(engine, ear):
     ask(engine, *QUEUES)
     with Session(engine) as session, session.begin():
-        notifications.stop_asking(session, [BillingTask])
+        notifications.disable(session, [BillingTask])
         session.commit()
     ear.payloads()
     with Session(engine) as session, session.begin():
@@ -224,7 +224,7 @@ def test_a_database_without_notify_until_is_told_to_upgrade_and_the_transaction_
             for spawn in (
                 lambda: Durable(session).spawn(charge.call(1)),
                 lambda: Durable(session).spawn_many([charge.call(1)]),
-                lambda: Durable(session).emit(BillingTask, "paid"),
+                lambda: Durable(session).emit_event(BillingTask, "paid"),
             ):
                 with pytest.raises(SchemaOutdated, match=r"notify_until.*alembic upgrade head"):
                     spawn()

@@ -14,7 +14,7 @@ from sa_durable.ids import uuid7
 from sa_durable.services import checkpoints, events, maintenance, runs, waits
 from sa_durable.services import polling as looking
 from sa_durable.services.polling import Due
-from sa_durable.services.waits import Arrived, Ends, Missing, Registered
+from sa_durable.services.waits import Arrived, AwaitedTasks, Prerequisites, Registered
 from sa_durable.values import TaskError
 from tests.services import waiting
 from tests.services.claiming import do, expire, row
@@ -87,7 +87,7 @@ def test_an_event_that_comes_between_the_two_looks_is_seen_by_the_second(engine,
         assert sleep(engine, waiter, event()) == got(7)
     else:
         missing = sleep(engine, waiter, event())
-        assert isinstance(missing, Missing) and missing.first  # to be decided first
+        assert isinstance(missing, Prerequisites) and missing.first  # to be decided first
         assert wait(engine, waiter, event()) == got(7)
     assert (state(engine, waiter), rows(engine)) == ("running", [])
 
@@ -104,7 +104,7 @@ def test_an_event_that_comes_while_a_run_goes_to_sleep_wakes_it(engine, session)
 
 
 def test_waiting_does_not_wait_for_an_emit_in_an_open_transaction(engine, session):  # B17
-    Durable(session).emit(MailTask, "e", 7)
+    Durable(session).emit_event(MailTask, "e", 7)
     waiters = [run(engine) for _ in range(3)]
     assert [wait(engine, waiter, event()) for waiter in waiters] == [None, None, None]
     assert tick(engine) == 0
@@ -115,7 +115,7 @@ def test_waiting_does_not_wait_for_an_emit_in_an_open_transaction(engine, sessio
 def test_a_rolled_back_emit_wakes_nobody(engine, session):  # B15
     waiter = run(engine)
     wait(engine, waiter, event())
-    Durable(session).emit(MailTask, "e", 7)
+    Durable(session).emit_event(MailTask, "e", 7)
     session.rollback()
     assert (tick(engine), state(engine, waiter)) == (0, "sleeping")
 
@@ -349,7 +349,7 @@ def test_a_run_whose_waits_are_all_for_what_is_there_looks_again_before_it_sleep
     tick(engine)
     do(engine, lambda s, _: Durable(s).retry(BillingTask, other.task_id))
     session.commit()
-    assert isinstance(sleep(engine, joiner, both), Missing)
+    assert isinstance(sleep(engine, joiner, both), Prerequisites)
     assert state(engine, joiner) == "running"
     assert wait(engine, joiner, both) is None
     do(engine, lambda s, _: runs.complete(s, BillingTask, claim(engine, BillingTask), 2))
@@ -365,8 +365,8 @@ def test_a_task_that_ends_before_it_could_be_asked_to_announce_that_is_seen_at_t
 
 
 def test_tasks_that_were_deleted_have_no_state_and_nothing_is_waited_for(engine):  # B21
-    assert wait(engine, run(engine), Ends([(BillingTask, uuid7())])) == Arrived([{"state": None}])
-    assert wait(engine, run(engine), Ends([])) == Arrived([])
+    assert wait(engine, run(engine), AwaitedTasks([(BillingTask, uuid7())])) == Arrived([{"state": None}])
+    assert wait(engine, run(engine), AwaitedTasks([])) == Arrived([])
 
 
 def test_a_joined_task_that_is_deleted_after_its_end_still_wakes_who_joins_it(engine):  # B21

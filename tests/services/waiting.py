@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable
 from sa_durable.services import claims as leases
 from sa_durable.services import events, waits
-from sa_durable.services.waits import Arrived, Ends, Event, Missing, Registered
+from sa_durable.services.waits import Arrived, AwaitedEvent, AwaitedTasks, Prerequisites, Registered
 from sa_durable.values import Claim
 from tests.shop import BillingTask, MailTask, charge, send_mail
 
@@ -38,12 +38,12 @@ def claim(engine: Engine, model: Any = MailTask) -> Claim:
 
 def look(
     engine: Engine, run: Claim, what: Any, *, step: str = STEP, timeout: timedelta | None = None
-) -> Arrived | Registered | Missing:
+) -> Arrived | Registered | Prerequisites:
     with Session(engine) as session, session.begin():
         return waits.look(session, _model(run), run, step, what, timeout=timeout)
 
 
-def sleep(engine: Engine, run: Claim, what: Any, *, step: str = STEP) -> Arrived | Missing | None:
+def sleep(engine: Engine, run: Claim, what: Any, *, step: str = STEP) -> Arrived | Prerequisites | None:
     with Session(engine) as session, session.begin():
         return waits.sleep(session, _model(run), run, step, what)
 
@@ -55,24 +55,24 @@ def wait(engine: Engine, run: Claim, what: Any, **options: Any) -> Arrived | Non
         found = look(engine, run, what, **options)
         if isinstance(found, Registered):
             found = sleep(engine, run, what, step=step)
-        if not isinstance(found, Missing):
+        if not isinstance(found, Prerequisites):
             return found
         for act in found.first:
             with Session(engine) as session, session.begin():
                 act(session)
 
 
-def event(name: str = "e", model: Any = MailTask) -> Event:
-    return Event(model, name)
+def event(name: str = "e", model: Any = MailTask) -> AwaitedEvent:
+    return AwaitedEvent(model, name)
 
 
-def ends(*claims: Claim) -> Ends:
-    return Ends([(_model(claim), claim.task_id) for claim in claims])
+def ends(*claims: Claim) -> AwaitedTasks:
+    return AwaitedTasks([(_model(claim), claim.task_id) for claim in claims])
 
 
 def emit(engine: Engine, name: str = "e", payload: Any = None, model: Any = MailTask) -> None:
     with Session(engine) as session, session.begin():
-        Durable(session).emit(model, name, payload)
+        Durable(session).emit_event(model, name, payload)
 
 
 def tick(engine: Engine, *models: Any, limit: int = 500) -> int:

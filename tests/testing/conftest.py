@@ -96,7 +96,7 @@ class Kit:
 
     def emit(self, name: str, payload: Any = None) -> None:
         with Session(self.engine) as session, session.begin():
-            Durable(session).emit(KitTask, name, payload)
+            Durable(session).emit_event(KitTask, name, payload)
 
     def result(self, spawned: Any) -> Any:
         with Session(self.engine) as session:

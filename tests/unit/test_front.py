@@ -17,8 +17,8 @@ from sa_durable.services.watermark import (
     OFTEN,
     PRIORITIES,
     RARELY,
-    Front,
-    Reach,
+    ClaimWatermark,
+    ScanRange,
 )
 
 MS = timedelta(milliseconds=1)
@@ -29,7 +29,7 @@ class Claims:
 
     def __init__(self) -> None:
         self.time = 100.0
-        self.front = Front(lambda: self.time)
+        self.front = ClaimWatermark(lambda: self.time)
 
     def claim(
         self,
@@ -76,10 +76,10 @@ def test_after_a_claim_that_found_less_than_it_asked_for_the_next_looks_at_what_
 def test_priorities_that_nobody_has_seen_are_within_reach_whatever_their_age(claims):
     claims.claim(2, priorities=(-1, 0))
     assert claims.front.reach() == [
-        Reach(LOWEST, -2, ALWAYS),
-        Reach(-1, -1, timedelta(seconds=LATE)),
-        Reach(0, 0, timedelta(seconds=LATE)),
-        Reach(1, HIGHEST, ALWAYS),
+        ScanRange(LOWEST, -2, ALWAYS),
+        ScanRange(-1, -1, timedelta(seconds=LATE)),
+        ScanRange(0, 0, timedelta(seconds=LATE)),
+        ScanRange(1, HIGHEST, ALWAYS),
     ]
 
 

@@ -30,4 +30,4 @@ def place_order(
 
 def warehouse_webhook(session: Session, order_id: int, boxes: list[str]) -> None:
     """The warehouse has packed an order. It may tell us twice: the first one counts."""
-    Durable(session).emit(OrderTask, f"packed:{order_id}", Shipment(boxes))
+    Durable(session).emit_event(OrderTask, f"packed:{order_id}", Shipment(boxes))

@@ -19,7 +19,7 @@ from ...models import DurableTask
 from ...services import child_tasks as children
 from ...services import clock, events
 from ...services.durable import task_ref
-from ...services.waits import Awaited, Event
+from ...services.waits import Awaited, AwaitedEvent
 from ...values import Json, SpawnKeywords, SpawnResult
 from . import waits as outcomes
 from .base import (
@@ -191,14 +191,14 @@ class AsyncTaskContext(Context):
         """As TaskContext.await_event."""
         coder = coder_for_type(returns)
         slot, timeout = self._next(library_step_name(AWAIT, events.check_name(name))), check_timeout(timeout)
-        value = await self._wait(slot, Event(self._run.model, name), timeout)
+        value = await self._wait(slot, AwaitedEvent(self._run.model, name), timeout)
         return outcomes.payload(coder, value, slot.key)
 
     async def emit_event(self, name: str, payload: Any = None) -> None:
         """As TaskContext.emit_event."""
         text = events.encode(events.check_name(name), payload)
         if self._session is not None:
-            await self._session.run_sync(events.emit_text, self._run.model, name, text)
+            await self._session.run_sync(events.emit_encoded, self._run.model, name, text)
         elif isinstance(slot := self._next(library_step_name(EMIT, name)), NotYetRun):
             await self._operations.threads.call(self._operations.waits.emit, self._run, slot.key, name, text)
 
@@ -221,9 +221,9 @@ class AsyncTaskContext(Context):
             return []
         slot = self._next(library_step_name(SPAWN, batch[0].name))
         if isinstance(slot, Replayed):
-            return children.remembered(batch, slot.value)
+            return children.from_checkpoint(batch, slot.value)
         spawn = partial(self._operations.waits.spawn, self._run, slot.key, batch, options)
-        return children.remembered(batch, await self._operations.threads.call(spawn))
+        return children.from_checkpoint(batch, await self._operations.threads.call(spawn))
 
     @overload
     async def join(self, task: SpawnResult[R], /, *, timeout: timedelta | None = None) -> R: ...

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from ...errors import DeclarationError, InvalidOptions
 from ...models import DurableTask
-from ...services.waits import Ends
+from ...services.waits import AwaitedTasks
 from ...values import Json
 from ..runs.active import ActiveRun
 from .manual_step import Step
@@ -106,11 +106,11 @@ class Context:
             )
         return self._session
 
-    def _ends(self, tasks: Iterable[tuple[type[DurableTask], UUID]]) -> Ends:
+    def _ends(self, tasks: Iterable[tuple[type[DurableTask], UUID]]) -> AwaitedTasks:
         joined = list(tasks)
         if (self._run.model, self.task_id) in joined:
             raise DeclarationError(f"task {self.task_id} can't wait for its own end: it would for ever")
-        return Ends(joined)
+        return AwaitedTasks(joined)
 
     def _suspend(self) -> NoReturn:
         self._run.suspend()

@@ -19,7 +19,7 @@ from ...models import DurableTask
 from ...services import child_tasks as children
 from ...services import clock, events
 from ...services.durable import task_ref
-from ...services.waits import Awaited, Event
+from ...services.waits import Awaited, AwaitedEvent
 from ...values import Json, SpawnKeywords, SpawnResult
 from . import waits as outcomes
 from .base import (
@@ -195,14 +195,14 @@ class TaskContext(Context):
         """
         coder = coder_for_type(returns)
         slot, timeout = self._next(library_step_name(AWAIT, events.check_name(name))), check_timeout(timeout)
-        value = self._wait(slot, Event(self._run.model, name), timeout)
+        value = self._wait(slot, AwaitedEvent(self._run.model, name), timeout)
         return outcomes.payload(coder, value, slot.key)
 
     def emit_event(self, name: str, payload: Any = None) -> None:
         """Emit an event in this queue, once, whatever happens to this process. As Durable.emit."""
         text = events.encode(events.check_name(name), payload)
         if self._session is not None:
-            events.emit_text(self._session, self._run.model, name, text)
+            events.emit_encoded(self._session, self._run.model, name, text)
         elif isinstance(slot := self._next(library_step_name(EMIT, name)), NotYetRun):
             self._operations.waits.emit(self._run, slot.key, name, text)
 
@@ -225,8 +225,10 @@ class TaskContext(Context):
             return []
         slot = self._next(library_step_name(SPAWN, batch[0].name))
         if isinstance(slot, Replayed):
-            return children.remembered(batch, slot.value)
-        return children.remembered(batch, self._operations.waits.spawn(self._run, slot.key, batch, options))
+            return children.from_checkpoint(batch, slot.value)
+        return children.from_checkpoint(
+            batch, self._operations.waits.spawn(self._run, slot.key, batch, options)
+        )
 
     @overload
     def join(self, task: SpawnResult[R], /, *, timeout: timedelta | None = None) -> R: ...

@@ -16,7 +16,7 @@ from ...codec import Coder
 from ...errors import DeclarationError
 from ...services import checkpoints, runs
 from ...services import claims as leases
-from ...services.claims import Stands
+from ...services.claims import ClaimStatus
 from ...values import Json
 from ..runs.active import ActiveRun
 from .steps import encode
@@ -77,7 +77,7 @@ class TaskRecord:
 
     def find(self, session: Session) -> bool | None:
         stands = leases.lock(session, self._run.model, self._run.claim)
-        return True if stands is Stands.STORED else None
+        return True if stands is ClaimStatus.STORED else None
 
     def finishing_block(self) -> AbstractContextManager[None]:
         return self._run.finishing_block()

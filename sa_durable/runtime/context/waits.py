@@ -12,12 +12,12 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from ...codec import Coder
-from ...errors import ChildCancelled, ChildFailed, TaskNotFound, TimedOut
+from ...errors import TaskCancelled, TaskFailed, TaskNotFound, TimedOut
 from ...handlers import Call
 from ...services import checkpoints, events, waits
 from ...services import child_tasks as children
 from ...services.checkpoints import AlreadySaved
-from ...services.waits import TIMED_OUT, Arrived, Awaited, Missing, Registered
+from ...services.waits import TIMED_OUT, Arrived, Awaited, Prerequisites, Registered
 from ...values import Json, SpawnKeywords, TaskError, TaskState
 from ..connections.database import Database
 from ..runs.active import ActiveRun
@@ -43,7 +43,7 @@ class Waits:
             match found:
                 case Arrived(value):
                     return value
-                case Missing():
+                case Prerequisites():
                     self._run_prerequisites(run, found)
                 case None:
                     self._asleep.set()
@@ -53,18 +53,18 @@ class Waits:
         """What is waited for, if it is there. None: its end wakes the run, once that sleeps."""
         while True:
             match write_while_leased(run, lambda: self._check_and_register(run, step, what, timeout)):
-                case Missing() as missing:
+                case Prerequisites() as missing:
                     self._run_prerequisites(run, missing)
                 case Registered():
                     return None
                 case Arrived() as arrived:
                     return arrived
 
-    def _run_prerequisites(self, run: ActiveRun, missing: Missing) -> None:
+    def _run_prerequisites(self, run: ActiveRun, missing: Prerequisites) -> None:
         for act in missing.first:
             write_while_leased(run, partial(self._act, act))
 
-    def _fall_asleep(self, run: ActiveRun, step: str, what: Awaited) -> Arrived | Missing | None:
+    def _fall_asleep(self, run: ActiveRun, step: str, what: Awaited) -> Arrived | Prerequisites | None:
         with run.finishing_block():
             found = write_while_leased(run, lambda: self._sleep(run, step, what))
             if found is None:
@@ -73,11 +73,11 @@ class Waits:
 
     def _check_and_register(
         self, run: ActiveRun, step: str, what: Awaited, timeout: timedelta | None
-    ) -> Arrived | Registered | Missing:
+    ) -> Arrived | Registered | Prerequisites:
         with self._database.transaction() as session:
             return waits.look(session, run.model, run.claim, step, what, timeout=timeout)
 
-    def _sleep(self, run: ActiveRun, step: str, what: Awaited) -> Arrived | Missing | None:
+    def _sleep(self, run: ActiveRun, step: str, what: Awaited) -> Arrived | Prerequisites | None:
         with self._database.transaction() as session:
             return waits.sleep(session, run.model, run.claim, step, what)
 
@@ -90,7 +90,7 @@ class Waits:
 
         def write() -> None:
             with suppress(AlreadySaved), self._database.transaction() as session:
-                events.emit_text(session, run.model, name, payload)
+                events.emit_encoded(session, run.model, name, payload)
                 checkpoints.save_first(session, run.model, run.claim, step, "null")
 
         write_while_leased(run, write)
@@ -135,9 +135,9 @@ def _result(model: type[DurableTask], task_id: UUID, end: Mapping[str, Json], st
             handler = model.__handlers__.get(end["name"])
             return decode(handler.result_coder if handler else UNTYPED, end["result"], step)
         case TaskState.FAILED:
-            raise ChildFailed(task_id, TaskError.from_json(end["error"] or {}))
+            raise TaskFailed(task_id, TaskError.from_json(end["error"] or {}))
         case TaskState.CANCELLED:
-            raise ChildCancelled(task_id)
+            raise TaskCancelled(task_id)
         case _:
             raise TaskNotFound(model.__queue__, task_id)
 

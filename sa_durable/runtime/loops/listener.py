@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from ...services import notifications
-from ...statements.notifications import CHANNEL, Kind
+from ...statements.notifications import CHANNEL, NotificationKind
 from ..connections.database import Database
 from ..connections.errors import describe_for_log
 from ..threads.notification_thread import NotificationsLost, NotificationThread
@@ -59,7 +59,7 @@ class Listener(NotificationThread):
         try:
             with self._asking.transaction() as session:
                 echo = f"{self._me} {self._sent}"
-                self._ours = notifications.ask(session, self._queues, time=time, echo=echo)
+                self._ours = notifications.enable(session, self._queues, time=time, echo=echo)
         except SQLAlchemyError as error:
             logger.info("nobody is asked for notifications: %s", describe_for_log(error))
             return False
@@ -71,7 +71,7 @@ class Listener(NotificationThread):
         """Nobody need notify us now. If that can't be said, they do for a while."""
         try:
             with self._asking.transaction() as session:
-                notifications.stop_asking(session, self._queues)
+                notifications.disable(session, self._queues)
         except SQLAlchemyError as error:
             logger.info("notifications can't be called off: %s", describe_for_log(error))
 
@@ -82,9 +82,12 @@ class Listener(NotificationThread):
 
     def _on_notification(self, payload: str) -> None:
         match payload.split(" "):
-            case [Kind.READY | Kind.ASLEEP as kind, oid, queue] if (oid, queue) in self._ours:
+            case [NotificationKind.READY | NotificationKind.ASLEEP as kind, oid, queue] if (
+                oid,
+                queue,
+            ) in self._ours:
                 self.received += 1
-                (self._ready if kind == Kind.READY else self._asleep).set()
+                (self._ready if kind == NotificationKind.READY else self._asleep).set()
             case [self._me, number]:
                 self._returned = int(number)
                 self._on_delivered()

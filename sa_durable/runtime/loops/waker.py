@@ -105,7 +105,7 @@ class Waker:
             self._ready.set()
         if woken > self._capacity.available:
             with self._database.autocommit() as session:
-                notifications.tell(session, model)
+                notifications.notify_ready(session, model)
 
     def _settle(self, model: type[DurableTask]) -> bool:
         """True: there may be more to settle, or somebody to wake in another queue."""

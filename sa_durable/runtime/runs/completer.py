@@ -14,7 +14,7 @@ from ...errors import Cancelled, Signal
 from ...policy import GiveUp, RetryAfter
 from ...services import cancellation, runs
 from ...services import claims as leases
-from ...services.claims import Stands
+from ...services.claims import ClaimStatus
 from ...services.runs import Completed, Failed, Stored
 from ...values import TaskError
 from ..connections.database import Database
@@ -166,12 +166,14 @@ class Completer:
         if not lost:
             return set()
         with self._database.autocommit() as session:
-            standing = leases.standing(session, model, {run.claim.task_id: run.claim.token for run in lost})
+            standing = leases.claim_status(
+                session, model, {run.claim.task_id: run.claim.token for run in lost}
+            )
         for run in lost:
             if isinstance(signal := standing[run.claim.task_id], Signal):
                 level = logging.INFO if isinstance(signal, Cancelled) else logging.WARNING
                 logger.log(level, "%s (%s): the end of its run is not stored", signal, run.claim.name)
-        return {task_id for task_id, stands in standing.items() if stands is Stands.HELD}
+        return {task_id for task_id, stands in standing.items() if stands is ClaimStatus.HELD}
 
 
 _UNSTORABLE = TaskError("InvalidResult", "PostgreSQL refused to store how this run ended")

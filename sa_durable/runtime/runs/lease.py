@@ -36,7 +36,7 @@ def extend(database: Database, model: type[DurableTask], runs: Sequence[ActiveRu
     with database.autocommit() as session:
         kept = leases.extend(session, model, held, lease=lease)
         lost = {i: token for i, token in held.items() if i not in kept}
-        standing = leases.standing(session, model, lost) if lost else {}
+        standing = leases.claim_status(session, model, lost) if lost else {}
     for run in runs:
         if run.claim.task_id in kept:
             run.deadline = max(run.deadline, sent + local_lifetime(lease))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UnknownQueue
 from ...handlers import Handler
 from ...models import queue_of
-from ...services.watermark import Front
+from ...services.watermark import ClaimWatermark
 
 if TYPE_CHECKING:
     from ...models import DurableTask
@@ -21,7 +21,7 @@ class Registry:
 
     def __init__(self, models: Iterable[Model]) -> None:
         self.queues: tuple[Model, ...] = tuple(dict.fromkeys(queue_of(model) for model in models))
-        self._fronts: dict[tuple[Model, tuple[str, ...]], Front] = {}
+        self._fronts: dict[tuple[Model, tuple[str, ...]], ClaimWatermark] = {}
         if not self.queues:
             raise UnknownQueue("a worker needs at least one queue: Worker(engine, [BillingTask])")
 
@@ -32,6 +32,6 @@ class Registry:
     def handler(self, model: Model, name: str) -> Handler[Any, ..., Any]:
         return model.__handlers__[name]
 
-    def watermark(self, model: Model) -> Front:
+    def watermark(self, model: Model) -> ClaimWatermark:
         """What claims of the names that are known now have seen."""
-        return self._fronts.setdefault((model, tuple(self.names(model))), Front())
+        return self._fronts.setdefault((model, tuple(self.names(model))), ClaimWatermark())
