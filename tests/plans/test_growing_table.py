@@ -66,8 +66,8 @@ def plan(session: Session) -> Plan:
 
 
 def test_a_claim_that_took_long_is_planned_for_the_table_as_it_is_now(engine, database, monkeypatch):
-    monkeypatch.setattr(plans, "SLOW", 1e6)
-    monkeypatch.setattr(plans, "HARM", 0)
+    monkeypatch.setattr(plans, "SLOW_STATEMENT_S", 1e6)
+    monkeypatch.setattr(plans, "SLOW_TOTAL_S", 0)
     for _ in range(20):  # until it is prepared, with a plan for whatever parameters
         with database.once() as session:
             assert claim(session) == []
@@ -78,7 +78,7 @@ def test_a_claim_that_took_long_is_planned_for_the_table_as_it_is_now(engine, da
         assert len(claim(session)) == 10
     with database.once() as session:
         assert "Seq Scan" in types(plan(session)), "a quick one keeps its plan"
-    monkeypatch.setattr(plans, "SLOW", 0)
+    monkeypatch.setattr(plans, "SLOW_STATEMENT_S", 0)
     with database.once() as session:
         assert len(claim(session)) == 10
     with database.once() as session:

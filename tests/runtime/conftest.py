@@ -172,8 +172,8 @@ def play(monkeypatch):
 @pytest.fixture
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heartbeats come ten times a second, while a lease lasts a minute: no machine stands still for that long."""
-    monkeypatch.setattr(heartbeat, "PER_LEASE", 600)
-    monkeypatch.setattr(heartbeat, "YOUNG", 0.0)
+    monkeypatch.setattr(heartbeat, "BEATS_PER_LEASE", 600)
+    monkeypatch.setattr(heartbeat, "MIN_AGE_FRACTION", 0.0)
 
 
 @contextmanager

@@ -34,8 +34,8 @@ DAY = timedelta(days=1)
 @pytest.fixture
 def timed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The timer is always over."""
-    monkeypatch.setattr(cleaner, "INTERVAL", 0.0)
-    monkeypatch.setattr(cleaner, "REST", 0.0)
+    monkeypatch.setattr(cleaner, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(cleaner, "REST_FACTOR", 0.0)
 
 
 def retain(engine: Any, model: Any, retention: timedelta | None) -> None:
@@ -57,9 +57,9 @@ def count(engine: Any, *models: Any) -> list[int]:
 
 @pytest.mark.owner
 def test_a_worker_cleans_up_queues_with_a_retention_while_it_runs(engine, shop, monkeypatch):
-    monkeypatch.setattr(cleaner, "INTERVAL", 0.02)
-    monkeypatch.setattr(cleaner, "REST", 0.0)
-    monkeypatch.setattr(cleaner, "BATCH", 2)
+    monkeypatch.setattr(cleaner, "INTERVAL_S", 0.02)
+    monkeypatch.setattr(cleaner, "REST_FACTOR", 0.0)
+    monkeypatch.setattr(cleaner, "BATCH_SIZE", 2)
     fill(engine, WorkTask, 5)
     fill(engine, OtherTask, 5)
     retain(engine, OtherTask, None)
@@ -73,7 +73,7 @@ def test_a_worker_cleans_up_queues_with_a_retention_while_it_runs(engine, shop, 
 
 @pytest.mark.owner
 def test_batches_are_bounded_and_follow_each_other_until_there_is_no_more(engine, timed_out, monkeypatch):
-    monkeypatch.setattr(cleaner, "BATCH", 2)
+    monkeypatch.setattr(cleaner, "BATCH_SIZE", 2)
     fill(engine, WorkTask, 5)
     retain(engine, WorkTask, DAY)
     cleans = Cleaner(Database(engine), Registry([WorkTask]))
@@ -86,7 +86,7 @@ def test_batches_are_bounded_and_follow_each_other_until_there_is_no_more(engine
 
 
 def test_without_a_retention_a_look_is_one_statement_and_nothing_before_its_time(engine, monkeypatch):
-    monkeypatch.setattr(cleaner, "REST", 0.0)  # a look that takes long is followed by more than INTERVAL
+    monkeypatch.setattr(cleaner, "REST_FACTOR", 0.0)  # a look that takes long is followed by more than INTERVAL
     database = Database(engine)
     cleans = Cleaner(database, Registry([WorkTask, OtherTask]))
     with statements(database._engine) as sent:
@@ -99,7 +99,7 @@ def test_without_a_retention_a_look_is_one_statement_and_nothing_before_its_time
 
 
 def test_a_look_that_took_long_is_followed_by_a_longer_pause(engine, monkeypatch):
-    monkeypatch.setattr(cleaner, "INTERVAL", 0.0)
+    monkeypatch.setattr(cleaner, "INTERVAL_S", 0.0)
     cleans = Cleaner(Database(engine), Registry([WorkTask]))
     began = monotonic()
     paused = cleans._run_once()

@@ -89,7 +89,7 @@ def test_an_error_that_can_not_even_be_described_costs_the_worker_no_slot(
         monkeypatch.undo()
         raise MemoryError
 
-    monkeypatch.setattr(execute, "describe", out_of_memory)
+    monkeypatch.setattr(execute, "to_task_error", out_of_memory)
     first = verbs.spawn(handler.call(how="own"))
     with working(verbs.engine, VerbTask, concurrency=1):
         wait_until(lambda: "its lease will run out" in caplog.text)
@@ -140,7 +140,7 @@ def test_a_parent_sees_the_fields_of_a_failed_child(verbs, handler, child):
     task_id = verbs.spawn(handler.call(child=child))
     with working(verbs.engine, VerbTask):
         task = verbs.ended(task_id)
-    assert task.result == {"type": "ChildFailed", "fields": DECLINED}
+    assert task.result == {"type": "TaskFailed", "fields": DECLINED}
 
 
 class Stubborn:

@@ -109,13 +109,13 @@ def test_a_join_raises_what_became_of_the_child(home, flavour):
     cancelled = home.spawn(handler(f"{flavour}_joins").call(kind="waits_for_ever"))
     with working(home.engine, ParentTask, ChildTask):
         error = home.ended(failing).error
-        assert error["type"] == "ChildFailed" and "LookupError: no such toy" in error["message"]
+        assert error["type"] == "TaskFailed" and "LookupError: no such toy" in error["message"]
         home.state_is(cancelled, "sleeping")
         [child] = rows(home, ChildTask, name="waits_for_ever")
         cancel(home, ChildTask, child.id)
         error = home.ended(cancelled).error
         nothing_is_left(home)
-    assert error["type"] == "ChildCancelled" and str(child.id) in error["message"]
+    assert error["type"] == "TaskCancelled" and str(child.id) in error["message"]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -125,7 +125,7 @@ def test_join_all_raises_for_the_first_in_order_that_has_no_result_once_all_have
         wait_until(lambda: states(home)["children"][:2] == ["completed", "failed"])
         assert home.state_is(parent, "sleeping")
         app.gate.set()
-        assert home.ended(parent).error["type"] == "ChildFailed"
+        assert home.ended(parent).error["type"] == "TaskFailed"
     assert states(home)["children"] == ["completed", "failed", "completed"]
 
 
@@ -136,7 +136,7 @@ def test_a_failure_two_levels_down_arrives_with_its_message(home, flavour):
     model = nested.model
     with working(home.engine, ParentTask, ChildTask):
         error = home.ended(top, model=model).error
-    assert error["type"] == "ChildFailed"
+    assert error["type"] == "TaskFailed"
     assert "ChildFailed: task" in error["message"] and "LookupError: no such toy" in error["message"]
 
 
@@ -257,7 +257,7 @@ def test_a_parent_wakes_when_another_worker_has_run_its_child(home, flavour):
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_parent_wakes_although_the_childs_worker_has_never_heard_of_its_queue(home, flavour, monkeypatch):
     """Its own worker looks for itself, now and then."""
-    monkeypatch.setattr(waker, "CATCH_UP", 0.2)
+    monkeypatch.setattr(waker, "CATCH_UP_INTERVAL_S", 0.2)
     Stranger.__handlers__.setdefault("grows", family.grows)
     with working(home.engine, ParentTask), working(home.engine, Stranger):
         parent = home.spawn(handler(f"{flavour}_joins").call(kind="grows"))

@@ -166,7 +166,7 @@ def test_a_task_that_is_retried_starts_at_once(engine, shop, as_new):
 def test_a_worker_that_others_called_off_for_asks_again_once_it_has_missed_something(
     engine, shop, monkeypatch
 ):
-    monkeypatch.setattr(idling, "AGAIN", 0.0)
+    monkeypatch.setattr(idling, "RETRY_ENABLE_AFTER_S", 0.0)
     with idle(engine, poll_interval=timedelta(milliseconds=100)):
         with engine.begin() as connection:
             connection.execute(text("UPDATE durable_queues SET notify_until = NULL"))
@@ -204,7 +204,7 @@ def test_a_worker_without_room_calls_notifications_off_until_it_is_idle_again(en
 
 # C4, the listener's part
 def test_a_listener_whose_backend_is_killed_listens_again_and_says_so_once(engine, shop, caplog, monkeypatch):
-    monkeypatch.setattr(listener, "ECHO", 60.0)  # else a machine that stands still makes it deaf, too
+    monkeypatch.setattr(listener, "ECHO_TIMEOUT_S", 60.0)  # else a machine that stands still makes it deaf, too
     caplog.set_level(logging.INFO, "sa_durable.worker")
     with idle(engine):
         before = its_listener(engine)
@@ -234,8 +234,8 @@ def test_while_the_listeners_connection_is_broken_tasks_are_polled_and_then_it_l
     engine, shop, runtime_url, caplog, monkeypatch, how
 ):
     caplog.set_level(logging.INFO, "sa_durable.worker")
-    monkeypatch.setattr(listener, "ECHO", 0.5)
-    monkeypatch.setattr(idling, "RENEW", 0.5)
+    monkeypatch.setattr(listener, "ECHO_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(idling, "RENEW_AFTER_S", 0.5)
     with (
         Proxy(runtime_url, listens=True) as through,
         idle(engine, listen_url=through.url, poll_interval=timedelta(milliseconds=300)) as worker,
@@ -258,8 +258,8 @@ def test_that_nothing_arrives_is_noticed_while_tasks_keep_coming(
 ):
     """Each one that polling finds has the worker ask again."""
     caplog.set_level(logging.INFO, "sa_durable.worker")
-    monkeypatch.setattr(listener, "ECHO", 1.0)
-    monkeypatch.setattr(idling, "AGAIN", 0.0)
+    monkeypatch.setattr(listener, "ECHO_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(idling, "RETRY_ENABLE_AFTER_S", 0.0)
     with (
         Proxy(runtime_url, listens=True) as through,
         idle(engine, listen_url=through.url, poll_interval=timedelta(milliseconds=50)) as worker,
@@ -273,7 +273,7 @@ def test_that_nothing_arrives_is_noticed_while_tasks_keep_coming(
 
 
 def test_a_worker_says_once_that_nothing_arrives_and_goes_on_polling(engine, shop, caplog, monkeypatch):
-    monkeypatch.setattr(listener, "ECHO", 0.1)
+    monkeypatch.setattr(listener, "ECHO_TIMEOUT_S", 0.1)
     monkeypatch.setattr(listener, "CHANNEL", "elsewhere")  # as behind a pooler that keeps no sessions
     with working(engine) as worker:
         wait_until(lambda: worker._listener._connections >= 3)

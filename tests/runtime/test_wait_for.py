@@ -90,8 +90,8 @@ def test_a_task_that_fails_gives_its_error_and_a_cancelled_one_its_state(engine,
 @pytest.mark.direct(reason="LISTEN")
 @pytest.mark.parametrize("notify", [True, False])
 def test_the_end_is_notified_also_by_a_worker_that_nobody_notifies(engine, shop, wait, monkeypatch, notify):
-    monkeypatch.setattr(results, "FIRST_PAUSE", 60.0)
-    monkeypatch.setattr(results, "LONGEST_PAUSE", 60.0)
+    monkeypatch.setattr(results, "FIRST_PAUSE_S", 60.0)
+    monkeypatch.setattr(results, "LONGEST_PAUSE_S", 60.0)
     task = shop.spawn(app.double.call(number=1))
     waiting = in_thread(wait, WorkTask, task)
     waited_for(shop, task)

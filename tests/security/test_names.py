@@ -68,7 +68,7 @@ def test_keys_names_headers_and_events_are_stored_as_they_are_and_found_again(va
         assert durable.spawn(VaultTask, nasty, {nasty: [nasty]}, **update).task_id == spawned.task_id
         assert durable.find_by_key(VaultTask, nasty).id == spawned.task_id
         assert durable.count_ready(VaultTask, [nasty]) == 1
-        durable.emit(VaultTask, nasty, {nasty: nasty})
+        durable.emit_event(VaultTask, nasty, {nasty: nasty})
         durable.cancel(spawned)
         durable.retry(spawned)
         copy = durable.spawn(VaultTask, nasty, {}, idempotency_key=nasty, on_duplicate="replace")

@@ -205,8 +205,8 @@ BAD: dict[str, Any] = {
     "headers that are too large": lambda d: d.spawn(typed.call(card=Card(1)), headers={"x": SECRET * 10_000}),
     "columns that are none": lambda d: d.spawn(typed.call(card=Card(1)), columns=SECRET),
     "columns that there aren't": lambda d: d.spawn(typed.call(card=Card(1)), columns={"x": SECRET}),
-    "an event's payload": lambda d: d.emit(SecretTask, "x", {"x": [SECRET, Opaque()]}),
-    "a payload that is too large": lambda d: d.emit(SecretTask, "x", SECRET * 100_000),
+    "an event's payload": lambda d: d.emit_event(SecretTask, "x", {"x": [SECRET, Opaque()]}),
+    "a payload that is too large": lambda d: d.emit_event(SecretTask, "x", SECRET * 100_000),
     "stored params that don't fit": lambda d: typed.arguments({"card": {"number": SECRET}, "more": SECRET}),
     "stored params that are no object": lambda d: typed.arguments([SECRET]),
 }

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.service
 VERBS = {
     "spawn": lambda durable, _: durable.spawn(charge.call(order_id=7), idempotency_key="k"),
     "spawn_many": lambda durable, _: durable.spawn_many([charge.call(order_id=7)]),
-    "emit": lambda durable, _: durable.emit(BillingTask, "paid"),
+    "emit": lambda durable, _: durable.emit_event(BillingTask, "paid"),
     "cancel": lambda durable, task: durable.cancel(BillingTask, task),
     "result": lambda durable, task: durable.result(BillingTask, task),
     "find_by_key": lambda durable, _: durable.find_by_key(BillingTask, "k"),

@@ -79,7 +79,7 @@ WAYS = {
     "objects": (lambda d: d.session.add_all([charge.task(n) for n in range(3)]), [READY]),
     "an object, in a relationship": (lambda d: d.session.add(Order(id=1, tasks=[charge.task(1)])), [READY]),
     "an object, later": (lambda d: d.session.add(remind.task("ada")), [("s", "mail")]),
-    "emit": (lambda d: d.durable.emit(BillingTask, "paid", 1), [ASLEEP]),
+    "emit": (lambda d: d.durable.emit_event(BillingTask, "paid", 1), [ASLEEP]),
     "the end of what somebody waits for": (awaited, [ASLEEP]),
     "nothing of ours": (lambda d: d.session.add(Order(id=1)), []),
 }  # fmt: skip
