@@ -46,7 +46,7 @@ class Shutdown:
         self._orders: SimpleQueue[None] = SimpleQueue()
 
     def start(self) -> None:
-        Thread(target=self._run, name="sa_durable closer", daemon=True).start()
+        Thread(target=self._run, name="sa_durable shutdown", daemon=True).start()
 
     def request(self) -> None:
         """The order to stop; the second one is not to wait. From any thread or signal handler."""

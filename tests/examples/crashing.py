@@ -37,7 +37,7 @@ WITH_FUNCTION = ("step", "transaction")
 VERBS = (*WITH_FUNCTION, "await_event", "spawn_many", "join_all")
 # Threads in which handlers and what they ask for is done; what the others commit depends on time.
 OF_HANDLERS = ("MainThread", "sa_durable handler", "sa_durable context")
-OF_ENDS = "sa_durable flusher"
+OF_ENDS = "sa_durable completer"
 
 
 class Boundaries:

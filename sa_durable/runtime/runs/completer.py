@@ -57,7 +57,7 @@ class Completer:
         self._ready, self._asleep = ready, asleep
         self._waiting: deque[tuple[ActiveRun, Outcome]] = deque()
         self._writing: list[tuple[ActiveRun, Outcome]] = []
-        self.thread = PeriodicThread("flusher", self._flush)
+        self.thread = PeriodicThread("completer", self._flush)
 
     def submit(self, run: ActiveRun, outcome: Outcome) -> None:
         run.finishing = True
