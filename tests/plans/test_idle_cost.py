@@ -73,7 +73,9 @@ LOOKS = {
 
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.__name__)
 def test_an_idle_look_sends_few_statements_that_touch_few_pages(engine, mode, look, monkeypatch):
-    monkeypatch.setattr(waker, "CATCH_UP_INTERVAL_S", HOUR.total_seconds())  # not again, should the machine stand still
+    monkeypatch.setattr(
+        waker, "CATCH_UP_INTERVAL_S", HOUR.total_seconds()
+    )  # not again, should the machine stand still
     database = Database(engine)
     act = look(database)
     with sending(engine) as sent:

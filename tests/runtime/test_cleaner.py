@@ -86,7 +86,9 @@ def test_batches_are_bounded_and_follow_each_other_until_there_is_no_more(engine
 
 
 def test_without_a_retention_a_look_is_one_statement_and_nothing_before_its_time(engine, monkeypatch):
-    monkeypatch.setattr(cleaner, "REST_FACTOR", 0.0)  # a look that takes long is followed by more than INTERVAL
+    monkeypatch.setattr(
+        cleaner, "REST_FACTOR", 0.0
+    )  # a look that takes long is followed by more than INTERVAL
     database = Database(engine)
     cleans = Cleaner(database, Registry([WorkTask, OtherTask]))
     with statements(database._engine) as sent:

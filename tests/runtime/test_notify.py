@@ -204,7 +204,9 @@ def test_a_worker_without_room_calls_notifications_off_until_it_is_idle_again(en
 
 # C4, the listener's part
 def test_a_listener_whose_backend_is_killed_listens_again_and_says_so_once(engine, shop, caplog, monkeypatch):
-    monkeypatch.setattr(listener, "ECHO_TIMEOUT_S", 60.0)  # else a machine that stands still makes it deaf, too
+    monkeypatch.setattr(
+        listener, "ECHO_TIMEOUT_S", 60.0
+    )  # else a machine that stands still makes it deaf, too
     caplog.set_level(logging.INFO, "sa_durable.worker")
     with idle(engine):
         before = its_listener(engine)
