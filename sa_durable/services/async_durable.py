@@ -128,3 +128,15 @@ class AsyncDurable:
         return await self.session.run_sync(
             lambda session: Durable(session).clean_up(queue, older_than=older_than, limit=limit)
         )
+
+    async def pause(self, queue: type[DurableTask]) -> bool:
+        """As Durable.pause."""
+        return await self.session.run_sync(lambda session: Durable(session).pause(queue))
+
+    async def resume(self, queue: type[DurableTask]) -> bool:
+        """As Durable.resume."""
+        return await self.session.run_sync(lambda session: Durable(session).resume(queue))
+
+    async def set_retention(self, queue: type[DurableTask], retention: timedelta | None) -> bool:
+        """As Durable.set_retention."""
+        return await self.session.run_sync(lambda session: Durable(session).set_retention(queue, retention))

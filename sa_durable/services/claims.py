@@ -192,9 +192,3 @@ def lock(session: Session, model: Model, claim: Claim) -> ClaimStatus:
     if isinstance(stands, Signal):
         raise stands
     return stands
-
-
-def unaccounted(held: TokensByTask, done: Iterable[UUID]) -> dict[UUID, int]:
-    """The claims that a write didn't reach."""
-    reached = set(done)
-    return {task_id: token for task_id, token in held.items() if task_id not in reached}

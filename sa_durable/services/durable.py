@@ -20,6 +20,7 @@ from . import (
     events,
     history,
     keys,
+    queues,
     retries,
 )
 from . import (
@@ -202,10 +203,54 @@ class Durable:
         SET NULL; and what somebody has locked. A task that awaits a deleted event waits for the next one, and one that
         joins a deleted task gets TaskNotFound: keep both for longer than your workflows take.
 
-        Workers do this for queues that have a `retention`: `session.merge(BillingTask.Queue(name="billing",
-        retention=timedelta(days=30)))`. Raises InvalidOptions.
+        Workers do this for queues that have a retention (`set_retention`). Raises InvalidOptions.
         """
         return cleanup.clean_up(self.session, queue_of(queue), older_than=older_than, limit=limit)
+
+    def pause(self, queue: type[DurableTask]) -> bool:
+        """Pause a queue: once the caller commits, workers claim nothing from it. Runs that have started go on.
+
+        Tasks can still be spawned. The queue stays paused until `resume`. A queue that is paused already keeps the
+        time at which it was paused (`durable_queues.paused_at`).
+
+        Commit soon: until then, other operators wait, and idle workers poll instead of being notified.
+
+        Returns:
+            Whether this call paused the queue; False if it was paused already.
+
+        Raises:
+            UnknownQueue: `queue` is no queue's model.
+            SchemaOutdated: The database is behind this version.
+            RetryTransaction: At REPEATABLE READ or SERIALIZABLE, a concurrent transaction changed the queue's row.
+        """
+        return queues.pause(self.session, queue_of(queue))
+
+    def resume(self, queue: type[DurableTask]) -> bool:
+        """Resume a paused queue: once the caller commits, workers claim its tasks again.
+
+        Returns:
+            Whether this call resumed the queue; False if it wasn't paused.
+
+        Raises:
+            UnknownQueue, SchemaOutdated, RetryTransaction: As `pause`.
+        """
+        return queues.resume(self.session, queue_of(queue))
+
+    def set_retention(self, queue: type[DurableTask], retention: timedelta | None) -> bool:
+        """Set how long a queue's finished tasks and decided events are kept. Workers delete older ones (`clean_up`).
+
+        Args:
+            queue: The queue's model.
+            retention: A positive duration. None keeps everything, which is the default.
+
+        Returns:
+            Whether this call changed the retention.
+
+        Raises:
+            InvalidOptions: `retention` is no positive timedelta. Nothing was sent.
+            UnknownQueue, SchemaOutdated, RetryTransaction: As `pause`.
+        """
+        return queues.set_retention(self.session, queue_of(queue), retention)
 
 
 def as_call(*what: Any) -> Call[Any, Any]:

@@ -15,12 +15,13 @@ from click.testing import CliRunner
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from sa_durable import Durable
 from sa_durable.cli import main
 from sa_durable.runtime.connections.database import Database
 from sa_durable.runtime.loops import cleaner
 from sa_durable.runtime.loops.cleaner import Cleaner
 from sa_durable.runtime.runs.registry import Registry
-from sa_durable.testing import event_factory, task_factory
+from sa_durable.testing import event_factory, queue_factory, task_factory
 from tests.proxy import Link, Proxy
 from tests.runtime import app
 from tests.runtime.app import OtherTask, WorkTask
@@ -40,7 +41,7 @@ def timed_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def retain(engine: Any, model: Any, retention: timedelta | None) -> None:
     with Session(engine) as session, session.begin():
-        session.merge(model.Queue(name=model.__queue__, retention=retention))  # as clean_up says
+        Durable(session).set_retention(model, retention)
 
 
 def fill(engine: Any, model: Any, number: int) -> None:
@@ -112,7 +113,8 @@ def test_a_look_that_took_long_is_followed_by_a_longer_pause(engine, monkeypatch
 @pytest.mark.owner
 def test_a_queue_that_cannot_be_cleaned_up_is_named_and_holds_up_no_other(engine, timed_out, caplog):
     fill(engine, WorkTask, 1)
-    retain(engine, OtherTask, -DAY)
+    with Session(engine) as session, session.begin():
+        queue_factory(OtherTask, session)(retention=-DAY)  # which set_retention refuses
     retain(engine, WorkTask, DAY)
     database = Database(engine)
     caplog.set_level(logging.INFO, "sa_durable.worker")

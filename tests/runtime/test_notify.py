@@ -286,9 +286,11 @@ def test_a_worker_says_once_that_nothing_arrives_and_goes_on_polling(engine, sho
 @pytest.mark.owner
 def test_a_worker_that_cannot_ask_polls(engine, shop):
     with Session(engine) as operator:
-        operator.add(WorkTask.Queue(name="work"))
+        Durable(operator).pause(WorkTask)
         operator.commit()
-        operator.get(WorkTask.Queue, "work", with_for_update=True)  # as somebody who thinks about pausing it
+        Durable(operator).resume(WorkTask)
+        operator.commit()
+        operator.get(WorkTask.Queue, "work", with_for_update=True)  # an operator's open transaction
         with working(engine):
             assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
             assert asked(engine) == set()

@@ -125,6 +125,21 @@ def test_a_worker_spawns_too(roles):
     waits(roles.work)
 
 
+def test_only_the_owning_role_operates_queues(roles):
+    operations = (
+        lambda durable: durable.pause(VaultTask),
+        lambda durable: durable.resume(VaultTask),
+        lambda durable: durable.set_retention(VaultTask, DAY),
+        lambda durable: durable.set_retention(VaultTask, None),
+    )
+    for operate in operations:
+        for other in (roles.spawn, roles.work, roles.view):
+            with Session(other) as session, pytest.raises(ProgrammingError, match="permission denied"):
+                operate(Durable(session))
+        with Session(roles.migrate) as session, session.begin():
+            assert operate(Durable(session)) is True
+
+
 def test_whoever_looks_needs_the_role_for_looking_and_no_more(roles):
     spawns(roles.admin)
     looks(roles.view)

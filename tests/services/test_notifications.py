@@ -159,7 +159,7 @@ def test_who_asked_can_call_it_off(engine, ear):
 @pytest.mark.owner
 def test_asking_keeps_what_operators_say_and_does_not_wait_for_their_locks(engine):
     with Session(engine) as session, session.begin():
-        session.add(BillingTask.Queue(name="billing", retention=LONG))
+        Durable(session).set_retention(BillingTask, LONG)
     ask(engine, *QUEUES)
     with Session(engine) as operator, operator.begin():
         queue = operator.get(BillingTask.Queue, "billing", with_for_update=True)
