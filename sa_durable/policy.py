@@ -15,7 +15,7 @@ from .values import Exponential, Fixed, Json, NoRetry, RetryPolicy
 RESERVED_KEY_PREFIX = "~"
 RESERVED_HEADER_PREFIX = "durable:"
 KEY_LENGTH = 255
-LONGEST = timedelta(days=36500)  # what comes later is no date that PostgreSQL and Python share
+MAX_SPAN = timedelta(days=36500)  # what comes later is no date that PostgreSQL and Python share
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -34,11 +34,11 @@ def check_duration(name: str, value: timedelta, *, zero: bool) -> None:
         raise InvalidOptions(f"{name}={value!r} must be a timedelta")
     if value < timedelta(0) or (not zero and not value):
         raise InvalidOptions(f"{name}={value!r} must not be negative{'' if zero else ' or zero'}")
-    if value > LONGEST:
-        raise InvalidOptions(f"{name}={value!r} must be at most {LONGEST.days} days")
+    if value > MAX_SPAN:
+        raise InvalidOptions(f"{name}={value!r} must be at most {MAX_SPAN.days} days")
 
 
-def storable_key(key: str) -> bool:
+def is_storable_key(key: str) -> bool:
     """False for what no task can have as its key, derived ones included."""
     return isinstance(key, str) and 1 <= len(key) <= KEY_LENGTH and not _unstorable(key)
 
@@ -134,7 +134,7 @@ def retry_delay(retry: RetryPolicy, attempt: int, *, chance: float | None = None
             except OverflowError:
                 full = limit if base else 0.0
     draw = random.random() if chance is None else chance  # noqa: S311 - spreads load, protects nothing
-    return timedelta(seconds=min(full, LONGEST.total_seconds()) * (1 - jitter * draw))
+    return timedelta(seconds=min(full, MAX_SPAN.total_seconds()) * (1 - jitter * draw))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +183,8 @@ __all__ = [
     "check_header_names",
     "check_key",
     "check_retry",
+    "is_storable_key",
     "retry_delay",
     "retry_from_json",
     "retry_to_json",
-    "storable_key",
 ]

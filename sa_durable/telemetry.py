@@ -183,7 +183,7 @@ def record(queue: str, task: str, outcome: SpawnOutcome, task_id: UUID, *, param
 
 
 @contextmanager
-def held_back(*, unless: tuple[type[Exception], ...]) -> Iterator[None]:
+def defer_recording(*, unless: tuple[type[Exception], ...]) -> Iterator[None]:
     """What is recorded in here counts from the end of it, `unless` that is one of these exceptions."""
     outcomes: list[Spawned] = []
     before = _held_back.set(outcomes)

@@ -33,7 +33,7 @@ TERMINAL = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED
 ACTIVE = frozenset(TaskState) - TERMINAL
 
 
-class Verb(StrEnum):
+class Operation(StrEnum):
     """What can happen to a task. Nothing else changes its state."""
 
     SPAWN = "spawn"
@@ -51,26 +51,28 @@ class Verb(StrEnum):
 _S = TaskState
 # From which state a verb leads to which: the documentation's diagram is made from this table, and a test
 # records the transitions that the database sees and compares.
-TRANSITIONS: Mapping[tuple[TaskState | None, Verb], frozenset[TaskState]] = {
-    (None, Verb.SPAWN): frozenset({_S.PENDING, _S.SLEEPING}),
-    (_S.PENDING, Verb.SPAWN): frozenset({_S.PENDING, _S.SLEEPING}),  # on_duplicate="update": a new schedule
-    (_S.SLEEPING, Verb.SPAWN): frozenset({_S.PENDING, _S.SLEEPING}),
-    (_S.PENDING, Verb.CLAIM): frozenset({_S.RUNNING}),
-    (_S.RUNNING, Verb.COMPLETE): frozenset({_S.COMPLETED}),
+TRANSITIONS: Mapping[tuple[TaskState | None, Operation], frozenset[TaskState]] = {
+    (None, Operation.SPAWN): frozenset({_S.PENDING, _S.SLEEPING}),
+    (_S.PENDING, Operation.SPAWN): frozenset(
+        {_S.PENDING, _S.SLEEPING}
+    ),  # on_duplicate="update": a new schedule
+    (_S.SLEEPING, Operation.SPAWN): frozenset({_S.PENDING, _S.SLEEPING}),
+    (_S.PENDING, Operation.CLAIM): frozenset({_S.RUNNING}),
+    (_S.RUNNING, Operation.COMPLETE): frozenset({_S.COMPLETED}),
     # Cancelled: it would have gone on after its `max_duration`.
-    (_S.RUNNING, Verb.FAIL): frozenset({_S.PENDING, _S.SLEEPING, _S.FAILED, _S.CANCELLED}),
-    (_S.RUNNING, Verb.SLEEP): frozenset({_S.SLEEPING}),
-    (_S.SLEEPING, Verb.WAKE): frozenset({_S.PENDING}),
-    (_S.RUNNING, Verb.RELEASE): frozenset({_S.PENDING}),  # a worker shuts down: the attempt is not burnt
+    (_S.RUNNING, Operation.FAIL): frozenset({_S.PENDING, _S.SLEEPING, _S.FAILED, _S.CANCELLED}),
+    (_S.RUNNING, Operation.SLEEP): frozenset({_S.SLEEPING}),
+    (_S.SLEEPING, Operation.WAKE): frozenset({_S.PENDING}),
+    (_S.RUNNING, Operation.RELEASE): frozenset({_S.PENDING}),  # a worker shuts down: the attempt is not burnt
     # The lease ran out; or the time to start, or to end, is over.
-    (_S.RUNNING, Verb.SWEEP): frozenset({_S.PENDING, _S.FAILED, _S.CANCELLED}),
-    (_S.PENDING, Verb.SWEEP): frozenset({_S.CANCELLED}),
-    (_S.SLEEPING, Verb.SWEEP): frozenset({_S.CANCELLED}),
-    (_S.PENDING, Verb.CANCEL): frozenset({_S.CANCELLED}),
-    (_S.RUNNING, Verb.CANCEL): frozenset({_S.CANCELLED}),
-    (_S.SLEEPING, Verb.CANCEL): frozenset({_S.CANCELLED}),
-    (_S.FAILED, Verb.RETRY): frozenset({_S.PENDING}),
-    (_S.CANCELLED, Verb.RETRY): frozenset({_S.PENDING}),
+    (_S.RUNNING, Operation.SWEEP): frozenset({_S.PENDING, _S.FAILED, _S.CANCELLED}),
+    (_S.PENDING, Operation.SWEEP): frozenset({_S.CANCELLED}),
+    (_S.SLEEPING, Operation.SWEEP): frozenset({_S.CANCELLED}),
+    (_S.PENDING, Operation.CANCEL): frozenset({_S.CANCELLED}),
+    (_S.RUNNING, Operation.CANCEL): frozenset({_S.CANCELLED}),
+    (_S.SLEEPING, Operation.CANCEL): frozenset({_S.CANCELLED}),
+    (_S.FAILED, Operation.RETRY): frozenset({_S.PENDING}),
+    (_S.CANCELLED, Operation.RETRY): frozenset({_S.PENDING}),
 }
 
 

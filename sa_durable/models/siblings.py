@@ -7,9 +7,10 @@ application puts on its Base stay out of the library's own tables.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
+from sqlalchemy import Table
 from sqlalchemy.orm import Mapped
 
 from ..values import Json
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 class _Record:
     """A row of a table beside the tasks'. Applications read and join them; sa_durable writes them."""
+
+    if TYPE_CHECKING:
+        __table__: ClassVar[Table]
 
     def __init__(self, **values: Any) -> None:
         for name, value in values.items():

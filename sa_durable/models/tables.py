@@ -1,4 +1,6 @@
-"""The tables of a queue: columns, constraints and indexes, each index with the statement that it serves.
+"""The tables of a queue: columns, constraints and indexes.
+
+Each index serves the statements that tests/plans/test_indexes.py lists.
 
 Stock types only, so that `alembic revision --autogenerate` renders them without our help; no enums, functions or
 triggers. Leases change often and alone, so lease_expires_at is in no index and heartbeats stay HOT updates.
@@ -85,9 +87,9 @@ def task_args(queue: str) -> tuple[SchemaItem, ...]:
     return (
         CheckConstraint(f"state IN ({states})", name=named("ck", table, "state")),
         CheckConstraint(KEY_CHECK, name=named("ck", table, "key")),
-        # Spawn's ON CONFLICT, and finding a key's holder: statements.spawn.insert_task, statements.keys.holder
+        # ON CONFLICT of a spawn, and the search for a key's holder
         Index(named("uq", table, "key"), "idempotency_key", unique=True, postgresql_where=text(HELD)),
-        # statements.claims.claim: one walk per known name, so that rows of unknown names cost nothing; statements.polling.due
+        # Claims: one scan for each known name, so that tasks with unknown names cost nothing
         Index(
             named("ix", table, "ready"),
             "name",
@@ -96,15 +98,15 @@ def task_args(queue: str) -> tuple[SchemaItem, ...]:
             "id",
             postgresql_where=text(PENDING),
         ),
-        # statements.maintenance.promote; statements.polling.due
+        # Sleepers that are due
         Index(named("ix", table, "due"), "available_at", postgresql_where=text(SLEEPING)),
-        # statements.claims.expired, extend, release; statements.polling.ended: what is running, and whatever a worker writes for its claims
+        # Expired leases, and everything that a worker writes for its claims
         Index(named("ix", table, "running"), "id", postgresql_where=text(RUNNING)),
-        # statements.cancellation.children, with_children: for cancelling descendants
+        # Descendants of a cancelled task
         Index(named("ix", table, "parent"), "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
-        # statements.cancellation.overdue, next_overdue; statements.polling.ended
+        # Tasks past their deadline
         Index(named("ix", table, "cancel"), "cancel_at", postgresql_where=text(LIMITED)),
-        # statements.cleanup.finished
+        # Clean-up of ended tasks
         Index(
             named("ix", table, "finished"), "finished_at", postgresql_where=text("finished_at IS NOT NULL")
         ),
@@ -152,13 +154,12 @@ def _runs(table: str, tasks: Table) -> list[SchemaItem]:
         Column("ended_at", TIME, nullable=False, server_default=NOW),
         Column("error", JSONB(none_as_null=True)),
         CheckConstraint("state IN ('failed', 'cancelled')", name=named("ck", table, "state")),
-        # A task's history in order (statements.history.attempts, DurableTask.runs), and no attempt ends twice
+        # A task's history in order, and no attempt ends twice
         Index(named("uq", table, "attempt"), "task_id", "attempt", unique=True),
     ]
 
 
 def _checkpoints(_: str, tasks: Table) -> list[SchemaItem]:
-    # The primary key serves statements.checkpoints: load and save
     return [
         _task_id(tasks, primary_key=True),
         Column("name", Text(), primary_key=True),
@@ -176,11 +177,11 @@ def _events(table: str, _: Table) -> list[SchemaItem]:
         Column("emitted_at", TIME, nullable=False, server_default=NOW),
         Column("settled_at", TIME),
         Column("dropped", Boolean(), nullable=False, server_default=text("false")),
-        # statements.events.find, settle, discard: not those that came too late, of which a name may have thousands
+        # Events by name, without the dropped rows: a name may have thousands of those
         Index(named("ix", table, "name"), "name", "id", postgresql_where=text("NOT dropped")),
-        # statements.events.unsettled; statements.polling.due
+        # Rows of events that no worker has decided yet
         Index(named("ix", table, "unsettled"), "id", postgresql_where=text("settled_at IS NULL")),
-        # statements.cleanup.settled
+        # Clean-up of settled events
         Index(named("ix", table, "settled"), "settled_at", postgresql_where=text("settled_at IS NOT NULL")),
     ]
 
@@ -194,9 +195,9 @@ def _waits(table: str, tasks: Table) -> list[SchemaItem]:
         Column("timeout_at", TIME),
         Column("created_at", TIME, nullable=False, server_default=NOW),
         Column("settled", Boolean(), nullable=False, server_default=text("false")),
-        # statements.wake.settle, awaited; statements.polling.due: who waits for an event, and for which of another queue
+        # Waits for an event, and the events of other queues that have waits
         Index(named("ix", table, "event"), "event_queue", "event_name", postgresql_where=text("NOT settled")),
-        # statements.wake.wake, forget_idle; statements.polling.due: whose event is there
+        # Waits whose event is settled
         Index(named("ix", table, "settled"), "task_id", "step", postgresql_where=text("settled")),
     ]
 

@@ -103,7 +103,7 @@ def count_ready(session: Session, model: Model, *, names: Sequence[str] | None, 
     if isinstance(names, str):
         raise InvalidOptions(f"names={names!r} must be a list of names")
     parameters = {"limit": limit} if names is None else {"limit": limit, "names": texts(names)}
-    counted = execute(session, stmt.ready(model, named=names is not None), parameters, model=model)
+    counted = execute(session, stmt.count_ready(model, named=names is not None), parameters, model=model)
     return int(counted.scalar_one())
 
 
@@ -156,7 +156,7 @@ class ClaimStatus(StrEnum):
 
 def claim_status(session: Session, model: Model, held: TokensByTask) -> dict[UUID, Signal | ClaimStatus]:
     """What became of claims whose writes found nothing: Cancelled, LeaseLost, or how they stand."""
-    rows = {row.id: row for row in execute(session, stmt.standing(model), {"ids": uuids(held)}, model=model)}
+    rows = {row.id: row for row in execute(session, stmt.statuses(model), {"ids": uuids(held)}, model=model)}
     return {task_id: _status_of(rows.get(task_id), task_id, token) for task_id, token in held.items()}
 
 
@@ -186,8 +186,8 @@ def lock(session: Session, model: Model, claim: Claim) -> ClaimStatus:
     """How a claim stands, once no other transaction is writing for it; none can until this one ends. Raises the signal
     that ends its run, and PostgreSQL's error 55P03 if another one takes longer than LONGEST_WAIT."""
     parameters = {"ids": uuids([claim.task_id])}
-    execute(session, stmt.wait_at_most(LONGEST_WAIT), model=model)
-    row = execute(session, stmt.standing(model, lock=True), parameters, model=model).first()
+    execute(session, stmt.set_lock_timeout(LONGEST_WAIT), model=model)
+    row = execute(session, stmt.statuses(model, lock=True), parameters, model=model).first()
     stands = _status_of(row, claim.task_id, claim.token)
     if isinstance(stands, Signal):
         raise stands

@@ -32,8 +32,8 @@ def clean_up(session: Session, model: Model, *, older_than: timedelta, limit: in
     with (
         session.begin_nested()
     ):  # what a foreign key refuses, which we don't know of, costs nobody else's work
-        tasks = execute(session, stmt.finished(model, beside), parameters, model=model).all()
-        events = execute(session, stmt.settled(model, beside), parameters, model=model).all()
+        tasks = execute(session, stmt.delete_finished(model, beside), parameters, model=model).all()
+        events = execute(session, stmt.delete_settled(model, beside), parameters, model=model).all()
     return CleanedUp(len(tasks), len(events))
 
 

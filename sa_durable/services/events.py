@@ -104,7 +104,7 @@ def _try_settling(session: Session, queue: str, names: Iterable[str]) -> list[st
     """Those of `names` that nobody else is deciding about, in order; they are ours until the end of the transaction."""
     if not (wanted := sorted(set(names))):
         return []
-    return sorted(execute(session, locks.try_settling(queue), {"names": texts(wanted)}).scalars())
+    return sorted(execute(session, locks.try_lock_names(queue), {"names": texts(wanted)}).scalars())
 
 
 def settle_one(session: Session, model: Model, name: str) -> None:
@@ -112,7 +112,7 @@ def settle_one(session: Session, model: Model, name: str) -> None:
 
     In a transaction of its own: what is marked belongs to other tasks, and nobody holds waits and then wants a task.
     """
-    execute(session, locks.settling(model.__queue__), {"name": name})
+    execute(session, locks.lock_name(model.__queue__), {"name": name})
     _settle(session, model, [name])
 
 
@@ -140,7 +140,7 @@ def _ids(names: Iterable[str]) -> Iterator[UUID]:
 def _mark(session: Session, waiters: Model, queue: str, names: Sequence[str]) -> int:
     parameters = {"names": texts(names), "queue": queue}
     # Workers of another queue may be others than this one.
-    statement = waking.settle(waiters, notify=waiters.__queue__ != queue)
+    statement = waking.mark_settled(waiters, notify=waiters.__queue__ != queue)
     return len(execute(session, statement, parameters).all())
 
 
@@ -157,7 +157,7 @@ def catch_up(session: Session, model: Model, after: Mapping[str, str], *, limit:
     places = [after.get(queue, "") for queue in others]
     parameters = {"queues": texts(others), "after": texts(places), "limit": limit}
     names: dict[str, list[str]] = {}
-    for row in execute(session, waking.awaited(model), parameters):
+    for row in execute(session, waking.awaited_events(model), parameters):
         names.setdefault(row.queue, []).append(row.event_name)
     marked = 0
     for queue, found in names.items():
@@ -182,7 +182,7 @@ def _over(session: Session, models: Iterable[Model], names: Iterable[str]) -> li
         return []
     active: set[UUID] = set()
     for model in models:
-        rows = execute(session, lease_stmt.standing(model), {"ids": uuids(ids)}, model=model)
+        rows = execute(session, lease_stmt.statuses(model), {"ids": uuids(ids)}, model=model)
         active.update(row.id for row in rows if not TaskState(row.state).terminal)
     return [name for task_id, name in ids.items() if task_id not in active]
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import RetryTransaction, SchemaOutdated
 from ..statements import schema as stmt
-from ..statements.spawn import table_of
+from ..statements.tables import table_of
 
 if TYPE_CHECKING:
     from ..models import DurableTask

@@ -16,7 +16,7 @@ M = TypeVar("M", bound=DurableTask)
 
 def find(session: Session, model: type[M], key: str) -> M | None:
     """The task that holds `key`, attached to the session."""
-    if not policy.storable_key(key):
+    if not policy.is_storable_key(key):
         return None
     ensure_schema(session, model)
     found: M | None = execute(session, stmt.held_task(model), {"key": key}, model=model).scalar_one_or_none()
@@ -25,7 +25,7 @@ def find(session: Session, model: type[M], key: str) -> M | None:
 
 def release(session: Session, model: type[DurableTask], key: str) -> bool:
     """Free `key`. False: nobody held it."""
-    if not policy.storable_key(key):
+    if not policy.is_storable_key(key):
         return False
     ensure_schema(session, model)
     return execute(session, stmt.release_key(model, key), model=model).first() is not None

@@ -26,20 +26,20 @@ def enable(session: Session, models: Iterable[Model], *, time: timedelta, echo: 
 
     In a transaction of its own. Never waits for locks: raises OperationalError if somebody has such a queue's row.
     """
-    execute(session, stmt.never_wait())
+    execute(session, stmt.set_short_lock_timeout())
     names: set[tuple[str, str]] = set()
     for table, queues in _by_table(models).items():
-        rows = execute(session, stmt.ask(table), {"names": texts(queues), "time": time})
+        rows = execute(session, stmt.enable(table), {"names": texts(queues), "time": time})
         names.update((row.oid, row.name) for row in rows)
-    execute(session, stmt.echo(), {"payload": echo})
+    execute(session, stmt.notify_self(), {"payload": echo})
     return names
 
 
 def disable(session: Session, models: Iterable[Model]) -> None:
     """Nobody need notify for these queues any more. As `ask`."""
-    execute(session, stmt.never_wait())
+    execute(session, stmt.set_short_lock_timeout())
     for table, queues in _by_table(models).items():
-        execute(session, stmt.stop_asking(table), {"names": texts(queues)})
+        execute(session, stmt.disable(table), {"names": texts(queues)})
 
 
 def notify_ready(session: Session, model: Model) -> None:
@@ -50,7 +50,7 @@ def notify_ready(session: Session, model: Model) -> None:
 def _by_table(models: Iterable[Model]) -> dict[Table, list[str]]:
     tables: dict[Table, list[str]] = {}
     for model in in_order(models):  # locks are taken in one order
-        tables.setdefault(stmt.table_of(model), []).append(model.__queue__)
+        tables.setdefault(model.Queue.__table__, []).append(model.__queue__)
     return tables
 
 
@@ -68,7 +68,7 @@ def _after_insert(_: Mapper[Any], connection: Connection, task: DurableTask) -> 
     state = task.__dict__.get("state") or TaskState.PENDING
     if state not in (TaskState.PENDING, TaskState.SLEEPING) or not can_notify(connection):
         return
-    kind = NotificationKind.READY if state == TaskState.PENDING else NotificationKind.ASLEEP
+    kind = NotificationKind.READY if state == TaskState.PENDING else NotificationKind.WAKE
     transaction = connection.get_nested_transaction() or connection.get_transaction()
     known, sent = connection.info.get(_SENT, (lambda: None, set()))
     if known() is not transaction:

@@ -51,5 +51,5 @@ class Ended:
 
 def ended(session: Session, models: Sequence[Model]) -> dict[Model, Ended]:
     """Whose time is over in the queues `models`."""
-    rows = execute(session, stmt.ended(tuple(models)))
+    rows = execute(session, stmt.expired(tuple(models)))
     return {models[row.number]: Ended(row.expired, row.next_overdue) for row in rows}

@@ -21,7 +21,8 @@ from ..models import queue_of
 from ..models.tables import task_columns
 from ..policy import check_key
 from ..statements import spawn as stmt
-from ..statements.cache import memo
+from ..statements.cache import cached_statement
+from ..statements.tables import table_of
 from ..values import OnDuplicate, SpawnKeywords, SpawnOptions
 
 if TYPE_CHECKING:
@@ -157,9 +158,9 @@ def _template(
         "retry": dumps(policy.retry_to_json(options.retry)),
     }
     if options.delay is not None or options.run_at is not None:
-        row |= stmt.starts(options.run_at, options.delay or _NO_DELAY)
+        row |= stmt.start_parameters(options.run_at, options.delay or _NO_DELAY)
     if (limit := options.cancellation) is not None:
-        row |= stmt.limits(limit.start_within, limit.max_duration)
+        row |= stmt.limit_parameters(limit.start_within, limit.max_duration)
     return SpawnTemplate(
         model, name, options, row, {"key_hold": options.hold.value, stmt.KEY_TTL: options.key_ttl}
     )
@@ -174,11 +175,11 @@ def _own_columns(model: Model, columns: Mapping[str, Any]) -> dict[str, Any]:
     return {own[name]: value for name, value in columns.items()}
 
 
-@memo
+@cached_statement
 def own_attributes(model: Model) -> Mapping[str, str]:
     """The application's own columns of a task model: attribute to the table's column key."""
     library = task_columns().keys()
-    table = stmt.table_of(model)
+    table = table_of(model)
     return {
         attribute.key: attribute.columns[0].key
         for attribute in inspect(model).column_attrs

@@ -18,10 +18,10 @@ from ..ids import uuid7
 from ..models.names import named
 from ..statements import keys as key_stmt
 from ..statements import retries as stmt
-from ..statements import spawn as task_stmt
 from ..statements import wake as waking
 from ..statements.arrays import uuids
-from ..statements.cache import memo
+from ..statements.cache import cached_statement
+from ..statements.tables import table_of
 from ..telemetry import SpawnOutcome
 from ..values import SpawnResult, TaskState
 from .execute import connection_for, execute, execute_on
@@ -61,7 +61,7 @@ def _in_place(
         if takes_key and _is_taken(session, model, row, detach=detach):
             takes_key = False
         detached = bool(row.takes_key) and not takes_key
-        statement = stmt.again(model, task_id, run_id, detached=detached, notify=notify)
+        statement = stmt.retry_in_place(model, task_id, run_id, detached=detached, notify=notify)
         if not takes_key:
             attempt = execute(session, statement, model=model).one().attempt
             break
@@ -70,7 +70,7 @@ def _in_place(
                 attempt = execute(session, statement, model=model).one().attempt
             break
         except IntegrityError as error:
-            if named("uq", task_stmt.table_of(model).name, "key") not in str(error.orig):
+            if named("uq", table_of(model).name, "key") not in str(error.orig):
                 raise  # the application's own
     if attempt is None:
         raise _changing(model, row)
@@ -87,7 +87,7 @@ def _as_new(
     for _ in range(MAX_ROUNDS):
         if keyed and _is_taken(session, model, row, detach=detach):
             keyed = False
-        statement = stmt.copy(model, _copied(model), keyed=keyed, notify=notify)
+        statement = stmt.retry_as_new(model, _copied(model), keyed=keyed, notify=notify)
         parameters = {**new, "hold": row.key_hold} if keyed else new
         if execute(session, statement, parameters, model=model).first() is not None:
             telemetry.record(model.__queue__, row.name, SpawnOutcome.CREATED, new["id"])
@@ -117,10 +117,10 @@ def _changing(model: Model, row: Any) -> RetryTransaction:
     )
 
 
-@memo
+@cached_statement
 def _copied(model: Model) -> tuple[str, ...]:
     """The application's columns that a copy can be given."""
-    columns = task_stmt.table_of(model).c
+    columns = table_of(model).c
     return tuple(
         key
         for key in own_attributes(model).values()

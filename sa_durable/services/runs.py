@@ -153,7 +153,7 @@ def _id(run: Completed | Failed) -> bytes:
 def _seconds(verdict: Verdict) -> float | None:
     match verdict:
         case RetryAfter(delay):
-            return min(delay, policy.LONGEST).total_seconds()
+            return min(delay, policy.MAX_SPAN).total_seconds()
         case GiveUp():
             return None
 

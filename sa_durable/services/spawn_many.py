@@ -19,6 +19,7 @@ from ..models import in_order
 from ..statements import arrays
 from ..statements import keys as key_stmt
 from ..statements import spawn as stmt
+from ..statements.tables import table_of
 from ..values import OnDuplicate, SpawnKeywords
 from .cancellation import Busy, until_free
 from .execute import ensure_schema, execute
@@ -93,7 +94,7 @@ def _spawn_queue(
     for _ in range(MAX_ROUNDS):
         savepoint = session.begin_nested() if spawns[-1].key is not None else nullcontext()
         try:
-            with telemetry.held_back(unless=(_KeyOrderViolation, Busy)), savepoint:
+            with telemetry.defer_recording(unless=(_KeyOrderViolation, Busy)), savepoint:
                 created = _spawn_in_order(session, spawns, singly, results)
         except _KeyOrderViolation as late:
             singly |= late.keys
@@ -179,7 +180,7 @@ def _insert_alike(
     session: Session, model: Model, spawns: list[PreparedSpawn], results: SpawnResults[Any]
 ) -> list[PreparedSpawn]:
     """Insert those whose key is free, none of which has columns of the application's. Returns them."""
-    table = stmt.table_of(model)
+    table = table_of(model)
     if any(table.c[name].default is not None for name in own_attributes(model).values()):
         return _insert_by_row(session, model, spawns, results)
     notify = can_notify(session.connection(bind_arguments={"mapper": model}))

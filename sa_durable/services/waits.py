@@ -21,7 +21,7 @@ from ..statements import events as event_stmt
 from ..statements import waits as stmt
 from ..statements.arrays import texts, uuids
 from ..statements.events import TASK_EVENT
-from ..statements.notifications import never_wait
+from ..statements.notifications import set_short_lock_timeout
 from ..values import Claim, Json, TaskState
 from . import checkpoints, events
 from . import claims as leases
@@ -182,7 +182,7 @@ def await_end(session: Session, model: Model, task_id: UUID) -> bool:
     )
     try:
         with session.begin_nested():
-            execute(session, never_wait(), model=model)
+            execute(session, set_short_lock_timeout(), model=model)
             announce(session, model, task_id)
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != LOCKED:

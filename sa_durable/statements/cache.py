@@ -10,6 +10,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def memo(build: Callable[P, T]) -> Callable[P, T]:
+def cached_statement(build: Callable[P, T]) -> Callable[P, T]:
     """`build`, remembering its values for the last 512 arguments (queues, mostly); typed as it was."""
     return cast("Callable[P, T]", lru_cache(512)(build))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from sqlalchemy import (
     ColumnElement,
     Select,
-    Table,
     Text,
     Update,
     Uuid,
@@ -21,19 +20,15 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 
+from ..models.names import Role
 from ..models.predicates import ACTIVE, LIMITED
 from . import clock, events, notifications
-from .cache import memo
+from .cache import cached_statement
 from .plan_shape import ONE, any_of, opaque_limit
-from .spawn import table_of
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .tables import Model, table_of
 
 
-@memo
+@cached_statement
 def lock_active(model: Model, *, wait: bool = True) -> Select[Any]:
     """Lock those of the tasks `ids` that aren't terminal, in the order of ids, as every statement that locks several
     does. Without `wait` it is an error (55P03) if somebody else has locked one."""
@@ -41,13 +36,13 @@ def lock_active(model: Model, *, wait: bool = True) -> Select[Any]:
     return active.with_for_update(nowait=not wait)
 
 
-@memo
+@cached_statement
 def children(model: Model) -> Select[Any]:
     """The children here, of the tasks `ids` of any queue, that aren't terminal."""
     return select(model.id).where(model.parent_id == any_of("ids", Uuid()), text(ACTIVE)).order_by(model.id)
 
 
-@memo
+@cached_statement
 def with_children(model: Model, queue: str) -> Select[Any]:
     """Those tasks among `ids` of `queue` that have `children` here."""
     table = table_of(model)
@@ -59,11 +54,11 @@ def with_children(model: Model, queue: str) -> Select[Any]:
     return found
 
 
-@memo
+@cached_statement
 def cancel(model: Model, *, notify: bool) -> Update:
     """Cancel the locked tasks `ids`, with `error` (JSON text or NULL). The token is raised: whatever a worker still
     writes for them is rejected. With `notify`, whoever waits for them is told."""
-    told = [notifications.ended(table_of(model))] if notify else []
+    told = [notifications.notify_waiters(table_of(model))] if notify else []
     error: ColumnElement[Any] = sql_cast(bindparam("error", type_=Text()), JSONB)
     return (
         update(model)
@@ -80,22 +75,22 @@ def cancel(model: Model, *, notify: bool) -> Update:
     )
 
 
-@memo
+@cached_statement
 def announce(model: Model, *, notify: bool) -> events.Appending:
     """Append the internal events of the cancelled tasks `ids`, which we have locked."""
     tasks = table_of(model)
     ended = (
-        select(tasks.c.id, events.announces(model, tasks).label("announced"))
+        select(tasks.c.id, events.is_announced(model, tasks).label("announced"))
         .where(_among(tasks.c.id))
         .subquery()
     )
     return events.announce(model, ended, notify=notify)
 
 
-@memo
+@cached_statement
 def insert_cancelled_runs(model: Model) -> Insert:
     """History of the current attempts of the tasks `ids`, which are about to be cancelled."""
-    tasks, runs = table_of(model), cast(Table, model.Run.__table__)  # type: ignore[attr-defined]  # mapped imperatively
+    tasks, runs = table_of(model), table_of(model, Role.RUNS)
     current = select(
         tasks.c.run_id,
         tasks.c.id,
@@ -113,7 +108,7 @@ def _among(column: Any) -> ColumnElement[bool]:
     return cast("ColumnElement[bool]", column == any_of("ids", Uuid()))
 
 
-@memo
+@cached_statement
 def overdue(model: Model) -> Select[Any]:
     """Lock up to `limit` tasks whose time is over, the longest overdue first, passing over locked ones; and say which
     of them had started."""
@@ -127,7 +122,7 @@ def overdue(model: Model) -> Select[Any]:
     )
 
 
-@memo
+@cached_statement
 def next_overdue(model: Model) -> Select[Any]:
     """In how long the next task's time is over, as an interval; NULL: there is none."""
     table = table_of(model)

@@ -7,18 +7,15 @@ the order of ids, so that two workers who write several rows take their locks in
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     FromClause,
     Interval,
     ScalarSelect,
     Select,
     SmallInteger,
-    Table,
-    TableValuedAlias,
     Text,
     Uuid,
     any_,
@@ -34,22 +31,17 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql.dml import ReturningUpdate
-from sqlalchemy.sql.selectable import LateralFromClause
 
 from ..models.predicates import PENDING, RUNNING, SLEEPING
 from . import clock
-from .cache import memo
-from .notifications import NotificationKind, hint
+from .cache import cached_statement
+from .fencing import lock_claims
+from .notifications import NotificationKind, notify_workers
 from .plan_shape import any_of, opaque_array, opaque_limit
-from .spawn import table_of
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .tables import Model, table_of
 
 
-@memo
+@cached_statement
 def claim(model: Model, *, behind: bool = False) -> ReturningUpdate[Any]:
     """Give up to `limit` ready tasks called one of `names` to `worker` for the time of `lease`. Nothing while the
     queue is paused. With `behind`, of those within reach: of priorities from `lows` to `highs`, in their order, what has been
@@ -70,7 +62,7 @@ def claim(model: Model, *, behind: bool = False) -> ReturningUpdate[Any]:
     order = ("priority", "available_at", "id")
     candidates = (
         select(*(ready.c[c] for c in order))
-        .where(text(f"ready.{PENDING}"), ready.c.name == known.c.name, in_time(ready))
+        .where(text(f"ready.{PENDING}"), ready.c.name == known.c.name, not_overdue(ready))
         .order_by(*(ready.c[c] for c in order))
         .limit(opaque_limit())
         .with_for_update(skip_locked=True, of=ready)
@@ -140,8 +132,8 @@ def _within_reach(candidates: Select[Any], known: FromClause, ready: FromClause)
     )
 
 
-@memo
-def ready(model: Model, *, named: bool) -> Select[Any]:
+@cached_statement
+def count_ready(model: Model, *, named: bool) -> Select[Any]:
     """How many tasks, called one of `names` if `named`, a claim could take now, once the sleepers that are due are woken;
     counted up to `limit`. None while the queue is paused.
 
@@ -150,7 +142,7 @@ def ready(model: Model, *, named: bool) -> Select[Any]:
 
     def counted(alias: str, state: str, order: tuple[str, ...]) -> ScalarSelect[Any]:
         task = table_of(model).alias(alias)
-        found = select(task.c.id).where(text(f"{alias}.{state}"), in_time(task))
+        found = select(task.c.id).where(text(f"{alias}.{state}"), not_overdue(task))
         if state == SLEEPING:
             found = found.where(task.c.available_at <= clock.now())
         if named:
@@ -164,53 +156,21 @@ def ready(model: Model, *, named: bool) -> Select[Any]:
     return select(case((paused(model), 0), else_=func.least(both, opaque_limit())))
 
 
-def in_time(task: FromClause) -> ColumnElement[bool]:
+def not_overdue(task: FromClause) -> ColumnElement[bool]:
     """Not overdue: else the sweep has it. As `<>`, of which the planner expects nearly all: see planning.at_most."""
     return case((task.c.cancel_at <= clock.now(), 1), else_=0) != 1
 
 
 def paused(model: Model) -> ColumnElement[bool]:
     """Whether somebody has paused the queue."""
-    queues = model.Queue.__table__  # type: ignore[attr-defined]  # mapped imperatively
+    queues = model.Queue.__table__
     row = select(queues.c.name).where(
         queues.c.name == literal(model.__queue__), queues.c.paused_at.is_not(None)
     )
     return row.exists()
 
 
-def held() -> TableValuedAlias:
-    """The claims that a worker speaks for: arrays `ids` and `tokens`."""
-    return (
-        func.unnest(opaque_array("ids", Uuid()), opaque_array("tokens", BigInteger()))
-        .table_valued(column("id", Uuid()), column("token", BigInteger()))
-        .render_derived(name="held")
-    )
-
-
-def still_held(table: Table, claims: FromClause, *columns: str, wait: bool = False) -> LateralFromClause:
-    """For each of `claims`, in their order: the id and `columns` of its row, if it is still the claim's; locked now, and
-    passed over where somebody else has it locked (or else waited for).
-
-    LateralFromClause, so that it is looked up by its id. In a join, a planner who believes that nothing is running reads all that
-    is: 7 ms for a completion with 10,000 running tasks instead of 0.1 (measured).
-    """
-    row = table.alias("row")
-    return (
-        select(row.c.id, *(row.c[name] for name in columns))
-        .where(row.c.id == claims.c.id, row.c.token == claims.c.token, text(f"row.{RUNNING}"))
-        .with_for_update(key_share=True, skip_locked=not wait)
-        .lateral("held_row")
-    )
-
-
-def _free(table: Table) -> ScalarSelect[Any]:
-    """The ids of `held` claims whose rows we have locked now: without waiting, as for every write to several tasks."""
-    claims = held()
-    row = still_held(table, claims)
-    return select(row.c.id).select_from(claims.join(row, true())).scalar_subquery()
-
-
-@memo
+@cached_statement
 def extend(model: Model) -> ReturningUpdate[Any]:
     """Move the leases of `ids` with `tokens` to `lease` from now. Returns the ids that are still held and that nobody
     has locked.
@@ -220,13 +180,13 @@ def extend(model: Model) -> ReturningUpdate[Any]:
     table = table_of(model)
     return (
         update(table)
-        .where(table.c.id == any_(func.array(_free(table))))
+        .where(table.c.id == any_(func.array(lock_claims(table))))
         .values(lease_expires_at=clock.after(bindparam("lease", type_=Interval())))
         .returning(table.c.id)
     )
 
 
-@memo
+@cached_statement
 def release(model: Model) -> ReturningUpdate[Any]:
     """Give `ids` with `tokens` back: pending again, the same run and attempt. Returns the ids that were still held and
     that nobody had locked. Idle workers are told.
@@ -236,15 +196,15 @@ def release(model: Model) -> ReturningUpdate[Any]:
     table = table_of(model)
     return (
         update(table)
-        .where(table.c.id == any_(func.array(_free(table))))
+        .where(table.c.id == any_(func.array(lock_claims(table))))
         .values(
             state="pending", token=table.c.token + 1, claimed_by=None, started_at=None, lease_expires_at=None
         )
-        .returning(table.c.id, hint(model, NotificationKind.READY))
+        .returning(table.c.id, notify_workers(model, NotificationKind.READY))
     )
 
 
-@memo
+@cached_statement
 def expired(model: Model) -> Select[Any]:
     """Lock up to `limit` running tasks whose lease is over, the oldest first, passing over locked rows.
 
@@ -269,15 +229,15 @@ def expired(model: Model) -> Select[Any]:
     )
 
 
-@memo
-def wait_at_most(longest: timedelta) -> Select[Any]:
+@cached_statement
+def set_lock_timeout(longest: timedelta) -> Select[Any]:
     """Locks are waited for so long, and then an error, until the transaction ends."""
     milliseconds = str(round(longest / timedelta(milliseconds=1)))
     return select(func.set_config("lock_timeout", milliseconds, True))
 
 
-@memo
-def standing(model: Model, *, lock: bool = False) -> Select[Any]:
+@cached_statement
+def statuses(model: Model, *, lock: bool = False) -> Select[Any]:
     """State and token of the tasks `ids`: why a write of a worker found nothing. With `lock`, for one task, it waits for
     whoever writes it."""
     table = table_of(model)

@@ -7,7 +7,7 @@ not read yet, is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -33,24 +33,19 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql.dml import ReturningDelete
 
+from ..models.names import Role
 from ..models.predicates import PENDING, RUNNING, TERMINAL
 from . import clock
-from .cache import memo
+from .cache import cached_statement
 from .events import TASK_EVENT
-from .events import table_of as event_table
 from .plan_shape import exists_by_index, opaque_limit
-from .spawn import table_of
-from .waits import table_of as wait_table
+from .tables import Model, table_of
 
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
 Models = tuple[Model, ...]
 
 
-@memo
-def finished(model: Model, beside: Models) -> ReturningDelete[Any]:
+@cached_statement
+def delete_finished(model: Model, beside: Models) -> ReturningDelete[Any]:
     """Delete up to `limit` tasks that ended more than `older_than` ago, the longest ago first, passing over locked ones.
     Returns their ids. `beside` are all queues of the Base.
 
@@ -82,7 +77,7 @@ def finished(model: Model, beside: Models) -> ReturningDelete[Any]:
         .with_for_update(of=ended, skip_locked=True)
         .cte("old")
     )
-    waits = wait_table(model)
+    waits = table_of(model, Role.WAITS)
     left = select(waits.c.task_id).where(waits.c.task_id == old.c.id)
     free = left.with_for_update(skip_locked=True).lateral("free")
     ours = select(free.c.task_id).select_from(old.join(free, true())).cte("ours")
@@ -90,11 +85,11 @@ def finished(model: Model, beside: Models) -> ReturningDelete[Any]:
     return delete(model).where(model.id == any_(func.array(gone.scalar_subquery()))).returning(model.id)
 
 
-@memo
-def settled(model: Model, beside: Models) -> ReturningDelete[Any]:
+@cached_statement
+def delete_settled(model: Model, beside: Models) -> ReturningDelete[Any]:
     """Delete up to `limit` events that were settled, or dropped, more than `older_than` ago, the longest ago first.
     Returns their ids. Not those that somebody waits for or may not have read yet."""
-    table = event_table(model)
+    table = table_of(model, Role.EVENTS)
     event = table.alias("event")
     needed = or_(
         *(_waited_for(event.c.name, model, queue) for queue in beside), _unread(event.c.settled_at, (model,))
@@ -109,7 +104,7 @@ def settled(model: Model, beside: Models) -> ReturningDelete[Any]:
     return delete(table).where(table.c.id == any_(func.array(old.scalar_subquery()))).returning(table.c.id)
 
 
-@memo
+@cached_statement
 def retentions(queues: Table) -> Select[Any]:
     """The queues that have a `retention`, and which."""
     return select(queues.c.name, queues.c.retention).where(queues.c.retention.is_not(None))
@@ -135,7 +130,7 @@ def _child(ended: FromClause, queue: Model) -> ColumnElement[bool]:
 def _waited_for(name: ColumnElement[str], model: Model, queue: Model) -> ColumnElement[bool]:
     """A task of `queue` waits for event `name` of `model`. Those that have the event wait on where they need others,
     too; there are few of them, so they are read once, and the rest is looked up."""
-    open_, met = wait_table(queue).alias("open"), wait_table(queue).alias("met")
+    open_, met = table_of(queue, Role.WAITS).alias("open"), table_of(queue, Role.WAITS).alias("met")
     of_model = literal(model.__queue__)
     waits = select(open_.c.task_id).where(
         text("NOT open.settled"), open_.c.event_name == name, open_.c.event_queue == of_model
@@ -147,7 +142,7 @@ def _waited_for(name: ColumnElement[str], model: Model, queue: Model) -> ColumnE
 def _joined_with_others(since: ColumnElement[Any], queue: Model) -> ColumnElement[bool]:
     """A task of `queue` joins others, and began to before this one ended: perhaps both, and it is read when the last has
     ended. (Its own wait is gone by then: statements.wake.forget_idle.)"""
-    join = wait_table(queue).alias("join")
+    join = table_of(queue, Role.WAITS).alias("join")
     joins = select(func.min(join.c.created_at)).where(
         text('NOT "join".settled'), join.c.event_name.startswith(TASK_EVENT, autoescape=True)
     )

@@ -6,7 +6,7 @@ advisory lock on the name (statements.locks), and that is final.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -31,23 +31,17 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
+from ..models.names import Role
 from . import clock
-from .cache import memo
-from .notifications import NotificationKind, hint
+from .cache import cached_statement
+from .notifications import NotificationKind, notify_workers
 from .plan_shape import ONE, any_of, exists_by_index, opaque_limit
+from .tables import Model, table_of
 
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
 Appending = Insert | ReturningInsert[Any]
 
 
-def table_of(model: Model) -> Table:
-    return cast(Table, model.Event.__table__)  # type: ignore[attr-defined]  # mapped imperatively
-
-
-@memo
+@cached_statement
 def emit(model: Model, *, notify: bool = True) -> Appending:
     """Append `payload` (JSON text) under `name`. Takes no lock, waits for nobody. With `notify`, idle workers are told."""
     payload = sql_cast(bindparam("payload", type_=Text()), JSONB)
@@ -57,19 +51,19 @@ def emit(model: Model, *, notify: bool = True) -> Appending:
         "payload": payload,
         "emitted_at": clock.now(),
     }
-    return _telling(insert(table_of(model)).values(values), model, notify=notify)
+    return _telling(insert(table_of(model, Role.EVENTS)).values(values), model, notify=notify)
 
 
 def _telling(statement: Insert, model: Model, *, notify: bool) -> Appending:
-    return statement.returning(hint(model, NotificationKind.ASLEEP)) if notify else statement
+    return statement.returning(notify_workers(model, NotificationKind.WAKE)) if notify else statement
 
 
 TASK_EVENT = "$task:"  # and a task's id: it has ended
 
 
-def announces(model: Model, tasks: Table) -> ColumnElement[bool]:
+def is_announced(model: Model, tasks: Table) -> ColumnElement[bool]:
     """Whether the end of a task concerns others: somebody may wait for it, or it leaves waits behind."""
-    waits = model.Wait.__table__  # type: ignore[attr-defined]  # mapped imperatively
+    waits = table_of(model, Role.WAITS)
     left = select(waits.c.task_id).where(waits.c.task_id == tasks.c.id).correlate(tasks)
     return or_(tasks.c.parent_id.is_not(None), tasks.c.awaited, exists_by_index(left))
 
@@ -83,22 +77,22 @@ def announce(model: Model, ended: FromClause, *, notify: bool = True) -> Appendi
         clock.now(),
     ).where(ended.c.announced)
     names = ["id", "name", "payload", "emitted_at"]
-    statement = insert(table_of(model)).from_select(names, rows, include_defaults=False)
+    statement = insert(table_of(model, Role.EVENTS)).from_select(names, rows, include_defaults=False)
     return _telling(statement, model, notify=notify)
 
 
-@memo
+@cached_statement
 def unsettled(model: Model) -> Select[Any]:
     """The names of the `limit` oldest rows that nobody has decided about, each once or more."""
-    table = table_of(model)
+    table = table_of(model, Role.EVENTS)
     return select(table.c.name).where(text("settled_at IS NULL")).order_by(table.c.id).limit(opaque_limit())
 
 
-@memo
+@cached_statement
 def settle(model: Model) -> ReturningUpdate[Any]:
     """Decide about every open row of `names`, whose locks we have: the earliest is the event, unless there is one.
     Returns their ids, names, and whether they were dropped."""
-    table = table_of(model)
+    table = table_of(model, Role.EVENTS)
     row = table.alias("candidate")
     first = (
         func.first_value(row.c.id)
@@ -120,17 +114,17 @@ def settle(model: Model) -> ReturningUpdate[Any]:
     )
 
 
-@memo
+@cached_statement
 def discard(model: Model) -> Delete:
     """Take away the rows of `names`: internal ones, whose news is the task's own row."""
-    table = table_of(model)
+    table = table_of(model, Role.EVENTS)
     return delete(table).where(table.c.name == any_of("names", Text()), ~table.c.dropped)
 
 
-@memo
+@cached_statement
 def find(model: Model) -> Select[Any]:
     """The event `name`: its payload as JSON text, and whether that is decided; else its earliest candidate."""
-    table = table_of(model)
+    table = table_of(model, Role.EVENTS)
     found = (
         select(
             sql_cast(table.c.payload, Text()).label("payload"),

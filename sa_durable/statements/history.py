@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from sqlalchemy import CompoundSelect, Table, Text, Uuid, bindparam, case, null, select, text
+from sqlalchemy import CompoundSelect, Text, Uuid, bindparam, case, null, select, text
 from sqlalchemy import cast as sql_cast
 
+from ..models.names import Role
 from ..models.predicates import TERMINAL
-from .cache import memo
-from .spawn import table_of
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .cache import cached_statement
+from .tables import Model, table_of
 
 
-@memo
+@cached_statement
 def attempts(model: Model) -> CompoundSelect[Any]:
     """Every attempt at task `task_id`, in order: those that ended, and the current one unless it is among them. No row:
     there is no such task. Errors as JSON text."""
-    tasks, runs = table_of(model), cast(Table, model.Run.__table__)  # type: ignore[attr-defined]  # mapped imperatively
+    tasks, runs = table_of(model), table_of(model, Role.RUNS)
     task_id = bindparam("task_id", type_=Uuid())
     ended = select(
         runs.c.id.label("run_id"),

@@ -5,7 +5,7 @@ Reading is Core, for speed; what changes a holder is rare and goes through the O
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -32,17 +32,13 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from ..models.predicates import ACTIVE, HELD, TERMINAL
 from ..models.tables import KEY, TIME
 from . import arrays, clock
-from .cache import memo
-from .notifications import hint_by_row
-from .spawn import DELAY, MAX_DURATION, RUN_AT, START_WITHIN, start, state_at, table_of
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .cache import cached_statement
+from .notifications import notify_workers_by_row
+from .spawn import DELAY, MAX_DURATION, RUN_AT, START_WITHIN, start, state_at
+from .tables import Model, table_of
 
 
-@memo
+@cached_statement
 def holder(model: Model) -> Select[Any]:
     """Who holds `key`: what a spawn tells its caller, and whether the stored params equal `params` (as jsonb: order
     of keys and 1 against 1.0 don't matter) and the key has outlived its time."""
@@ -53,7 +49,7 @@ def holder(model: Model) -> Select[Any]:
     ).where(table.c.idempotency_key == bindparam("key", type_=KEY), text(HELD))
 
 
-@memo
+@cached_statement
 def holders(model: Model) -> Select[Any]:
     """As `holder`, for arrays (statements.arrays) of `keys` and `params` of the same length; with the position of each, from 1."""
     table = table_of(model)
@@ -96,7 +92,7 @@ def _expired(table: Table) -> ColumnElement[bool]:
     )
 
 
-@memo
+@cached_statement
 def held_task(model: Model) -> Select[Any]:
     """The task that holds `key` and has not outlived it."""
     table = table_of(model)
@@ -150,6 +146,6 @@ def update_waiting(
         ),
         **own,
     }
-    told = [hint_by_row(model, table_of(model))] if notify else []
+    told = [notify_workers_by_row(model, table_of(model))] if notify else []
     waiting = (model.first_started_at.is_(None), text(ACTIVE), text(HELD))
     return update(model).where(model.id == values["id"], *waiting).values(new).returning(model.state, *told)

@@ -7,17 +7,17 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, Text, bindparam, column, func, literal, select
 
 from .arrays import array
-from .cache import memo
+from .cache import cached_statement
 
 
-@memo
-def settling(queue: str) -> Select[Any]:
+@cached_statement
+def lock_name(queue: str) -> Select[Any]:
     """Wait until nobody else decides which row of event `name` is the event, and keep others from it until commit."""
     return select(func.pg_advisory_xact_lock(_key(queue, bindparam("name", type_=Text()))))
 
 
-@memo
-def try_settling(queue: str) -> Select[Any]:
+@cached_statement
+def try_lock_names(queue: str) -> Select[Any]:
     """Those of `names` (an array of distinct ones) that nobody else is deciding; they are ours until commit. Never
     waits: several names can't deadlock."""
     names = func.unnest(array("names", Text())).table_valued(column("name", Text())).render_derived()

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Select, any_, func, select, text, update
 
 from ..models.predicates import SLEEPING
 from . import clock
-from .cache import memo
+from .cache import cached_statement
 from .plan_shape import ONE, opaque_limit
-from .spawn import table_of
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .tables import Model, table_of
 
 
-@memo
+@cached_statement
 def promote(model: Model) -> Select[Any]:
     """Make up to `limit` sleepers that are due pending, the longest due first. Returns one row: how many (`woken`), and
     in how long the next sleeper is due (`next_due`, an interval; NULL: none).

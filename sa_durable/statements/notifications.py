@@ -9,7 +9,7 @@ once, and only if a row was written.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from sqlalchemy import (
     Boolean,
@@ -40,12 +40,8 @@ from ..models.predicates import TERMINAL
 from ..models.tables import TIME
 from . import clock
 from .arrays import array
-from .cache import memo
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .cache import cached_statement
+from .tables import Model
 
 CHANNEL = "sa_durable"  # for workers: the one of a database
 ENDED = "sa_durable_ended"  # for whoever waits for a task from outside; payloads are ids
@@ -55,24 +51,20 @@ class NotificationKind(StrEnum):
     """What there is for a worker: something to claim, or a sleeper or event to look after."""
 
     READY = "r"
-    ASLEEP = "s"
+    WAKE = "s"
 
 
-def table_of(model: Model) -> Table:
-    return cast(Table, model.Queue.__table__)  # type: ignore[attr-defined]  # mapped imperatively
-
-
-def hint(model: Model, kind: NotificationKind) -> Label[Any]:
+def notify_workers(model: Model, kind: NotificationKind) -> Label[Any]:
     """For RETURNING: tell the workers of a queue, if one is idle. A column of no interest."""
     return _notify(model, literal_column(f"'{kind}'", Text())).label("hint")
 
 
-def hint_by_row(model: Model, tasks: Table) -> Label[Any]:
+def notify_workers_by_row(model: Model, tasks: Table) -> Label[Any]:
     """As `hint`, for new tasks that may be asleep, unless they are for long: whoever looks for sleepers finds those in
     time. Looks once for each row."""
     # Literal, so that the subquery takes the row of RETURNING and doesn't read the table.
     kind = literal_column(
-        f"CASE {tasks.name}.state WHEN 'pending' THEN '{NotificationKind.READY}' ELSE '{NotificationKind.ASLEEP}' END",
+        f"CASE {tasks.name}.state WHEN 'pending' THEN '{NotificationKind.READY}' ELSE '{NotificationKind.WAKE}' END",
         Text(),
     )
     soon = literal_column(f"{tasks.name}.available_at", TIME) < clock.now() + _SOON
@@ -82,21 +74,21 @@ def hint_by_row(model: Model, tasks: Table) -> Label[Any]:
 _SOON = literal_column("interval '1 minute'", Interval())
 
 
-def ended(tasks: Table) -> Label[Any]:
+def notify_waiters(tasks: Table) -> Label[Any]:
     """For RETURNING of what may end tasks: tell those who wait for one from outside. Only of tasks that are `awaited`."""
     over = and_(tasks.c.awaited, literal_column(f"{tasks.name}.{TERMINAL}", Boolean()))
     tell = func.pg_notify(literal_column(f"'{ENDED}'", Text()), sql_cast(tasks.c.id, Text()), type_=Text())
     return case((over, tell)).label("waiters")
 
 
-@memo
+@cached_statement
 def send(model: Model, kind: NotificationKind) -> Select[Any]:
     """As `hint`, for whoever has no RETURNING."""
-    return select(hint(model, kind))
+    return select(notify_workers(model, kind))
 
 
 def _notify(model: Model, kind: ColumnElement[str], *conditions: ColumnElement[bool]) -> ScalarSelect[Any]:
-    idle = table_of(model).alias("idle")
+    idle = model.Queue.__table__.alias("idle")
     # The table's oid: workers of another schema have a table, and hints, of their own.
     payload = kind + literal_column(f"' ' || idle.tableoid || ' {model.__queue__}'", Text())
     wanted = idle.c.name == literal_column(f"'{model.__queue__}'", Text())
@@ -108,8 +100,8 @@ def _notify(model: Model, kind: ColumnElement[str], *conditions: ColumnElement[b
     )
 
 
-@memo
-def ask(queues: Table) -> ReturningInsert[Any]:
+@cached_statement
+def enable(queues: Table) -> ReturningInsert[Any]:
     """Have whoever has something for the queues `names` (a sorted array) notify us, for `time`. Returns their names and
     the table's oid: what payloads say."""
     wanted = func.unnest(array("names", Text())).table_valued(column("name", Text())).render_derived()
@@ -120,8 +112,8 @@ def ask(queues: Table) -> ReturningInsert[Any]:
     ).returning(queues.c.name, sql_cast(literal_column("tableoid"), Text()).label("oid"))
 
 
-@memo
-def stop_asking(queues: Table) -> Update:
+@cached_statement
+def disable(queues: Table) -> Update:
     """Nobody need notify for the queues `names` any more."""
     return (
         update(queues)
@@ -130,14 +122,14 @@ def stop_asking(queues: Table) -> Update:
     )
 
 
-@memo
-def echo() -> Select[Any]:
+@cached_statement
+def notify_self() -> Select[Any]:
     """Notify ourselves of `payload`."""
     payload = sql_cast(bindparam("payload", type_=Text()), Text())
     return select(func.pg_notify(literal_column(f"'{CHANNEL}'", Text()), payload, type_=Text()))
 
 
-@memo
-def never_wait() -> Select[Any]:
+@cached_statement
+def set_short_lock_timeout() -> Select[Any]:
     """Rather fail than wait for locks in this transaction."""
     return select(func.set_config("lock_timeout", "50ms", literal_column("true")))

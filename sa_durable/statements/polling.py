@@ -3,7 +3,7 @@ an index, whatever waits there."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -19,19 +19,13 @@ from sqlalchemy import (
     union_all,
 )
 
+from ..models.names import Role
 from ..models.predicates import LIMITED, PENDING, RUNNING, SLEEPING
 from . import clock
-from .cache import memo
-from .claims import in_time, paused
-from .events import table_of as event_table
+from .cache import cached_statement
+from .claims import not_overdue, paused
 from .plan_shape import ONE, exists_by_index, opaque_array
-from .spawn import table_of
-from .waits import table_of as wait_table
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .tables import Model, table_of
 
 
 def names_of(number: int) -> str:
@@ -39,7 +33,7 @@ def names_of(number: int) -> str:
     return f"names_{number}"
 
 
-@memo
+@cached_statement
 def due(models: tuple[Model, ...]) -> CompoundSelect[Any]:
     """A row for each queue, by its `number`: whether there is something to claim (`ready`), in how long the first sleeper
     is due (`next_due`, an interval, negative if it is overdue; NULL: there is none), whether there are events to settle
@@ -47,8 +41,8 @@ def due(models: tuple[Model, ...]) -> CompoundSelect[Any]:
     return _for_each(models, _due)
 
 
-@memo
-def ended(models: tuple[Model, ...]) -> CompoundSelect[Any]:
+@cached_statement
+def expired(models: tuple[Model, ...]) -> CompoundSelect[Any]:
     """As `due`: whether a lease is over (`expired`), which reads all that is running, and in how long the first task's time
     is over (`next_overdue`, as `next_due`)."""
     return _for_each(models, _ended)
@@ -64,7 +58,7 @@ def _for_each(models: tuple[Model, ...], look: Any) -> CompoundSelect[Any]:
 
 def _due(number: int, model: Model) -> list[ColumnElement[Any]]:
     # In an order, which only the index has: the planner expects many such rows, and to meet one soon in the table.
-    event, wait = event_table(model), wait_table(model)
+    event, wait = table_of(model, Role.EVENTS), table_of(model, Role.WAITS)
     ready = table_of(model).alias("ready")
     known = (
         func.unnest(opaque_array(names_of(number), Text()))
@@ -73,7 +67,7 @@ def _due(number: int, model: Model) -> list[ColumnElement[Any]]:
     )
     first = (  # of each name, as a claim does: rows of other names cost nothing
         select(ready.c.id)
-        .where(text(f"ready.{PENDING}"), ready.c.name == known.c.name, in_time(ready))
+        .where(text(f"ready.{PENDING}"), ready.c.name == known.c.name, not_overdue(ready))
         .order_by(ready.c.priority, ready.c.available_at, ready.c.id)
         .limit(ONE)
         .lateral("first")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -24,17 +24,13 @@ from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from ..models.predicates import HELD, TAKES_KEY_BACK
 from . import clock
-from .cache import memo
-from .notifications import NotificationKind, hint
-from .spawn import parameter, table_of, unless_held
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .cache import cached_statement
+from .notifications import NotificationKind, notify_workers
+from .spawn import parameter, unless_held
+from .tables import Model, table_of
 
 
-@memo
+@cached_statement
 def lock(model: Model) -> Select[Any]:
     """Lock task `task_id`, and say what becomes of its key if it goes on: whether it holds it now (`held`), or takes it
     back (`takes_key`)."""
@@ -53,7 +49,9 @@ def lock(model: Model) -> Select[Any]:
     )
 
 
-def again(model: Model, task_id: UUID, run_id: UUID, *, detached: bool, notify: bool) -> ReturningUpdate[Any]:
+def retry_in_place(
+    model: Model, task_id: UUID, run_id: UUID, *, detached: bool, notify: bool
+) -> ReturningUpdate[Any]:
     """Make a locked task pending, for another attempt as `run_id`; `detached`: without its key. Returns the attempt.
     With `notify`, idle workers are told, here and below.
 
@@ -89,8 +87,8 @@ def again(model: Model, task_id: UUID, run_id: UUID, *, detached: bool, notify: 
     )
 
 
-@memo
-def copy(model: Model, own: tuple[str, ...], *, keyed: bool, notify: bool) -> ReturningInsert[Any]:
+@cached_statement
+def retry_as_new(model: Model, own: tuple[str, ...], *, keyed: bool, notify: bool) -> ReturningInsert[Any]:
     """Insert task `id` with run `run_id`, to do what task `task_id` was to do: with its columns `own`, which are the
     application's, and, if `keyed`, with its key, unless that is held, and its `hold`. Returns its id, or no row."""
     table = table_of(model)
@@ -112,4 +110,4 @@ def copy(model: Model, own: tuple[str, ...], *, keyed: bool, notify: bool) -> Re
 
 
 def _told(model: Model, *, notify: bool) -> list[Any]:
-    return [hint(model, NotificationKind.READY)] if notify else []
+    return [notify_workers(model, NotificationKind.READY)] if notify else []

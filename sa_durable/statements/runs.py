@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -31,22 +31,18 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from ..models.predicates import RUNNING, TERMINAL
+from ..models.names import Role
+from ..models.predicates import TERMINAL
 from ..models.tables import TIME
 from . import clock, notifications
-from .cache import memo
-from .claims import still_held
-from .events import announce, announces
+from .cache import cached_statement
+from .events import announce, is_announced
+from .fencing import claim_is_held, lock_held
 from .plan_shape import opaque_array
-from .spawn import table_of
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .tables import Model, table_of
 
 
-@memo
+@cached_statement
 def complete_many(model: Model, *, wait: bool = False) -> Select[Any]:
     """Store `results` (JSON texts) of the claims `ids` with `tokens`. Returns the ids that were still held, and whether
     their end was announced.
@@ -66,7 +62,7 @@ def complete_many(model: Model, *, wait: bool = False) -> Select[Any]:
         )
         .render_derived(name="ended")
     )
-    row = still_held(table, ended, wait=wait)
+    row = lock_held(table, ended, wait=wait)
     locked = select(row.c.id, ended.c.result).select_from(ended.join(row, true())).cte("locked")
     done = (
         update(table)
@@ -77,14 +73,16 @@ def complete_many(model: Model, *, wait: bool = False) -> Select[Any]:
             finished_at=clock.now(),
             lease_expires_at=None,
         )
-        .returning(table.c.id, announces(model, table).label("announced"), notifications.ended(table))
+        .returning(
+            table.c.id, is_announced(model, table).label("announced"), notifications.notify_waiters(table)
+        )
         .cte("done")
     )
     told = announce(model, done).cte("told")
     return select(done.c.id, done.c.announced).add_cte(told)
 
 
-@memo
+@cached_statement
 def fail_many(model: Model, *, wait: bool = False) -> Select[Any]:
     """End the runs of `ids` with `tokens`, each with its `errors` (JSON text), and write their history. Returns the
     ids that were still held, the states that follow, and whether an end was announced. Passes over locked rows as
@@ -94,7 +92,7 @@ def fail_many(model: Model, *, wait: bool = False) -> Select[Any]:
     has failed. What would go on after its time was over is cancelled. One statement: history and task change
     together, in one round trip.
     """
-    table, runs = table_of(model), cast(Table, model.Run.__table__)  # type: ignore[attr-defined]  # mapped imperatively
+    table, runs = table_of(model), table_of(model, Role.RUNS)
     ended = (
         func.unnest(
             opaque_array("ids", Uuid()),
@@ -113,7 +111,7 @@ def fail_many(model: Model, *, wait: bool = False) -> Select[Any]:
         .render_derived(name="ended")
     )
     names = ("run_id", "attempt", "claimed_by", "started_at", "lease_expires_at")
-    row = still_held(table, ended, *names, wait=wait)
+    row = lock_held(table, ended, *names, wait=wait)
     given = (ended.c.error, ended.c.delay, ended.c.next_run)
     locked = select(*row.c, *given).select_from(ended.join(row, true())).cte("locked")
     current = select(
@@ -179,8 +177,8 @@ def fail_many(model: Model, *, wait: bool = False) -> Select[Any]:
         .returning(
             table.c.id,
             table.c.state,
-            and_(text(f"{table.name}.{TERMINAL}"), announces(model, table)).label("announced"),
-            notifications.ended(table),
+            and_(text(f"{table.name}.{TERMINAL}"), is_announced(model, table)).label("announced"),
+            notifications.notify_waiters(table),
         )
         .cte("done")
     )
@@ -188,20 +186,21 @@ def fail_many(model: Model, *, wait: bool = False) -> Select[Any]:
     return select(done.c.id, done.c.state, done.c.announced).add_cte(history, told)
 
 
-@memo
+@cached_statement
 def sleep(model: Model) -> ReturningUpdate[Any]:
-    """Put the claim `task_id` with `held_token` to sleep until `wake`, if that is still to come; the same run goes on then.
-    Returns its id."""
-    table = table_of(model)
+    """Put the task of claim `task_id` with `held_token` to sleep until `wake`, if that is in the future.
+
+    The same run goes on then. Returns the task's id.
+    """
     wake: ColumnElement[Any] = sql_cast(bindparam("wake", type_=TIME), TIME)
+    return suspend(table_of(model), wake, wake > clock.now())
+
+
+def suspend(table: Table, wake: ColumnElement[Any], *conditions: ColumnElement[bool]) -> ReturningUpdate[Any]:
+    """Put the task of claim `task_id` with `held_token` to sleep until `wake`, and return its id."""
     return (
         update(table)
-        .where(
-            table.c.id == bindparam("task_id", type_=Uuid()),
-            table.c.token == bindparam("held_token", type_=BigInteger()),
-            text(RUNNING),
-            wake > clock.now(),
-        )
+        .where(claim_is_held(table), *conditions)
         .values(
             state="sleeping",
             available_at=wake,

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sqlalchemy import ARRAY, Text, TextualSelect, bindparam, column, text
 
 from ..models.names import QUEUES_TABLE, Role, named, table_name
 from .catalog import relation
-from .spawn import table_of
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
+from .tables import Model, table_of
 
 _MISSING = text("""
     SELECT 'column ' || wanted.name AS missing
@@ -32,7 +27,7 @@ _MISSING = text("""
 """).columns(column("missing", Text()))
 
 
-def missing(model: type[DurableTask], schema: str | None) -> TextualSelect:
+def missing(model: Model, schema: str | None) -> TextualSelect:
     """The columns, and the valid key index, that aren't there; no row if all are."""
     table = table_of(model)
     return _MISSING.bindparams(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from sqlalchemy import (
     Column,
@@ -34,13 +34,9 @@ from sqlalchemy.sql.dml import ReturningInsert
 from ..models.predicates import HELD
 from ..models.tables import KEY, TIME
 from . import arrays, clock, notifications
-from .cache import memo
+from .cache import cached_statement
 from .notifications import NotificationKind
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .tables import Model, table_of
 
 # What a spawn sets, in the order of its parameters. `available_at` and `state` follow from run_at and delay.
 _PLAIN = (
@@ -55,6 +51,7 @@ _PLAIN = (
     "parent_queue",
     "parent_id",
 )
+
 # Parameters that are no columns; named so that they are none of the application's either.
 RUN_AT, DELAY, KEY_TTL = "durable_run_at", "durable_delay", "durable_key_ttl"
 START_WITHIN, MAX_DURATION = "durable_start_within", "max_duration"
@@ -62,10 +59,6 @@ DUE_RUN_AT, DUE_DELAY = "durable_due_run_at", "durable_due_delay"
 STATE_RUN_AT, STATE_DELAY = "durable_state_run_at", "durable_state_delay"
 _AS_TEXT = frozenset({"params", "headers", "retry"})
 _IDS = frozenset({"id", "run_id"})
-
-
-def table_of(model: Model) -> Table:
-    return cast(Table, model.__table__)
 
 
 def _bind(name: str, column_: Column[Any] | ColumnElement[Any]) -> ColumnElement[Any]:
@@ -94,26 +87,26 @@ def _start(run_at: str, delay: str) -> ColumnElement[Any]:
     return start(parameter(run_at, TIME), parameter(delay, Interval()))
 
 
-def starts(run_at: datetime | None, delay: timedelta) -> dict[str, Any]:
+def start_parameters(run_at: datetime | None, delay: timedelta) -> dict[str, Any]:
     """The parameters of when a task starts."""
     again = {STATE_RUN_AT: run_at, STATE_DELAY: delay, DUE_RUN_AT: run_at, DUE_DELAY: delay}
     return {RUN_AT: run_at, DELAY: delay, **again}
 
 
-def limits(start_within: timedelta | None, max_duration: timedelta | None) -> dict[str, Any]:
+def limit_parameters(start_within: timedelta | None, max_duration: timedelta | None) -> dict[str, Any]:
     """The parameters of when a task is given up."""
     return {START_WITHIN: start_within, MAX_DURATION: max_duration}
 
 
 # The parameters of a spawn without options, where a statement has them all
 NO_OPTION: Mapping[str, Any] = {
-    **starts(None, timedelta(0)),
-    **limits(None, None),
+    **start_parameters(None, timedelta(0)),
+    **limit_parameters(None, None),
     **dict.fromkeys(("idempotency_key", "key_hold", KEY_TTL)),
 }
 
 
-@memo
+@cached_statement
 def insert_task(
     model: Model,
     *,
@@ -160,9 +153,9 @@ def _returning(statement: Insert, model: Model, *, scheduled: bool, notify: bool
     table = table_of(model)
     returning: list[Any] = [table.c.id, table.c.state]
     if notify and scheduled:
-        returning.append(notifications.hint_by_row(model, table))
+        returning.append(notifications.notify_workers_by_row(model, table))
     elif notify:
-        returning.append(notifications.hint(model, NotificationKind.READY))
+        returning.append(notifications.notify_workers(model, NotificationKind.READY))
     return statement.returning(*returning)
 
 
@@ -210,7 +203,7 @@ def batch(columns: Mapping[str, Sequence[Any]]) -> tuple[tuple[str, ...], dict[s
     return tuple(varying), parameters
 
 
-@memo
+@cached_statement
 def insert_tasks(model: Model, varying: tuple[str, ...], *, notify: bool = True) -> ReturningInsert[Any]:
     """Insert many tasks at once, passing over those whose key is held. Returns the ids and states of the new ones.
 
@@ -221,7 +214,7 @@ def insert_tasks(model: Model, varying: tuple[str, ...], *, notify: bool = True)
     return _returning(_insert_tasks(model, varying, scheduled=True), model, scheduled=True, notify=notify)
 
 
-@memo
+@cached_statement
 def insert_ready_tasks(model: Model, varying: tuple[str, ...], *, notify: bool = True) -> Select[Any]:
     """As `insert_tasks`, for tasks that start now. Returns the ids of the new ones as one text, with commas between, or
     NULL: a row for each costs the client as much as all else that it does with a task. Idle workers are told once."""
@@ -251,7 +244,7 @@ def _insert_tasks(model: Model, varying: tuple[str, ...], *, scheduled: bool) ->
     return unless_held(statement, table)
 
 
-@memo
+@cached_statement
 def outcome(model: Model) -> Select[Any]:
     """State, attempt, name, result and error of task `task_id`."""
     table = table_of(model)

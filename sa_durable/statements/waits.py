@@ -10,11 +10,10 @@ statements.waking is the one that waits, and it locks no task).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from sqlalchemy import (
     CTE,
-    BigInteger,
     Boolean,
     ColumnElement,
     Delete,
@@ -23,7 +22,6 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
-    and_,
     any_,
     bindparam,
     column,
@@ -39,24 +37,18 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from ..models.predicates import RUNNING, TERMINAL
+from ..models.names import Role
+from ..models.predicates import TERMINAL
 from . import clock
 from .arrays import array
-from .cache import memo
+from .cache import cached_statement
+from .fencing import claim_is_held
 from .plan_shape import any_of, opaque_array
-from .spawn import table_of as tasks_of
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .runs import suspend
+from .tables import Model, table_of
 
 
-def table_of(model: Model) -> Table:
-    return cast(Table, model.Wait.__table__)  # type: ignore[attr-defined]  # mapped imperatively
-
-
-@memo
+@cached_statement
 def register(model: Model) -> Select[Any]:
     """Have the claim `task_id` with `held_token` wait, as `step`, for the events `names` of the queues `queues`
     (arrays), for `timeout`. A wait that is there keeps its end. Returns one row: whether the claim stands (`held`), and
@@ -65,7 +57,7 @@ def register(model: Model) -> Select[Any]:
     The lock makes the fence real, as in checkpoints.save: who ends the task waits for us, or we see that it ended.
     DO NOTHING, since an update would lock several waits in an order of its own, against `settle`.
     """
-    table, tasks = table_of(model), tasks_of(model)
+    table, tasks = table_of(model, Role.WAITS), table_of(model)
     task_id: ColumnElement[Any] = bindparam("task_id", type_=Uuid())
     step: ColumnElement[Any] = sql_cast(bindparam("step", type_=Text()), Text())
     claim = _claim(tasks)
@@ -100,20 +92,18 @@ def _claim(tasks: Table) -> CTE:
     return (
         select(tasks.c.id)
         .where(
-            tasks.c.id == bindparam("task_id", type_=Uuid()),
-            tasks.c.token == bindparam("held_token", type_=BigInteger()),
-            text(RUNNING),
+            claim_is_held(tasks),
         )
         .with_for_update(key_share=True)
         .cte("claim")
     )
 
 
-@memo
+@cached_statement
 def narrow(model: Model) -> Select[Any]:
     """Have the claim `task_id` with `held_token` wait, as `step`, for no other events than `names` (an array). Waits that are
     just being settled stay: they are no hindrance then. Returns whether any are left."""
-    table = table_of(model)
+    table = table_of(model, Role.WAITS)
     mine = (
         table.c.task_id == bindparam("task_id", type_=Uuid()),
         table.c.step == bindparam("step", type_=Text()),
@@ -122,7 +112,7 @@ def narrow(model: Model) -> Select[Any]:
         select(table.c.event_name)
         .where(
             *mine,
-            table.c.task_id.in_(select(_claim(tasks_of(model)).c.id)),
+            table.c.task_id.in_(select(_claim(table_of(model)).c.id)),
             text(f"NOT {table.name}.settled"),
             table.c.event_name.not_in(select(func.unnest(array("names", Text())))),
         )
@@ -138,39 +128,24 @@ def narrow(model: Model) -> Select[Any]:
     return select((before > select(func.count()).select_from(gone).scalar_subquery()).label("waits"))
 
 
-@memo
+@cached_statement
 def sleep(model: Model) -> ReturningUpdate[Any]:
     """Put the claim `task_id` with `held_token` to sleep until it is woken, or the first of its waits' times is over.
     Returns its id."""
-    table, waits = tasks_of(model), table_of(model)
+    table, waits = table_of(model), table_of(model, Role.WAITS)
     wake = (
         select(func.min(waits.c.timeout_at))
         .where(waits.c.task_id == table.c.id, text(f"NOT {waits.name}.settled"))
         .correlate(table)
         .scalar_subquery()
     )
-    return (
-        update(table)
-        .where(
-            table.c.id == bindparam("task_id", type_=Uuid()),
-            table.c.token == bindparam("held_token", type_=BigInteger()),
-            text(RUNNING),
-        )
-        .values(
-            state="sleeping",
-            available_at=wake,
-            token=table.c.token + 1,
-            claimed_by=None,
-            lease_expires_at=None,
-        )
-        .returning(table.c.id)
-    )
+    return suspend(table, wake)
 
 
-@memo
+@cached_statement
 def forget(model: Model) -> Delete:
     """Task `id` no longer waits in `step`. Waits that are just being settled stay: statements.wake.forget_idle has them then."""
-    table = table_of(model)
+    table = table_of(model, Role.WAITS)
     mine = (
         table.c.task_id == bindparam("id", type_=Uuid()),
         table.c.step == bindparam("step", type_=Text()),
@@ -179,10 +154,10 @@ def forget(model: Model) -> Delete:
     return delete(table).where(*mine, table.c.event_name == any_(func.array(free.scalar_subquery())))
 
 
-@memo
+@cached_statement
 def outcomes(model: Model) -> Select[Any]:
     """State, result and error (JSON texts) of the tasks `ids`."""
-    table = tasks_of(model)
+    table = table_of(model)
     return select(
         table.c.id,
         table.c.name,
@@ -194,10 +169,10 @@ def outcomes(model: Model) -> Select[Any]:
     ).where(table.c.id == any_of("ids", Uuid()))
 
 
-@memo
+@cached_statement
 def mark_awaited(model: Model) -> ReturningUpdate[Any]:
     """Have the end of task `id` announced. Returns its id, unless it has ended."""
-    table = tasks_of(model)
+    table = table_of(model)
     return (
         update(table)
         .where(table.c.id == bindparam("task_id", type_=Uuid()), text(f"NOT ({TERMINAL})"))
@@ -206,16 +181,12 @@ def mark_awaited(model: Model) -> ReturningUpdate[Any]:
     )
 
 
-@memo
+@cached_statement
 def touch(model: Model, *, wait: bool) -> ReturningUpdate[Any]:
     """Write the row of claim `task_id` with `held_token` as it is; or no row, without `wait`, if somebody has it locked. A
     cascade at REPEATABLE READ, which couldn't see the child that this transaction spawns, then fails and is run again."""
-    table = tasks_of(model)
-    own = and_(
-        table.c.id == bindparam("task_id", type_=Uuid()),
-        table.c.token == bindparam("held_token", type_=BigInteger()),
-        text(RUNNING),
-    )
+    table = table_of(model)
+    own = claim_is_held(table)
     if not wait:
         free = select(table.c.id).where(own).with_for_update(key_share=True, skip_locked=True)
         own = table.c.id == any_(func.array(free.scalar_subquery()))

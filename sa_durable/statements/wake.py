@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     CTE,
@@ -26,26 +26,21 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 from sqlalchemy.sql.selectable import LateralFromClause
 
+from ..models.names import Role
 from ..values import TERMINAL, TaskState
 from . import clock
-from .cache import memo
-from .notifications import NotificationKind, hint
+from .cache import cached_statement
+from .notifications import NotificationKind, notify_workers
 from .plan_shape import ONE, any_of, exists_by_index, opaque_array, opaque_limit
-from .spawn import table_of as tasks_of
-from .waits import table_of
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .tables import Model, table_of
 
 
-@memo
-def settle(model: Model, *, notify: bool) -> ReturningUpdate[Any]:
+@cached_statement
+def mark_settled(model: Model, *, notify: bool) -> ReturningUpdate[Any]:
     """Mark whoever waits for the events `names` of `queue`. Tasks aren't touched: a locked one must not hold this up.
     With `notify`, idle workers of theirs are told."""
-    table = table_of(model)
-    told = [hint(model, NotificationKind.ASLEEP)] if notify else []
+    table = table_of(model, Role.WAITS)
+    told = [notify_workers(model, NotificationKind.WAKE)] if notify else []
     return (
         update(table)
         .where(
@@ -58,11 +53,11 @@ def settle(model: Model, *, notify: bool) -> ReturningUpdate[Any]:
     )
 
 
-@memo
-def awaited(model: Model) -> Select[Any]:
+@cached_statement
+def awaited_events(model: Model) -> Select[Any]:
     """Which events of the queues `queues` open waits are for: queue and name, of each queue up to `limit` names behind
     that of the array `after`, in order, some more than once."""
-    table = table_of(model)
+    table = table_of(model, Role.WAITS)
     asked = (
         func.unnest(opaque_array("queues", Text()), opaque_array("after", Text()))
         .table_valued(column("queue", Text()), column("after", Text()))
@@ -79,11 +74,11 @@ def awaited(model: Model) -> Select[Any]:
     return found.order_by(asked.c.queue, names.c.event_name)
 
 
-@memo
+@cached_statement
 def wake(model: Model) -> Select[Any]:
     """Make up to `limit` sleepers pending whose events are all there, passing over locked ones; those waits are over.
     Returns how many."""
-    table, tasks = table_of(model), tasks_of(model)
+    table, tasks = table_of(model, Role.WAITS), table_of(model)
     steps = _settled_steps(table)
     # Lateral, as leases.still_held, and with a state that the planner can't read: where it believed that nobody sleeps,
     # it searched the index of all sleepers for each wait. A task with several steps comes several times.
@@ -122,10 +117,10 @@ def wake(model: Model) -> Select[Any]:
     )
 
 
-@memo
+@cached_statement
 def forget_ended(model: Model) -> ReturningDelete[Any]:
     """Drop the waits of those of the tasks `ids` (an array) that are over, passing over what is locked."""
-    table, tasks = table_of(model), tasks_of(model)
+    table, tasks = table_of(model, Role.WAITS), table_of(model)
     over = (  # locked: a task that is retried meanwhile needs its new waits
         select(tasks.c.id.label("task_id"))
         .where(tasks.c.id == any_of("ids", Uuid()), tasks.c.state.in_(_ENDED))
@@ -136,11 +131,11 @@ def forget_ended(model: Model) -> ReturningDelete[Any]:
     return _delete(table, select(*wait.c).select_from(over.join(wait, true())))
 
 
-@memo
+@cached_statement
 def forget_idle(model: Model) -> ReturningDelete[Any]:
     """Drop up to `limit` settled waits that wake nobody: of tasks that will look for themselves or have ended, and
     those whose step waits for others still. A running task's own stay: it may be about to sleep."""
-    table, tasks = table_of(model), tasks_of(model)
+    table, tasks = table_of(model, Role.WAITS), table_of(model)
     steps = _settled_steps(table)
     state = select(tasks.c.state).where(tasks.c.id == steps.c.task_id).correlate(steps).scalar_subquery()
     idle = or_(state.in_([*_ENDED, TaskState.PENDING]), _waits_for_more(table, steps))

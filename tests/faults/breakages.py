@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import bindparam, func, literal_column, select, text
+from sqlalchemy import Table, and_, func, text
 from sqlalchemy.orm import Session
 
 from sa_durable.models.predicates import RUNNING
@@ -19,9 +19,8 @@ from sa_durable.runtime.loops import heartbeat, sweeper
 from sa_durable.runtime.threads.periodic import PeriodicThread
 from sa_durable.services import checkpoints as checkpoint_services
 from sa_durable.services import maintenance, runs
-from sa_durable.statements import checkpoints
+from sa_durable.statements import fencing
 from sa_durable.statements import claims as leases
-from sa_durable.statements import runs as run_statements
 from sa_durable.statements import spawn as tasks
 
 COMMIT = 0.02  # seconds that a COMMIT takes on a busy disk; here nothing waits for one
@@ -31,21 +30,12 @@ BETWEEN = 0.02  # seconds from one transaction to the next, as on a busy machine
 def without_token() -> None:
     """Whoever runs a task may write for it, whichever claim is the current one."""
 
-    def still_held(table: Any, claims: Any, *columns: str, wait: bool = False) -> Any:
-        row = table.alias("row")
-        return (
-            select(row.c.id, *(row.c[name] for name in columns))
-            .where(row.c.id == claims.c.id, text(f"row.{RUNNING}"))
-            .with_for_update(key_share=True, skip_locked=not wait)
-            .lateral("held_row")
-        )
+    def is_held(tasks: Any, task_id: Any, token: Any) -> Any:
+        prefix = "" if isinstance(tasks, Table) else f"{tasks.name}."
+        any_token = tasks.c.token == func.coalesce(tasks.c.token, token)  # keeps the parameter
+        return and_(tasks.c.id == task_id, any_token, text(prefix + RUNNING))
 
-    def parameter(name: str, **kw: Any) -> Any:
-        given = bindparam(name, **kw)
-        return func.coalesce(literal_column("token"), given) if name == "token" else given
-
-    leases.still_held = run_statements.still_held = still_held
-    checkpoints.bindparam = parameter
+    fencing.is_held = is_held
 
 
 def sweep_without_recheck() -> None:

@@ -1,21 +1,28 @@
-"""No index is there for nothing: each is used by the statements that its comment names (tests/plans/test_*_plans.py)."""
+"""Every index of a queue's tables serves a statement: its plan is tested, and uses the index."""
 
 from __future__ import annotations
 
-import ast
-import importlib
-import re
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
+from sqlalchemy import Executable
 
-from sa_durable.models import tables
-from tests.plans import test_run_plans, test_sweep_plans, test_wait_plans
+from sa_durable.statements import (
+    cancellation,
+    claims,
+    cleanup,
+    events,
+    history,
+    maintenance,
+    polling,
+    runs,
+    waits,
+    wake,
+)
+from tests.plans import test_run_plans, test_spawn_plans, test_sweep_plans, test_wait_plans
 from tests.plans.explaining import Case
-from tests.shop import BillingTask, MailTask
+from tests.plans.test_sweep_plans import BOTH
+from tests.shop import MailTask
 
 CASES: list[Case] = [
     *test_run_plans.CASES,
@@ -26,62 +33,63 @@ CASES: list[Case] = [
     *test_wait_plans.BUSY,
     *test_wait_plans.CASES,
 ]
-ARGUMENTS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
-    ((), {}),
-    ((), {"notify": False}),
-    (("mail",), {}),
-    (((MailTask,),), {}),
-]
+DUE = polling.due((MailTask,))
+
+# Index, without `ix_durable_mail_` or `uq_durable_mail_`: the statements that need it. Builders return the same object
+# for the same arguments, so each of these is the very statement of a case.
+SERVES: dict[str, list[Executable]] = {
+    "tasks_ready": [claims.claim(MailTask), claims.count_ready(MailTask, named=True), DUE],
+    "tasks_due": [maintenance.promote(MailTask), claims.count_ready(MailTask, named=True), DUE],
+    "tasks_running": [
+        claims.expired(MailTask),
+        claims.extend(MailTask),
+        claims.release(MailTask),
+        runs.complete_many(MailTask),
+        runs.fail_many(MailTask),
+        runs.sleep(MailTask),
+        waits.sleep(MailTask),
+        waits.touch(MailTask, wait=False),
+        polling.expired((MailTask,)),
+    ],
+    "tasks_parent": [cancellation.children(MailTask), cancellation.with_children(MailTask, "mail")],
+    "tasks_cancel": [
+        cancellation.overdue(MailTask),
+        cancellation.next_overdue(MailTask),
+        polling.expired((MailTask,)),
+    ],
+    "tasks_finished": [cleanup.delete_finished(MailTask, BOTH)],
+    "runs_attempt": [history.attempts(MailTask)],
+    "events_name": [events.find(MailTask), events.settle(MailTask), events.discard(MailTask)],
+    "events_unsettled": [events.unsettled(MailTask), DUE],
+    "events_settled": [cleanup.delete_settled(MailTask, BOTH)],
+    "waits_event": [wake.mark_settled(MailTask, notify=True), wake.awaited_events(MailTask), DUE],
+    "waits_settled": [wake.wake(MailTask), wake.forget_idle(MailTask), DUE],
+}
+# Spawns are explained as the services send them.
+SERVES_SPAWNS: dict[str, list[Callable[..., None]]] = {
+    "tasks_key": [
+        test_spawn_plans.test_inserting_a_key_asks_its_own_index_whether_it_is_free,
+        test_spawn_plans.test_finding_the_holder_of_a_key_reads_one_leaf_of_its_index,
+        test_spawn_plans.test_looking_up_and_releasing_a_key_read_its_index,
+    ],
+}
 
 
-def built(module: str, function: str) -> Iterator[Any]:
-    """Statements are built once per arguments: this finds those of the cases."""
-    build = getattr(importlib.import_module(f"sa_durable.statements.{module}"), function)
-    for model in (MailTask, BillingTask):
-        for positional, named in ARGUMENTS:
-            for first in (model, (model,)):  # a queue, or several
-                with suppress(TypeError, AttributeError):
-                    yield build(first, *positional, **named)
-
-
-def comments() -> dict[tuple[str, str], str]:
-    """The comment above each Index in tables.py, by role of the table and suffix of the index's name."""
-    lines = Path(tables.__file__).read_text().splitlines()
-    found = {}
-    for function in ast.parse("\n".join(lines)).body:
-        for node in ast.walk(function):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Index":
-                role = {"task_args": "tasks"}.get(function.name, function.name.strip("_"))
-                found[role, ast.literal_eval(node.args[0].args[2])] = lines[node.lineno - 2].strip()
-    return found
-
-
-def promises() -> Iterator[tuple[str, str, str, str]]:
-    for (role, index), comment in comments().items():
-        for module, function, others in re.findall(r"statements\.(\w+)\.(\w+)((?:, [a-z_]+\b)*)", comment):
-            for name in (function, *re.findall(r"[a-z_]+", others)):
-                yield role, index, module, name
-
-
-SPAWNING = {("tasks", "key")}  # tests/plans/test_spawn_plans.py
-
-
-def test_every_index_names_the_statements_that_it_serves():
-    named = {
-        tuple(index.name.split("_durable_mail_")[1].split("_"))
+def test_every_index_has_a_statement_that_it_serves():
+    indexes = {
+        index.name.split("_durable_mail_")[1]
         for table in MailTask.metadata.tables.values()
         for index in table.indexes
         if table.name.startswith("durable_mail_")
     }
-    assert comments().keys() == named
-    assert {(role, index) for role, index, _, _ in promises()} == named
+    assert SERVES.keys() | SERVES_SPAWNS.keys() == indexes
+    assert all((*SERVES.values(), *SERVES_SPAWNS.values()))
 
 
 @pytest.mark.parametrize(
-    ("role", "index", "module", "function"), [p for p in promises() if p[:2] not in SPAWNING]
+    ("index", "number"), [(index, n) for index, served in SERVES.items() for n in range(len(served))]
 )
-def test_a_statement_that_an_index_names_is_explained_and_uses_it(role, index, module, function):
-    statements = list(built(module, function))
-    assert statements
-    using = [name for case in CASES if any(case.statement is s for s in statements) for name in case.uses]
-    assert any(name.endswith(f"_{role}_{index}") for name in using)
+def test_a_statement_that_an_index_serves_is_explained_and_uses_it(index, number):
+    statement = SERVES[index][number]
+    uses = {name for case in CASES if case.statement is statement for name in case.uses}
+    assert {f"ix_mail_{index}", f"uq_mail_{index}"} & uses

@@ -74,14 +74,14 @@ CASES = [
     claim("claim of a name that nothing has", names("nothing"), 200, found=False),
     Case(
         "count_ready",
-        leases.ready(MailTask, named=False),
+        leases.count_ready(MailTask, named=False),
         {"limit": 100},
         {READY, "ix_mail_tasks_due"},
         touches=300,
     ),
     Case(
         "count_ready of names",
-        leases.ready(MailTask, named=True),
+        leases.count_ready(MailTask, named=True),
         {"limit": 100, "names": names("send")},
         {READY, "ix_mail_tasks_due"},
         touches=300,
@@ -97,7 +97,7 @@ CASES = [
     many("many failures", runs.fail_many(MailTask), failing(300), 300),
     many("sleep", runs.sleep(MailTask), {**one, "wake": later}, 1),
     many("fence of a child's spawn", waits.touch(MailTask, wait=False), one, 1),
-    Case("standing", leases.standing(MailTask), {"ids": ids(*RUNNING[:300])}, {PKEY}, touches=1200),
+    Case("standing", leases.statuses(MailTask), {"ids": ids(*RUNNING[:300])}, {PKEY}, touches=1200),
     Case(
         "history",
         history.attempts(MailTask),

@@ -38,7 +38,7 @@ IDLE = [
     # The 10,000 that are running, as for "expired".
     Case(
         "what has ended",
-        looking.ended((MailTask,)),
+        looking.expired((MailTask,)),
         {},
         {"ix_mail_tasks_running", "ix_mail_tasks_cancel"},
         touches=3000,
@@ -49,13 +49,13 @@ IDLE = [
     Case("expired", leases.expired(MailTask), {"limit": 100}, {"ix_mail_tasks_running"}, touches=3000),
     Case(
         "clean-up of tasks",
-        cleanup.finished(MailTask, BOTH),
+        cleanup.delete_finished(MailTask, BOTH),
         {"older_than": YEAR, "limit": 500},
         {"ix_mail_tasks_finished"},
     ),
     Case(
         "clean-up of events",
-        cleanup.settled(MailTask, BOTH),
+        cleanup.delete_settled(MailTask, BOTH),
         {"older_than": YEAR, "limit": 500},
         {"ix_mail_events_settled"},
     ),
@@ -76,7 +76,7 @@ BUSY = [
         {"ix_billing_tasks_due", "ix_mail_tasks_ready"},
         touches=80 + 600,
     ),
-    Case("what has ended, in one", looking.ended((BillingTask,)), {}, {"ix_billing_tasks_running"}),
+    Case("what has ended, in one", looking.expired((BillingTask,)), {}, {"ix_billing_tasks_running"}),
     Case(
         "promote",
         maintenance.promote(BillingTask),
@@ -104,7 +104,7 @@ BUSY = [
     ),
     Case(
         "clean-up of tasks",
-        cleanup.finished(MailTask, (MailTask,)),
+        cleanup.delete_finished(MailTask, (MailTask,)),
         {"older_than": HOUR, "limit": 50},
         {"ix_mail_tasks_finished", "mail_tasks_pkey"},
         touches=50 * 20,
@@ -112,7 +112,7 @@ BUSY = [
     ),
     Case(
         "clean-up of events",
-        cleanup.settled(MailTask, (MailTask,)),
+        cleanup.delete_settled(MailTask, (MailTask,)),
         {"older_than": HOUR, "limit": 50},
         {"ix_mail_events_settled", "mail_events_pkey"},
         # And once, which of the 150,000 that are ready have been waiting for too long, on some 4,600 pages.

@@ -35,7 +35,7 @@ IDLE = [
     Case("forget idle", waking.forget_idle(MailTask), {"limit": 500}, {SETTLED}, touches=LITTLE),
     Case(
         "catch up",
-        waking.awaited(MailTask),
+        waking.awaited_events(MailTask),
         {"queues": texts(["billing", "none"]), "after": texts(["", "x"]), "limit": 500},
         {OPEN},
         touches=500,
@@ -113,14 +113,14 @@ CASES = [
     ),
     Case(
         "who waits for an event",
-        waking.settle(MailTask, notify=False),
+        waking.mark_settled(MailTask, notify=False),
         {**named(never[-2]), "queue": "mail"},
         {OPEN},
         touches=60,
     ),
     Case(
         "who waits for many events",
-        waking.settle(MailTask, notify=True),
+        waking.mark_settled(MailTask, notify=True),
         {**named(*never), "queue": "mail"},
         {OPEN},
         touches=300 * 25,

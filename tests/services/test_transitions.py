@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable, InvalidState, TaskState
-from sa_durable.values import TERMINAL, TRANSITIONS, Verb
+from sa_durable.values import TERMINAL, TRANSITIONS, Operation
 from tests.databases import throwaway
 from tests.services import moves
 from tests.services.moves import LIVES, live
@@ -30,7 +30,7 @@ CREATE TRIGGER record_move AFTER INSERT OR UPDATE OF state ON durable_billing_ta
 """
 
 
-def allowed(*verbs: Verb) -> set[tuple[str | None, str]]:
+def allowed(*verbs: Operation) -> set[tuple[str | None, str]]:
     return {
         (before and before.value, after.value)
         for (before, verb), afters in TRANSITIONS.items()
@@ -61,7 +61,7 @@ def test_the_spawn_side_makes_exactly_the_transitions_of_spawn_and_cancel(server
                     durable.spawn(charge.call(2), **key, **second)
             session.add(charge.task(1))
             durable.spawn_many([charge.call(1), charge.call(2).using(**later)])
-        assert recorded() == allowed(Verb.SPAWN)
+        assert recorded() == allowed(Operation.SPAWN)
 
         with Session(engine) as session, session.begin():
             durable = Durable(session)
@@ -100,7 +100,7 @@ def test_retries_make_exactly_the_transitions_of_retry(server_url):
                 assert {tuple(move) for move in moved} <= {(None, "pending")}
             else:
                 seen |= {tuple(move) for move in moved}
-        assert seen == allowed(Verb.RETRY)
+        assert seen == allowed(Operation.RETRY)
 
 
 @pytest.mark.owner
@@ -120,7 +120,7 @@ def test_asking_and_releasing_change_no_state(server_url):
 
 
 def test_only_a_retry_leaves_a_terminal_state():
-    assert {verb for before, verb in TRANSITIONS if before in TERMINAL} == {Verb.RETRY}
+    assert {verb for before, verb in TRANSITIONS if before in TERMINAL} == {Operation.RETRY}
     assert {after for afters in TRANSITIONS.values() for after in afters} == set(TaskState)
 
 

@@ -7,7 +7,7 @@ import pytest
 from sa_durable import TaskState
 from sa_durable.models.predicates import ACTIVE as ACTIVE_SQL
 from sa_durable.models.predicates import TERMINAL as TERMINAL_SQL
-from sa_durable.values import ACTIVE, TERMINAL, TRANSITIONS, Verb
+from sa_durable.values import ACTIVE, TERMINAL, TRANSITIONS, Operation
 
 
 def _reached_from(start: TaskState | None) -> set[TaskState]:
@@ -32,26 +32,26 @@ def test_every_active_task_can_reach_every_end(state):
 
 @pytest.mark.parametrize("state", TERMINAL)
 def test_terminal_state_is_left_only_by_an_explicit_retry(state):
-    assert {verb for (start, verb) in TRANSITIONS if start is state} <= {Verb.RETRY}
+    assert {verb for (start, verb) in TRANSITIONS if start is state} <= {Operation.RETRY}
 
 
 @pytest.mark.parametrize("state", ACTIVE)
 def test_every_active_task_can_be_cancelled(state):
-    assert TRANSITIONS[state, Verb.CANCEL] == {TaskState.CANCELLED}
+    assert TRANSITIONS[state, Operation.CANCEL] == {TaskState.CANCELLED}
 
 
 def test_only_a_claim_starts_a_run_and_only_a_run_completes():
     assert {key for key, targets in TRANSITIONS.items() if TaskState.RUNNING in targets} == {
-        (TaskState.PENDING, Verb.CLAIM)
+        (TaskState.PENDING, Operation.CLAIM)
     }
     assert {key for key, targets in TRANSITIONS.items() if TaskState.COMPLETED in targets} == {
-        (TaskState.RUNNING, Verb.COMPLETE)
+        (TaskState.RUNNING, Operation.COMPLETE)
     }
 
 
 def test_spawn_is_the_only_beginning_and_starts_nothing():
-    assert [verb for (start, verb) in TRANSITIONS if start is None] == [Verb.SPAWN]
-    assert TRANSITIONS[None, Verb.SPAWN] == {TaskState.PENDING, TaskState.SLEEPING}
+    assert [verb for (start, verb) in TRANSITIONS if start is None] == [Operation.SPAWN]
+    assert TRANSITIONS[None, Operation.SPAWN] == {TaskState.PENDING, TaskState.SLEEPING}
 
 
 @pytest.mark.parametrize("key", TRANSITIONS, ids=lambda key: f"{key[0]}-{key[1]}")

@@ -82,7 +82,7 @@ class Listener(NotificationThread):
 
     def _on_notification(self, payload: str) -> None:
         match payload.split(" "):
-            case [NotificationKind.READY | NotificationKind.ASLEEP as kind, oid, queue] if (
+            case [NotificationKind.READY | NotificationKind.WAKE as kind, oid, queue] if (
                 oid,
                 queue,
             ) in self._ours:
