@@ -19,8 +19,8 @@ from sa_durable.runtime.loops import heartbeat, sweeper
 from sa_durable.runtime.threads.periodic import PeriodicThread
 from sa_durable.services import checkpoints as checkpoint_services
 from sa_durable.services import maintenance, runs
-from sa_durable.statements import fencing
 from sa_durable.statements import claims as leases
+from sa_durable.statements import fencing
 from sa_durable.statements import spawn as tasks
 
 COMMIT = 0.02  # seconds that a COMMIT takes on a busy disk; here nothing waits for one
