@@ -25,17 +25,17 @@ def test_every_state_is_reached_by_a_spawned_task():
     assert _reached_from(None) == set(TaskState)
 
 
-@pytest.mark.parametrize("state", ACTIVE)
+@pytest.mark.parametrize("state", sorted(ACTIVE))
 def test_every_active_task_can_reach_every_end(state):
     assert _reached_from(state) >= TERMINAL
 
 
-@pytest.mark.parametrize("state", TERMINAL)
+@pytest.mark.parametrize("state", sorted(TERMINAL))
 def test_terminal_state_is_left_only_by_an_explicit_retry(state):
     assert {verb for (start, verb) in TRANSITIONS if start is state} <= {Operation.RETRY}
 
 
-@pytest.mark.parametrize("state", ACTIVE)
+@pytest.mark.parametrize("state", sorted(ACTIVE))
 def test_every_active_task_can_be_cancelled(state):
     assert TRANSITIONS[state, Operation.CANCEL] == {TaskState.CANCELLED}
 
