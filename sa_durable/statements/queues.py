@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from . import clock
-from .cache import memo
+from .cache import cached_statement
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 Model = type["DurableTask"]
 
 
-@memo
+@cached_statement
 def pause(model: Model) -> ReturningInsert[Any]:
     """Pause a queue. Returns its row; no row if it was paused already, which keeps its time."""
     new = insert(model.Queue).values(name=model.__queue__, paused_at=clock.now())
     return _upsert(model, new, "paused_at").returning(model.Queue)
 
 
-@memo
+@cached_statement
 def resume(model: Model) -> ReturningUpdate[Any]:
     """Resume a queue. Returns its row; no row if it wasn't paused."""
     queue = model.Queue
     return _update(model).where(queue.paused_at.is_not(None)).values(paused_at=null()).returning(queue)
 
 
-@memo
+@cached_statement
 def set_retention(model: Model) -> ReturningInsert[Any]:
     """Set the retention of a queue to `retention`. Returns its row; no row if it had this retention."""
     retention = bindparam("retention", type_=Interval())
@@ -43,7 +43,7 @@ def set_retention(model: Model) -> ReturningInsert[Any]:
     return _upsert(model, new, "retention").returning(model.Queue)
 
 
-@memo
+@cached_statement
 def clear_retention(model: Model) -> ReturningUpdate[Any]:
     """Remove the retention of a queue. Returns its row; no row if it had none."""
     queue = model.Queue
