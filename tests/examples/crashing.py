@@ -59,10 +59,7 @@ class Boundaries:
             handler.fn = self._watched(handler.name, handler.fn, begins=True)
         event.listen(Session, "after_commit", self._committed)
         Database.autocommit = self._watched_once(Database.autocommit)
-        CheckpointSaver.save, CheckpointSaver.save_async = (
-            self._watched_save(CheckpointSaver.save),
-            self._watched_save_soon(CheckpointSaver.save_async),
-        )
+        CheckpointSaver.save = self._watched_save(CheckpointSaver.save)
 
     def _watched_once(self, once: Callable[..., Any]) -> Callable[..., Any]:
         """What is sent there is committed, statement by statement, without a commit of the session's."""
@@ -80,15 +77,6 @@ class Boundaries:
 
         def watched(*args: Any) -> Any:
             saved = save(*args)
-            if saved is not None:
-                self._committed(None)
-            return saved
-
-        return watched
-
-    def _watched_save_soon(self, save: Callable[..., Any]) -> Callable[..., Any]:
-        async def watched(*args: Any) -> Any:
-            saved = await save(*args)
             if saved is not None:
                 self._committed(None)
             return saved

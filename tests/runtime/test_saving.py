@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +18,7 @@ from sa_durable import Durable, LeaseLost
 from sa_durable.runtime.connections.database import Database
 from sa_durable.runtime.connections.engines import settings_of
 from sa_durable.runtime.connections.plan_cache import SLOW_STATEMENT_S, SLOW_TOTAL_S, PlanCache
-from sa_durable.runtime.context.checkpoint_saver import SHORT, CheckpointSaver
+from sa_durable.runtime.context.checkpoint_saver import CheckpointSaver
 from sa_durable.runtime.context.operations import CONTEXT_THREADS, DaemonThreadPool
 from sa_durable.runtime.context.steps import Steps
 from sa_durable.runtime.runs.active import ActiveRun
@@ -79,28 +79,14 @@ def scene(engine: Engine, source: Engine | None = None) -> Iterator[Scene]:
     try:
         yield Scene(engine, database, ActiveRun(WorkTask, claim, monotonic() + 60), saving)
     finally:
-        saving.close()
         database.close()
 
 
-Save = Callable[[Scene, str, str], Any]
+def save(here: Scene, name: str, value: str) -> Any:
+    return here.saving.save(here.run, name, value)
 
 
-@pytest.fixture(params=["waiting", "on a loop"])
-def save(request) -> Save:
-    """Both ways, on a connection that is prepared where it can be."""
-
-    def waiting(here: Scene, name: str, value: str) -> Any:
-        return here.saving.save(here.run, name, value)
-
-    def on_a_loop(here: Scene, name: str, value: str) -> Any:
-        here.saving.save(here.run, "prepared", "1")
-        return asyncio.run(asyncio.wait_for(here.saving.save_async(here.run, name, value), 60))
-
-    return waiting if request.param == "waiting" else on_a_loop
-
-
-def test_a_value_comes_back_as_the_long_way_gives_it(engine, save):
+def test_a_value_comes_back_as_the_long_way_gives_it(engine):
     with scene(engine) as here:
         for number, value in enumerate(VALUES):
             expected = here.long_way(f"long {number}", value)
@@ -110,20 +96,20 @@ def test_a_value_comes_back_as_the_long_way_gives_it(engine, save):
         assert all(repr(saved[f"long {n}"]) == repr(saved[f"short {n}"]) for n in range(len(VALUES)))
 
 
-def test_there_is_no_answer_without_a_connection_that_is_kept(engine, save):
+def test_there_is_no_answer_without_a_connection_that_is_kept(engine):
     with scene(engine) as here:
         assert save(here, "a", "1") is None
         assert here.saved() == {}
 
 
-def test_the_first_value_of_a_name_stays(engine, save):
+def test_the_first_value_of_a_name_stays(engine):
     with scene(engine) as here:
         assert here.long_way("a", "1") == 1
         assert save(here, "a", "2") is None
         assert here.saved()["a"] == 1
 
 
-def test_who_lost_the_claim_saves_nothing(engine, save):
+def test_who_lost_the_claim_saves_nothing(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
         assert save(here, "b", "1").value == 1
@@ -135,7 +121,7 @@ def test_who_lost_the_claim_saves_nothing(engine, save):
             here.long_way("late", "1")
 
 
-def test_a_connection_that_is_lost_gives_no_answer_and_the_step_is_saved_on_another(engine, save):
+def test_a_connection_that_is_lost_gives_no_answer_and_the_step_is_saved_on_another(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
         assert save(here, "b", "1").value == 1
@@ -147,7 +133,7 @@ def test_a_connection_that_is_lost_gives_no_answer_and_the_step_is_saved_on_anot
         assert here.saved()["c"] == 2
 
 
-def test_a_statement_that_is_gone_is_prepared_again(engine, save):
+def test_a_statement_that_is_gone_is_prepared_again(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
         assert save(here, "b", "1").value == 1
@@ -156,7 +142,7 @@ def test_a_statement_that_is_gone_is_prepared_again(engine, save):
         assert save(here, "d", "1").value == 1
 
 
-def test_a_connection_that_comes_from_the_pool_again_goes_on_with_what_is_prepared_on_it(engine, save):
+def test_a_connection_that_comes_from_the_pool_again_goes_on_with_what_is_prepared_on_it(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
         assert save(here, "b", "1").value == 1
@@ -184,7 +170,7 @@ def test_a_connection_whose_plans_are_outdated_is_not_lent(engine):
     database.close()
 
 
-def test_who_hears_statements_hears_these_too(engine, save):
+def test_who_hears_statements_hears_these_too(engine):
     with scene(engine) as here:
         heard: list[str] = []
         note = lambda *args: heard.append(args[2])  # noqa: E731 - to remove it again
@@ -197,7 +183,7 @@ def test_who_hears_statements_hears_these_too(engine, save):
         assert any("durable_work_checkpoints" in said for said in heard)
 
 
-def test_where_nothing_may_be_prepared_nothing_is(engine, save):
+def test_where_nothing_may_be_prepared_nothing_is(engine):
     url = engine.url.update_query_dict({"prepare_threshold": "none"})
     bare = create_engine(**settings_of(url))
     with scene(engine, bare) as here:
@@ -207,7 +193,7 @@ def test_where_nothing_may_be_prepared_nothing_is(engine, save):
 
 
 @pytest.mark.owner
-def test_tables_are_where_the_engine_has_them(engine, save):
+def test_tables_are_where_the_engine_has_them(engine):
     with engine.begin() as connection:
         connection.execute(text("DROP SCHEMA IF EXISTS elsewhere CASCADE"))
         connection.execute(text("CREATE SCHEMA elsewhere"))
@@ -224,58 +210,42 @@ def test_tables_are_where_the_engine_has_them(engine, save):
             connection.execute(text("DROP SCHEMA elsewhere CASCADE"))
 
 
-def test_a_loop_sends_and_reads_no_long_values(engine):
+def test_save_of_a_cancelled_caller_arrives_and_its_connection_is_cached_again(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
-        long = '"' + SHORT * "x" + '"'
-        assert here.saving.save(here.run, "b", long).value == SHORT * "x"
-        assert asyncio.run(here.saving.save_async(here.run, "c", long)) is None
-
-
-def test_a_save_whose_caller_is_cancelled_arrives_and_its_connection_is_used_again(engine):
-    with scene(engine) as here:
-        here.long_way("a", "1")
-        assert here.saving.save(here.run, "b", "1").value == 1
+        assert save(here, "b", "1").value == 1
+        threads = DaemonThreadPool("test", 1)
         with here.database.autocommit() as session:
             pid = session.scalar(text("SELECT pg_backend_pid()"))
 
         async def main() -> Any:
             with Session(engine) as holder:
                 holder.get(WorkTask, here.run.claim.task_id, with_for_update=True)
-                task = asyncio.create_task(here.saving.save_async(here.run, "c", "1"))
-                await asyncio.sleep(0)
+                task = asyncio.create_task(threads.call(save, here, "c", "1"))
                 await asyncio.wrap_future(in_thread(wait_until_blocked, engine, pid))
                 task.cancel()
                 await asyncio.wait([task])
                 assert task.cancelled()
-                assert here.database.acquire() is None  # it is on its way
-            while (kept := here.database.acquire()) is None:  # noqa: ASYNC110 - nobody is told of this
-                await asyncio.sleep(0.01)
-            here.database.release(kept)
-            return await here.saving.save_async(here.run, "d", "2")
+                assert here.database.acquire() is None  # the thread still has it
+            return await threads.call(save, here, "d", "2")
 
         assert asyncio.run(asyncio.wait_for(main(), 60)).value == 2
+        threads.stop()
         assert here.saved() == {"a": 1, "b": 1, "c": 1, "d": 2}
 
 
-def test_what_is_on_its_way_at_the_end_is_let_go(engine):
+def test_save_that_outlasts_the_database_object_closes_its_connection(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
-        assert here.saving.save(here.run, "b", "1").value == 1
+        assert save(here, "b", "1").value == 1
         with here.database.autocommit() as session:
             pid = session.scalar(text("SELECT pg_backend_pid()"))
-
-        async def main() -> Any:
-            with Session(engine) as holder:
-                holder.get(WorkTask, here.run.claim.task_id, with_for_update=True)
-                task = asyncio.create_task(here.saving.save_async(here.run, "c", "1"))
-                await asyncio.sleep(0)
-                await asyncio.wrap_future(in_thread(wait_until_blocked, engine, pid))
-                here.saving.close()
-                here.database.close()
-                return await task
-
-        assert asyncio.run(asyncio.wait_for(main(), 60)) is None
+        with Session(engine) as holder:
+            holder.get(WorkTask, here.run.claim.task_id, with_for_update=True)
+            saving = in_thread(save, here, "c", "1")
+            wait_until_blocked(engine, pid)
+            here.database.close()
+        assert saving.result(60).value == 1
         wait_until_gone(engine, pid)
 
 
@@ -285,10 +255,7 @@ def test_no_more_connections_save_at_once_than_there_are_threads_for_it(engine):
         threads = DaemonThreadPool("test", CONTEXT_THREADS)
 
         async def one(number: int) -> None:
-            async with threads.slots:
-                saved = await steps.save_async(here.run, f"n {number}", str(number))
-            if saved is None:
-                await threads.call(steps.save, here.run, f"n {number}", str(number))
+            await threads.call(steps.save, here.run, f"n {number}", str(number))
 
         async def main() -> None:
             await asyncio.gather(*map(one, range(200)))
@@ -296,4 +263,4 @@ def test_no_more_connections_save_at_once_than_there_are_threads_for_it(engine):
         asyncio.run(asyncio.wait_for(main(), 60))
         threads.stop()
         assert here.saved() == {f"n {number}": number for number in range(200)}
-        assert here.database.engine.pool.checkedout() <= 2 * CONTEXT_THREADS
+        assert here.database.engine.pool.checkedout() <= CONTEXT_THREADS

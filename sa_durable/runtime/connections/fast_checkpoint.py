@@ -75,27 +75,22 @@ class PreparedConnection:
             and not logging.getLogger("sqlalchemy.engine.Engine.sa_durable").isEnabledFor(logging.INFO)
         )
 
-    def has_prepared(self, statement: SaveStatement) -> bool:
-        return statement.name in self._prepared
-
     def save(self, statement: SaveStatement, parameters: Sequence[bytes]) -> Saved | None:
         """Save a checkpoint in one round trip. None, if that isn't known to have worked, for whatever reason."""
         try:
-            if not self.has_prepared(statement):
+            if statement.name not in self._prepared:
                 prepared = self.pgconn.prepare(statement.name, statement.sql)
                 if prepared.status != pq.ExecStatus.COMMAND_OK and _sqlstate(prepared) != _DUPLICATE:
                     return None
                 self._prepared.add(statement.name)
-            return self.saved(self.pgconn.exec_prepared(statement.name, parameters))
+            return self._saved(self.pgconn.exec_prepared(statement.name, parameters))
         except psycopg.Error:  # no connection, mostly: who takes SQLAlchemy's way is told so
             return None
 
-    def saved(self, result: PGresult | None) -> Saved | None:
+    def _saved(self, result: PGresult) -> Saved | None:
         """What a reply says, if it is that the checkpoint was written."""
-        if result is None or result.status != pq.ExecStatus.TUPLES_OK:
-            if (
-                result is not None and _sqlstate(result) == _UNKNOWN
-            ):  # psycopg deallocates all after a ROLLBACK
+        if result.status != pq.ExecStatus.TUPLES_OK:
+            if _sqlstate(result) == _UNKNOWN:  # psycopg deallocates all after a ROLLBACK
                 self._prepared.clear()
             return None
         value = result.get_value(0, 0) if result.ntuples else None

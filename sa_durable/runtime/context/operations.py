@@ -27,12 +27,9 @@ class ContextOperations:
 
     async def save(self, run: ActiveRun, name: str, text: str) -> Json:
         """As Steps.save, for who can't block."""
-        async with self.threads.slots:
-            saved = await self.steps.save_async(run, name, text)
-        return await self.threads.call(self.steps.save, run, name, text) if saved is None else saved.value
+        return await self.threads.call(self.steps.save, run, name, text)
 
     def close(self) -> None:
-        self.steps.close()
         self.threads.stop()
         self.user_threads.stop()
         self.transactions.close()

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 from ...codec import Coder, NotJson, dumps
 from ...errors import DeclarationError, InvalidResult
 from ...services import checkpoints, runs
-from ...services.checkpoints import Saved
 from ...values import Json
 from ..connections.database import Database
 from ..runs.active import ActiveRun
@@ -43,13 +42,6 @@ class Steps:
                 return checkpoints.save(session, run.model, run.claim, name, text)
 
         return write_while_leased(run, write)
-
-    async def save_async(self, run: ActiveRun, name: str, text: str) -> Saved | None:
-        """As `save`, on the event loop. None: that didn't work, or can't; `save` does."""
-        return await self._saving.save_async(run, name, text) if run.lease_valid else None
-
-    def close(self) -> None:
-        self._saving.close()
 
     def now(self, run: ActiveRun, name: str) -> str:
         """The database's time in ISO format, saved as a checkpoint. Raises as `save`."""

@@ -26,7 +26,7 @@ class DaemonThreadPool:
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._lock = Lock()
         self._threads = 0
-        self.slots = asyncio.Semaphore(size)  # for calls, and for what takes their place
+        self._call_limit = asyncio.Semaphore(size)
         self._free = 0  # waiting threads, less the calls on their way to them
 
     def submit(self, fn: Callable[..., object], *args: Any) -> None:
@@ -49,7 +49,7 @@ class DaemonThreadPool:
             with suppress(RuntimeError):  # the loop is closed: nobody asks any more
                 loop.call_soon_threadsafe(reply)
 
-        async with self.slots:
+        async with self._call_limit:
             self._put(work)
             return await future
 
