@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "docs/guarantees.md", ROOT / "docs/fault-runs.md", *sorted((ROOT / "docs/operations").glob("*.md"))]
+PAGES = [
+    ROOT / "docs/guarantees.md",
+    ROOT / "docs/fault-runs.md",
+    *sorted((ROOT / "docs/operations").glob("*.md")),
+]
 
 
 @lru_cache
