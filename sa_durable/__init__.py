@@ -1,4 +1,12 @@
-"""Durable tasks with idempotency keys, inside your own SQLAlchemy models, session and PostgreSQL."""
+"""Durable tasks with idempotency keys, inside your own SQLAlchemy models, session and PostgreSQL.
+
+Public submodules, imported on their own:
+
+- `sa_durable.telemetry`: spawn counters, and hooks at spawns and around runs.
+- `sa_durable.testing`: pytest fixtures, factories, and a worker that runs until a queue is idle.
+- `sa_durable.alembic`: autogenerate plugin and migration operations.
+- `sa_durable.embedded`: a private PostgreSQL server for tests and demos.
+"""
 
 from .codec import once_key
 from .errors import (
@@ -7,7 +15,6 @@ from .errors import (
     DuplicateTask,
     DurableError,
     Fail,
-    HandlerTimeout,
     IdempotencyConflict,
     InvalidEvent,
     InvalidKey,
@@ -17,7 +24,6 @@ from .errors import (
     InvalidState,
     KeyedObject,
     KeyTaken,
-    LeaseExpired,
     LeaseLost,
     MissingExtra,
     NoContext,
@@ -77,7 +83,6 @@ __all__ = [
     "Fail",
     "Fixed",
     "Handler",
-    "HandlerTimeout",
     "Hold",
     "IdempotencyConflict",
     "InvalidEvent",
@@ -88,7 +93,6 @@ __all__ = [
     "InvalidState",
     "KeyTaken",
     "KeyedObject",
-    "LeaseExpired",
     "LeaseLost",
     "MissingExtra",
     "NoContext",

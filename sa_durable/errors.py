@@ -1,4 +1,4 @@
-"""Facts that callers handle (DurableError) and signals that unwind a handler (Signal)."""
+"""Exceptions: errors for callers (DurableError) and control flow inside handlers (Signal)."""
 
 from __future__ import annotations
 
@@ -10,32 +10,52 @@ if TYPE_CHECKING:
 
 
 class DurableError(Exception):
-    """Base of every error of sa_durable. Unless an error says otherwise, nothing was written and the caller's
-    transaction can go on."""
+    """Base class of all errors of sa_durable.
+
+    Unless an error says otherwise, nothing was written, and the caller's transaction can continue. All errors can be
+    pickled and copied, with their attributes.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(cls: type[DurableError], args: tuple[Any, ...], attributes: dict[str, Any]) -> DurableError:
+    """Make an error without calling its `__init__`, whose parameters differ from class to class."""
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class DeclarationError(DurableError, TypeError):
-    """A queue or a handler is declared in a way that can't work. Raised where it is declared."""
+    """A queue or a handler is declared in a way that can't work. Raised at the declaration, usually on import."""
 
 
 class UnknownQueue(DurableError, LookupError):
-    """Something that is no queue was used as one. A queue is a DurableTask class with `__queue__`."""
+    """Something else than a queue was given where a queue is needed. Pass a DurableTask class with `__queue__`."""
 
 
 class TaskNotFound(DurableError, LookupError):
-    """No task has this id in this queue: never spawned, rolled back, or cleaned up."""
+    """The queue has no task with this id: it was never spawned, rolled back, or cleaned up."""
 
     def __init__(self, queue: str, task_id: UUID) -> None:
-        super().__init__(f"queue {queue!r} has no task {task_id}: never spawned, rolled back, or cleaned up")
-        self.queue, self.task_id = queue, task_id
+        super().__init__(
+            f"queue {queue!r} has no task {task_id}: it was never spawned, rolled back, or cleaned up"
+        )
+        self.queue = queue
+        self.task_id = task_id
 
 
 class InvalidOptions(DurableError, ValueError):
-    """A spawn option has a value that can't work, or two of them exclude each other. Nothing was sent."""
+    """A spawn option has a value that can't work, or two options exclude each other. Nothing was sent."""
 
 
 class InvalidKey(InvalidOptions):
-    """An idempotency key must have 1 to 255 characters, no NUL, and not start with the reserved `~`."""
+    """An idempotency key can't be stored. Nothing was sent.
+
+    A key has 1 to 255 characters and no NUL, and doesn't start with `~`, which is reserved for derived keys.
+    """
 
 
 class InvalidParams(DurableError, ValueError):
@@ -43,78 +63,91 @@ class InvalidParams(DurableError, ValueError):
 
 
 class DuplicateTask(DurableError):
-    """A task holds the key, and the spawn asked to `raise`. The holder is untouched."""
+    """A task of the same name holds the key, and the spawn had `on_duplicate="raise"`.
+
+    Nothing was written; the holder `task_id` is untouched. Spawn with `on_duplicate="return"` to get the holder instead.
+    """
 
     def __init__(self, queue: str, key: str, task_id: UUID, state: str) -> None:
         super().__init__(
-            f"key {key!r} of queue {queue!r} is held by task {task_id} ({state}); it is untouched. "
-            'Use on_duplicate="return" to get it instead'
+            f"key {key!r} in queue {queue!r} is held by task {task_id} ({state}). That task is untouched. "
+            'Use on_duplicate="return" to get it instead.'
         )
-        self.queue, self.key, self.task_id, self.state = queue, key, task_id, state
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.queue, self.key, self.task_id, self.state)
+        self.queue = queue
+        self.key = key
+        self.task_id = task_id
+        self.state = state
 
 
 class IdempotencyConflict(DurableError):
-    """A key is held by a task of another name, or, with `strict`, of other params. The holder is untouched: use
-    another key, or spawn what it was first used for."""
+    """The key is held by a task of another name or, with `strict`, of other params.
+
+    Nothing was written; the holder `task_id` is untouched. Use another key, or spawn the task that the key was first
+    used for.
+    """
 
     def __init__(self, queue: str, key: str, task_id: UUID, reason: str) -> None:
         super().__init__(
-            f"key {key!r} of queue {queue!r} is held by task {task_id} {reason}; it is untouched. "
-            "Use another key, or spawn the same task"
+            f"key {key!r} in queue {queue!r} is held by task {task_id} {reason}. That task is untouched. "
+            "Use another key, or spawn the same task."
         )
-        self.queue, self.key, self.task_id, self.reason = queue, key, task_id, reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.queue, self.key, self.task_id, self.reason)
+        self.queue = queue
+        self.key = key
+        self.task_id = task_id
+        self.reason = reason
 
 
 class KeyTaken(DurableError):
-    """A task can't be retried with its key: another task, `task_id`, holds it by now. Both are untouched: retry with
-    `detach=True`, which leaves the key to its holder, or see what became of that one."""
+    """A task can't be retried with its key, because another task, `task_id`, holds the key now.
+
+    Both tasks are untouched. Retry with `detach=True` to leave the key to its holder, or check the holder first: it may
+    have done the work.
+    """
 
     def __init__(self, queue: str, key: str, task_id: UUID, state: str) -> None:
         super().__init__(
-            f"key {key!r} of queue {queue!r} is held by task {task_id} ({state}) by now; both tasks are untouched. "
-            "Retry with detach=True to go on without the key"
+            f"key {key!r} in queue {queue!r} is held by task {task_id} ({state}) now. Both tasks are untouched. "
+            "Retry with detach=True to continue without the key."
         )
-        self.queue, self.key, self.task_id, self.state = queue, key, task_id, state
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.queue, self.key, self.task_id, self.state)
+        self.queue = queue
+        self.key = key
+        self.task_id = task_id
+        self.state = state
 
 
 class InvalidState(DurableError):
-    """A task is not in a state that allows this; `state` is the one that it is in. It is untouched."""
+    """The task is in a state that doesn't allow the operation. `state` is that state; the task is untouched."""
 
     def __init__(self, queue: str, task_id: UUID, state: str, rule: str) -> None:
-        super().__init__(f"task {task_id} of queue {queue!r} is {state}: {rule}; it is untouched")
-        self.queue, self.task_id, self.state, self.rule = queue, task_id, state, rule
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.queue, self.task_id, self.state, self.rule)
+        super().__init__(f"task {task_id} in queue {queue!r} is {state}: {rule}. The task is untouched.")
+        self.queue = queue
+        self.task_id = task_id
+        self.state = state
+        self.rule = rule
 
 
 class KeyedObject(DurableError, TypeError):
-    """A key was set on a task object. A flush would answer a duplicate with a unique violation: use
-    `Durable(session).spawn(call, idempotency_key=...)`, and `spawned.task` for the object."""
+    """An idempotency key was set on a task object.
+
+    A flush would answer a duplicate with a unique violation. Use `Durable(session).spawn(call, idempotency_key=...)`,
+    and `spawned.task` for the object.
+    """
 
 
 class RetryTransaction(DurableError):
-    """PostgreSQL can't go on with this transaction, and running it again can succeed. Nothing was written by the
-    call; roll back, then run the whole transaction again.
+    """PostgreSQL can't continue this transaction, but running the transaction again can succeed.
 
-    `sqlstate` is PostgreSQL's code: 40001 (a concurrent transaction at REPEATABLE READ or SERIALIZABLE took the
-    key) or 40P01 (deadlock); or None where the library gave up itself.
+    The call wrote nothing. Roll back, then run the whole transaction again.
     """
 
     retryable = True
+    """Marks errors after which the transaction can be run again."""
 
     def __init__(self, message: str, sqlstate: str | None = None) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+        """PostgreSQL's code: 40001 (at REPEATABLE READ or SERIALIZABLE, a concurrent transaction took the key) or
+        40P01 (deadlock). None: sa_durable gave up itself."""
 
 
 class SchemaOutdated(DurableError):
@@ -122,23 +155,28 @@ class SchemaOutdated(DurableError):
 
 
 class MissingExtra(DurableError, ImportError):
-    """A part of sa_durable needs packages that aren't installed; the message has the pip command."""
+    """A part of sa_durable needs packages that aren't installed. The message has the pip command."""
 
 
 class InvalidResult(DurableError, ValueError):
-    """A handler's or a step's return value can't be stored as JSON. Retrying would not help: the task fails."""
+    """The return value of a handler or a step can't be stored as JSON. A retry can't help, so the task fails."""
+
+
+class InvalidEvent(DurableError, ValueError):
+    """The name or the payload of an event can't be stored. Nothing was sent."""
 
 
 class Fail(DurableError):
-    """Raised by a handler, a step or a transaction to end the task at once, with no further attempt.
+    """Raise this in a handler, a step or a transaction to fail the task at once, without further attempts.
 
     ::
 
         raise Fail("card declined", code="51")
 
-    The message and the fields are stored (`TaskError.fields`) and reach whoever looks at the task or joins it: ids and
-    codes belong there, secrets don't. Fields are JSON, or what pydantic makes JSON of. An application's own errors
-    can do the same: subclass this, or name them in a handler's `non_retryable`.
+    The message and the fields are stored in `TaskError.fields` and shown to everyone who reads or joins the task: put
+    ids and codes there, but no secrets. Fields are JSON, or values that pydantic can convert to JSON.
+
+    To fail tasks with errors of your own, subclass Fail, or list their classes in a handler's `non_retryable`.
     """
 
     def __init__(self, message: str = "", /, **fields: Any) -> None:
@@ -146,13 +184,44 @@ class Fail(DurableError):
         self.fields = fields
 
 
-class LeaseExpired(DurableError):
-    """A worker stopped extending its lease (it crashed, hung or lost the database) and the task was taken away.
-    Only ever stored, as the error of the run that ended so."""
+class TimedOut(DurableError, TimeoutError):
+    """An awaited event or task didn't come in time.
+
+    In a handler, the timeout is recorded: a replay raises TimedOut at once. From `wait_for`, `state` is the state of
+    the task, which continues.
+    """
+
+    def __init__(self, message: str, *, state: TaskState | None = None) -> None:
+        super().__init__(message)
+        self.state = state
 
 
-class HandlerTimeout(DurableError, TimeoutError):
-    """An execution took longer than its handler's `timeout`. Only ever stored, as the error of the run that ended so."""
+class TaskFailed(DurableError):
+    """A joined task, `task_id`, has failed with `error`."""
+
+    def __init__(self, task_id: UUID, error: TaskError) -> None:
+        super().__init__(f"task {task_id} failed: {error.type}: {error.message}")
+        self.task_id = task_id
+        self.error = error
+
+
+class TaskCancelled(DurableError):
+    """A joined task, `task_id`, was cancelled."""
+
+    def __init__(self, task_id: UUID) -> None:
+        super().__init__(f"task {task_id} was cancelled")
+        self.task_id = task_id
+
+
+class StepMisuse(DurableError, ValueError):
+    """A step was completed twice, completed by another run than began it, or read before it was done.
+
+    Nothing was written.
+    """
+
+
+class NoContext(DurableError, LookupError):
+    """`current_context()` was called outside a handler, or in a handler of the other kind (sync or async)."""
 
 
 class Signal(BaseException):
@@ -164,51 +233,8 @@ class Suspend(Signal):
 
 
 class Cancelled(Signal):
-    """The task was cancelled; whatever this run still writes is rejected."""
+    """The task was cancelled. Everything that this run still writes is rejected."""
 
 
 class LeaseLost(Signal):
-    """The claim is no longer valid: another worker may run the task. Stop, touch nothing."""
-
-
-class InvalidEvent(DurableError, ValueError):
-    """An event's name or payload can't be stored. Nothing was sent."""
-
-
-class TimedOut(DurableError, TimeoutError):
-    """What was waited for didn't come in time. In a handler that is remembered: a replay sees it again, at once. From
-    `wait_for`, `state` is the task's: it goes on."""
-
-    def __init__(self, message: str, *, state: TaskState | None = None) -> None:
-        super().__init__(message)
-        self.state = state
-
-
-class TaskFailed(DurableError):
-    """A task that was joined has failed; `task_id` is its id and `error` what it failed with."""
-
-    def __init__(self, task_id: UUID, error: TaskError) -> None:
-        super().__init__(f"task {task_id} failed: {error.type}: {error.message}")
-        self.task_id, self.error = task_id, error
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.task_id, self.error)
-
-
-class TaskCancelled(DurableError):
-    """A task that was joined was cancelled; `task_id` is its id."""
-
-    def __init__(self, task_id: UUID) -> None:
-        super().__init__(f"task {task_id} was cancelled")
-        self.task_id = task_id
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.task_id,)
-
-
-class StepMisuse(DurableError, ValueError):
-    """A step was completed twice, by another run than began it, or read before it was done. Nothing was written."""
-
-
-class NoContext(DurableError, LookupError):
-    """`current_context()` was called where no handler runs, or one of the other kind."""
+    """The claim is no longer valid, and another worker may run the task. Stop, and write nothing."""

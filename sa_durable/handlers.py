@@ -27,7 +27,7 @@ from .annotations import is_exact
 from .codec import Coder, NotJson, check_plain, dumps, shown
 from .declaration import RunOptions
 from .errors import DeclarationError, InvalidOptions, InvalidParams
-from .options import resolve
+from .spawn_options import resolve
 from .values import Json, SpawnKeywords
 
 M = TypeVar("M")

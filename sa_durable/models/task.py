@@ -19,7 +19,7 @@ from ..declaration import DeclarationKeywords, RunKeywords, resolve_run
 from ..errors import DeclarationError, InvalidOptions, KeyedObject
 from ..handlers import Call, Decorator, Handler, encode_headers, spawn_headers
 from ..ids import uuid7
-from ..options import resolve
+from ..spawn_options import resolve
 from ..values import HandlerKeywords, Json, SpawnKeywords
 from . import clock
 from .declare import base_of, finish, prepare

@@ -121,8 +121,8 @@ def sweep_overdue(session: Session, model: Model, *, limit: int) -> Overdue:
     return Overdue([row.id for row in batch], next_due)
 
 
-TOO_LATE = TaskError("DeadlineExceeded", "it had not started within its `start_within`")
-TOO_LONG = TaskError("DeadlineExceeded", "it had not ended within its `max_duration`")
+TOO_LATE = TaskError(TaskError.DEADLINE_EXCEEDED, "it had not started within its `start_within`")
+TOO_LONG = TaskError(TaskError.DEADLINE_EXCEEDED, "it had not ended within its `max_duration`")
 
 
 def _expiry_verdict(row: Any) -> policy.Verdict:
@@ -132,7 +132,7 @@ def _expiry_verdict(row: Any) -> policy.Verdict:
 
 def _error(row: Any) -> TaskError:
     return TaskError(
-        "LeaseExpired",
+        TaskError.LEASE_EXPIRED,
         f"worker {row.claimed_by} stopped extending its lease in attempt {row.attempt}; "
         f"it ran out at {row.lease_expires_at.isoformat()}",
     )

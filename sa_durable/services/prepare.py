@@ -11,8 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import inspect
 
-from .. import options as spawn_options
-from .. import policy, telemetry
+from .. import policy, spawn_options, telemetry
 from ..codec import dumps, once_key, shown
 from ..errors import InvalidOptions
 from ..handlers import Call, encode_headers, spawn_headers

@@ -22,7 +22,6 @@ from sa_durable import (
     OnDuplicate,
     SpawnOptions,
 )
-from sa_durable.options import resolve
 from sa_durable.policy import (
     GiveUp,
     RetryAfter,
@@ -34,6 +33,7 @@ from sa_durable.policy import (
     retry_from_json,
     retry_to_json,
 )
+from sa_durable.spawn_options import resolve
 from sa_durable.values import SpawnKeywords
 
 few = settings(max_examples=50, deadline=None)

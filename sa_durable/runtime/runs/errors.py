@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from ...codec import dumps
-from ...errors import DeclarationError, Fail, HandlerTimeout, InvalidParams, InvalidResult
+from ...errors import DeclarationError, Fail, InvalidParams, InvalidResult
 from ...values import Json, TaskError
 
 MESSAGE_LENGTH = 4 * 1024
@@ -40,7 +40,7 @@ def to_task_error(error: BaseException) -> TaskError:
 
 def timeout_error(what: str, seconds: float, where: str) -> TaskError:
     """What is stored of an execution whose time was over: `where` it was then takes the place of a traceback."""
-    name = HandlerTimeout.__name__
+    name = TaskError.HANDLER_TIMEOUT
     traceback = _storable(f"Its time was over here:\n{where}{name}: {what}\n", TRACEBACK_LENGTH)
     return TaskError(name, what, traceback, {"timeout_seconds": seconds})
 
