@@ -194,7 +194,7 @@ def test_what_goes_on_or_has_completed_is_refused_and_untouched(door, engine, as
     for life in LIVES.keys() - ENDS:
         task = ended(engine, life)
         before = task_of(engine, task)
-        with pytest.raises(InvalidState, match="can be retried. The task is untouched.") as refused:
+        with pytest.raises(InvalidState, match=r"can be retried\. The task is untouched\.") as refused:
             door.durable.retry(BillingTask, task, as_new=as_new)
         assert (refused.value.task_id, refused.value.state) == (task, before.state)
         after = task_of(engine, task)
