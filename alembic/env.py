@@ -6,7 +6,7 @@ from logging.config import fileConfig
 from alembic import context
 from sqlalchemy import Connection, create_engine, pool
 
-# (*) one migrator at a time; and this import registers op.durable_add_keys and the others
+# (*) one migrator at a time; and this import registers op.durable_add_key and the others
 from sa_durable.alembic import migration_lock
 from sa_durable.demo.models import Base
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from alembic import op
 
-import sa_durable.alembic  # noqa: F401 - op.durable_add_keys
+import sa_durable.alembic  # noqa: F401 - op.durable_add_key
 
 revision: str = "0002"
 down_revision: str | Sequence[str] | None = "0001"
@@ -23,9 +23,9 @@ depends_on: str | Sequence[str] | None = None
 
 def upgrade() -> None:
     """Upgrade schema."""
-    op.durable_add_keys(source="headers->>'idempotency_key'")
+    op.durable_add_key(source="headers->>'idempotency_key'")
 
 
 def downgrade() -> None:
     """Downgrade schema."""
-    op.durable_drop_keys()
+    op.durable_drop_key()

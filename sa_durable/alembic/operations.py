@@ -1,4 +1,4 @@
-"""The operations: what a revision calls. An operation is a value; running it is in `upgrade` and `offline`."""
+"""The key operations: what a revision calls. An operation is a value; `upgrade` and `offline` run it."""
 
 from __future__ import annotations
 
@@ -13,93 +13,96 @@ from .ddl import Targets
 from .sources import DEFAULT_PATIENCE, Backfill, Patience, Source
 
 BATCH_SIZE = 1000
-LOCK_TIMEOUT, ATTEMPTS = DEFAULT_PATIENCE.lock_timeout, DEFAULT_PATIENCE.attempts
+LOCK_TIMEOUT_S, ATTEMPTS = DEFAULT_PATIENCE.lock_timeout, DEFAULT_PATIENCE.attempts
 
 
 class _KeyOp(MigrateOperation):
+    """What the two key operations share: the task tables they change, and how long they wait for a lock."""
+
+    verb: str
+    """The name of the operation, as a revision calls it."""
+
     def __init__(self, targets: Targets, patience: Patience = DEFAULT_PATIENCE) -> None:
         self.targets, self.patience = targets, patience
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
+        """Return the operation as Alembic lists it among differences."""
         return (self.verb, self.targets.schema, self.targets.table)
 
-    verb: str
 
+@Operations.register_operation("durable_add_key")
+class AddKeyOp(_KeyOp):
+    """Idempotency keys for the task table of one queue, or of every queue in the database.
 
-class _Add(_KeyOp):
+    Args:
+        targets: The task tables.
+        patience: How long to wait for a lock that blocks other sessions.
+        backfill: The keys that existing rows get. None leaves existing rows without keys.
+    """
+
+    verb = "durable_add_key"
+
     def __init__(
         self, targets: Targets, patience: Patience = DEFAULT_PATIENCE, backfill: Backfill | None = None
     ) -> None:
         super().__init__(targets, patience)
         self.backfill = backfill
 
-
-@Operations.register_operation("durable_add_key")
-class AddKeyOp(_Add):
-    """Idempotency keys for the task table of one queue."""
-
-    verb = "durable_add_key"
-
     @classmethod
     def durable_add_key(
         cls,
         operations: Operations,
-        table: str,
+        table: str | None = None,
         *,
         schema: str | None = None,
         source: Source | None = None,
         hold: Hold | str = "active",
         batch_size: int = BATCH_SIZE,
-        lock_timeout: float = LOCK_TIMEOUT,
+        lock_timeout: float = LOCK_TIMEOUT_S,
         attempts: int = ATTEMPTS,
     ) -> list[BackfillReport]:
-        """Give the queue table `table` its key columns, check and index, and its rows the keys that `source` names.
+        """Add the key columns, check and index to task tables, and fill in the keys of existing rows.
 
-        The work is committed step by step, blocks readers and writers for milliseconds only, and goes on where it
-        stopped when it is run again. `source`: an SQL expression over the row (`"headers->>'idempotency_key'"`),
-        `sa_durable.alembic.ONCE`, or None to leave existing rows without keys. `hold`: of the keys that they get.
-        `lock_timeout`: seconds to wait for the short exclusive lock before others are let pass, up to `attempts`
-        times. Online it gives a BackfillReport for each table that was filled.
+        The work is committed step by step and blocks readers and writers for milliseconds only. After an
+        interruption, run the operation again: it continues where it stopped.
+
+        Args:
+            table: The task table of one queue. None: the task table of every queue in the database, found by
+                its comment. Queues that no model of the running code names are included.
+            schema: The schema of `table`. Without `table`: the only schema that is searched.
+            source: Where an existing row's key comes from: an SQL expression over the row
+                (`"headers->>'idempotency_key'"`), `sa_durable.alembic.ONCE`, or None to leave existing rows
+                without keys.
+            hold: How long existing rows hold the keys that they get, as in `spawn`.
+            batch_size: Rows per page of the backfill. Each page is a transaction.
+            lock_timeout: Seconds to wait for the short exclusive lock. While the operation waits, other
+                sessions queue behind it; after this time it lets them pass and tries again.
+            attempts: Number of tries to get that lock.
+
+        Returns:
+            Online, one report for each table that was filled. Otherwise an empty list.
+
+        Raises:
+            CommandError: The lock was not free in any of the attempts. Committed steps are kept.
+            ValueError: An option is out of range. Nothing was changed.
         """
-        options = _options(source, hold, batch_size)
-        op = cls(Targets(table, schema), Patience(lock_timeout, attempts), options)
-        return operations.invoke(op)  # type: ignore[no-any-return]  # what _add gives
+        backfill = None if source is None else Backfill(source, Hold(hold), batch_size)
+        op = cls(Targets(table, schema), Patience(lock_timeout, attempts), backfill)
+        return operations.invoke(op)  # type: ignore[no-any-return]  # what _add returns
 
     def reverse(self) -> DropKeyOp:
+        """Return the operation that a downgrade needs."""
         return DropKeyOp(self.targets, self.patience)
-
-
-@Operations.register_operation("durable_add_keys")
-class AddKeysOp(_Add):
-    """Idempotency keys for every queue's task table that the database has."""
-
-    verb = "durable_add_keys"
-
-    @classmethod
-    def durable_add_keys(
-        cls,
-        operations: Operations,
-        *,
-        schema: str | None = None,
-        source: Source | None = None,
-        hold: Hold | str = "active",
-        batch_size: int = BATCH_SIZE,
-        lock_timeout: float = LOCK_TIMEOUT,
-        attempts: int = ATTEMPTS,
-    ) -> list[BackfillReport]:
-        """As `durable_add_key`, for every queue table in the database, or in `schema`, that its comment tells to be one:
-        also for those that no model of the running code names."""
-        options = _options(source, hold, batch_size)
-        op = cls(Targets(None, schema), Patience(lock_timeout, attempts), options)
-        return operations.invoke(op)  # type: ignore[no-any-return]  # what _add gives
-
-    def reverse(self) -> DropKeysOp:
-        return DropKeysOp(self.targets, self.patience)
 
 
 @Operations.register_operation("durable_drop_key")
 class DropKeyOp(_KeyOp):
-    """The reverse of AddKeyOp."""
+    """The reverse of AddKeyOp.
+
+    Args:
+        targets: The task tables.
+        patience: How long to wait for a lock that blocks other sessions.
+    """
 
     verb = "durable_drop_key"
 
@@ -107,45 +110,34 @@ class DropKeyOp(_KeyOp):
     def durable_drop_key(
         cls,
         operations: Operations,
-        table: str,
+        table: str | None = None,
         *,
         schema: str | None = None,
-        lock_timeout: float = LOCK_TIMEOUT,
+        lock_timeout: float = LOCK_TIMEOUT_S,
         attempts: int = ATTEMPTS,
     ) -> None:
-        """Drop index, check and columns of the keys of `table`. The rows stay; their keys are lost, unless a later
-        `durable_add_key(source=...)` can compute them again."""
+        """Drop the key index, check and columns of task tables.
+
+        The rows stay. Their keys are lost, unless a later `durable_add_key(source=...)` can compute them again.
+
+        Args:
+            table: The task table of one queue. None: the task table of every queue in the database.
+            schema: The schema of `table`. Without `table`: the only schema that is searched.
+            lock_timeout: Seconds to wait for the short exclusive lock before letting other sessions pass.
+            attempts: Number of tries to get that lock.
+
+        Raises:
+            CommandError: The lock was not free in any of the attempts. Committed steps are kept.
+        """
         operations.invoke(cls(Targets(table, schema), Patience(lock_timeout, attempts)))
 
     def reverse(self) -> AddKeyOp:
+        """Return the operation that a downgrade needs. It adds no keys to rows: their source is unknown."""
         return AddKeyOp(self.targets, self.patience)
 
 
-@Operations.register_operation("durable_drop_keys")
-class DropKeysOp(_KeyOp):
-    """The reverse of AddKeysOp."""
-
-    verb = "durable_drop_keys"
-
-    @classmethod
-    def durable_drop_keys(
-        cls,
-        operations: Operations,
-        *,
-        schema: str | None = None,
-        lock_timeout: float = LOCK_TIMEOUT,
-        attempts: int = ATTEMPTS,
-    ) -> None:
-        """As `durable_drop_key`, for every queue table in the database, or in `schema`."""
-        operations.invoke(cls(Targets(None, schema), Patience(lock_timeout, attempts)))
-
-    def reverse(self) -> AddKeysOp:
-        return AddKeysOp(self.targets, self.patience)
-
-
 @Operations.implementation_for(AddKeyOp)
-@Operations.implementation_for(AddKeysOp)
-def _add(operations: Operations, op: AddKeyOp | AddKeysOp) -> list[BackfillReport]:
+def _add(operations: Operations, op: AddKeyOp) -> list[BackfillReport]:
     context = operations.migration_context
     if context.as_sql:
         offline.add(context, op.targets, op.patience, op.backfill)
@@ -154,14 +146,9 @@ def _add(operations: Operations, op: AddKeyOp | AddKeysOp) -> list[BackfillRepor
 
 
 @Operations.implementation_for(DropKeyOp)
-@Operations.implementation_for(DropKeysOp)
-def _drop(operations: Operations, op: DropKeyOp | DropKeysOp) -> None:
+def _drop(operations: Operations, op: DropKeyOp) -> None:
     upgrade.change(
         operations.migration_context,
         lambda concurrently: ddl.drop_steps(op.targets, concurrently=concurrently),
         op.patience,
     )
-
-
-def _options(source: Source | None, hold: Hold | str, batch_size: int) -> Backfill | None:
-    return None if source is None else Backfill(source, Hold(hold), batch_size)

@@ -9,7 +9,7 @@ from alembic.autogenerate.render import render_op_text, renderers
 from alembic.operations import ops
 
 from .changes import ChangeOp, CheckOp, ColumnOp, IndexOp
-from .operations import AddKeyOp, AddKeysOp, DropKeyOp, DropKeysOp
+from .operations import AddKeyOp, DropKeyOp
 
 IMPORT = "import sa_durable.alembic  # noqa: F401 - registers op.durable_..."
 _COLUMN = "add_column("
@@ -26,19 +26,14 @@ def _call(context: AutogenContext, name: str, *arguments: Any, **keywords: Any) 
 def _add_key(context: AutogenContext, op: AddKeyOp) -> list[str]:
     return [
         "# Existing rows get keys if `source` says which, e.g. source=\"headers->>'idempotency_key'\".",
-        _call(context, op.verb, op.targets.table, schema=op.targets.schema),
+        _key_call(context, op),
     ]
 
 
 @renderers.dispatch_for(DropKeyOp)
-def _drop_key(context: AutogenContext, op: DropKeyOp) -> str:
-    return _call(context, op.verb, op.targets.table, schema=op.targets.schema)
-
-
-@renderers.dispatch_for(AddKeysOp)
-@renderers.dispatch_for(DropKeysOp)
-def _keys(context: AutogenContext, op: AddKeysOp | DropKeysOp) -> str:
-    return _call(context, op.verb, schema=op.targets.schema)
+def _key_call(context: AutogenContext, op: AddKeyOp | DropKeyOp) -> str:
+    table = () if op.targets.table is None else (op.targets.table,)
+    return _call(context, op.verb, *table, schema=op.targets.schema)
 
 
 @renderers.dispatch_for(IndexOp)

@@ -102,7 +102,7 @@ def test_the_warning_counts_all_duplicates_and_lists_the_first(before: Engine, c
 def test_without_a_source_no_row_gets_a_key(before: Engine):
     add(before, [{"key": "k"}])
 
-    assert operate(before, lambda op: op.durable_add_keys()) == []
+    assert operate(before, lambda op: op.durable_add_key()) == []
 
     assert keys(before) == {}
 
@@ -154,7 +154,7 @@ def test_a_key_whose_holder_has_ended_goes_to_the_next_active_one_when_it_is_run
 @pytest.mark.parametrize("commits", [True, False])
 def test_a_live_spawn_that_takes_a_key_in_between_wins_if_it_commits(before: Engine, commits, caplog):
     ids = add(before, [{"key": f"k{n}"} for n in range(20)])
-    operate(before, lambda op: op.durable_add_keys())
+    operate(before, lambda op: op.durable_add_key())
     spawned = uuid4()
     with before.connect() as spawner, caplog.at_level(logging.INFO, "sa_durable.alembic"):
         spawner.execute(
@@ -180,7 +180,7 @@ def test_a_live_spawn_that_takes_a_key_in_between_wins_if_it_commits(before: Eng
 
 def test_a_row_that_somebody_has_locked_is_waited_for_while_the_others_get_their_keys(before: Engine, caplog):
     ids = add(before, [{"key": f"k{n}"} for n in range(20)])
-    operate(before, lambda op: op.durable_add_keys())
+    operate(before, lambda op: op.durable_add_key())
     with before.connect() as other, caplog.at_level(logging.INFO, "sa_durable.alembic"):
         other.execute(text(f"UPDATE {PAYMENTS} SET state = 'completed' WHERE id = :id"), {"id": ids[0]})
         filling = in_thread(backfill, before, batch_size=4)
@@ -193,7 +193,7 @@ def test_a_row_that_somebody_has_locked_is_waited_for_while_the_others_get_their
 
 def test_a_winner_that_ends_during_the_backfill_makes_way_for_the_next(before: Engine, caplog):
     ids = add(before, [{"key": "k"}, {"key": "k"}])
-    operate(before, lambda op: op.durable_add_keys())
+    operate(before, lambda op: op.durable_add_key())
     with before.connect() as worker, caplog.at_level(logging.INFO, "sa_durable.alembic"):
         worker.execute(text(f"UPDATE {PAYMENTS} SET state = 'failed' WHERE id = :id"), {"id": ids[0]})
         filling = in_thread(backfill, before)
@@ -240,7 +240,7 @@ def test_once_gives_each_row_the_key_that_spawn_would_compute(before: Engine):
 
 def test_a_page_that_runs_again_gives_no_key_twice_although_its_first_holder_has_ended(before: Engine):
     older, younger = add(before, [{"key": "k"}, {"key": "k"}])
-    operate(before, lambda op: op.durable_add_keys())
+    operate(before, lambda op: op.durable_add_key())
     page = pages.assign(PAYMENTS, Hold.ACTIVE, "0", "10")
     with before.connect() as connection:
         connection.execute(text(pages.CREATE))

@@ -58,4 +58,4 @@ def test_the_downgrade_script_takes_keys_out_and_leaves_the_rows(before: Engine,
 def test_keys_that_python_computes_can_not_be_rendered_and_the_error_says_what_to_do():
     context = MigrationContext.configure(dialect_name="postgresql", opts={"as_sql": True})
     with pytest.raises(CommandError, match="run this revision online"):
-        Operations(context).durable_add_keys(source=ONCE)
+        Operations(context).durable_add_key(source=ONCE)

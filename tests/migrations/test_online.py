@@ -8,12 +8,15 @@ from contextlib import contextmanager
 
 import pytest
 from alembic import command
+from alembic.autogenerate import render_python_code
 from alembic.operations import Operations
+from alembic.operations.ops import UpgradeOps
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, text
 
-from sa_durable.alembic import AddKeyOp, AddKeysOp, DropKeyOp, DropKeysOp
+from sa_durable.alembic import AddKeyOp, DropKeyOp
+from sa_durable.alembic.ddl import Targets
 from tests.migrations.host import (
     alembic_process,
     config,
@@ -94,7 +97,7 @@ def test_an_invalid_index_that_a_killed_build_leaves_is_dropped_and_built_again(
 
 def test_killed_in_the_backfill_a_rerun_gives_the_rest_their_keys(before: Engine):
     ids = add(before, [{"key": f"k{n}"} for n in range(5000)])
-    operate(before, lambda op: op.durable_add_keys())
+    operate(before, lambda op: op.durable_add_key())
     with before.connect() as worker:
         worker.execute(text(f"SELECT FROM {PAYMENTS} WHERE id = :id FOR UPDATE"), {"id": ids[2500]})
         with alembic_process(before, "upgrade", "head") as migrator:
@@ -183,14 +186,14 @@ def test_in_a_transaction_of_the_caller_everything_is_part_of_it(before: Engine)
 
 
 def test_in_a_transaction_of_the_caller_an_invalid_index_is_built_again(before: Engine):
-    operate(before, lambda op: op.durable_add_keys())
+    operate(before, lambda op: op.durable_add_key())
     execute(
         before,
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'uq_durable_mail_tasks_key'::regclass",
     )
 
     with before.begin() as connection:
-        Operations(MigrationContext.configure(connection)).durable_add_keys(source=SOURCE)
+        Operations(MigrationContext.configure(connection)).durable_add_key(source=SOURCE)
 
     assert fetch(before, INDEXES) == VALID
 
@@ -198,7 +201,7 @@ def test_in_a_transaction_of_the_caller_an_invalid_index_is_built_again(before: 
 def test_a_connection_that_autocommits_is_upgraded_online(before: Engine):
     with before.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SELECT 1"))
-        [_, report] = Operations(MigrationContext.configure(connection)).durable_add_keys(source=SOURCE)
+        [_, report] = Operations(MigrationContext.configure(connection)).durable_add_key(source=SOURCE)
     assert report.keyed == 2
     assert fetch(before, INDEXES) == VALID
 
@@ -206,7 +209,7 @@ def test_a_connection_that_autocommits_is_upgraded_online(before: Engine):
 def test_what_the_migration_did_before_is_committed_and_what_follows_is_not_lost(before: Engine):
     def revision(op: Operations) -> None:
         op.execute("CREATE TABLE earlier (n int)")
-        op.durable_add_keys()
+        op.durable_add_key()
         op.execute("CREATE TABLE later (n int)")
 
     operate(before, revision)
@@ -221,14 +224,33 @@ def test_operations_know_their_reverse_and_describe_themselves():
             seen.append(op)
 
     AddKeyOp.durable_add_key(Recorder(), "t", schema="s")
-    AddKeysOp.durable_add_keys(Recorder())
+    AddKeyOp.durable_add_key(Recorder())
     add_one, add_all = seen
     assert add_one.to_diff_tuple() == ("durable_add_key", "s", "t")
     assert isinstance(add_one.reverse(), DropKeyOp)
     assert add_one.reverse().to_diff_tuple() == ("durable_drop_key", "s", "t")
     assert add_one.reverse().reverse().to_diff_tuple() == add_one.to_diff_tuple()
-    assert isinstance(add_all.reverse(), DropKeysOp)
-    assert add_all.reverse().reverse().to_diff_tuple() == ("durable_add_keys", None, None)
+    assert add_all.reverse().to_diff_tuple() == ("durable_drop_key", None, None)
+    assert add_all.reverse().reverse().to_diff_tuple() == ("durable_add_key", None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "rendered"),
+    [
+        (["t"], {"schema": "s"}, "('t', schema='s')"),
+        (["t"], {}, "('t')"),
+        ([], {"schema": "s"}, "(schema='s')"),
+        ([], {}, "()"),
+    ],
+)
+def test_key_operations_are_rendered_as_they_were_called(arguments, keywords, rendered):
+    class Renderer:
+        def invoke(self, op):
+            return render_python_code(UpgradeOps([op]))
+
+    assert f"op.durable_add_key{rendered}\n" in AddKeyOp.durable_add_key(Renderer(), *arguments, **keywords)
+    op = AddKeyOp(Targets(*arguments, **keywords)).reverse()
+    assert f"op.durable_drop_key{rendered}\n" in render_python_code(UpgradeOps([op]))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +264,7 @@ def test_operations_know_their_reverse_and_describe_themselves():
 )
 def test_options_that_can_not_work_are_refused(before: Engine, options):
     with pytest.raises(ValueError):
-        operate(before, lambda op: op.durable_add_keys(**options))
+        operate(before, lambda op: op.durable_add_key(**options))
     assert fetch(before, HAS_COLUMNS) == []
 
 

@@ -135,10 +135,10 @@ def test_one_schema_or_one_table_can_be_asked_for(before: Engine):
     )
     having = f"SELECT DISTINCT table_schema, table_name FROM information_schema.columns WHERE column_name IN {KEY_COLUMNS}"
 
-    operate(before, lambda op: op.durable_add_keys(schema="other"))
+    operate(before, lambda op: op.durable_add_key(schema="other"))
     assert fetch(before, having) == [("other", PAYMENTS)]
 
-    operate(before, lambda op: op.durable_drop_keys(schema="other"))
+    operate(before, lambda op: op.durable_drop_key(schema="other"))
     operate(before, lambda op: op.durable_add_key("durable_mail_tasks"))
     assert fetch(before, having) == [("public", "durable_mail_tasks")]
 
@@ -163,6 +163,6 @@ def test_a_source_that_can_not_be_evaluated_is_refused_before_anything_changes(b
     unchanged = schema(before)
 
     with pytest.raises(Exception, match="haeders"):
-        operate(before, lambda op: op.durable_add_keys(source="haeders->>'idempotency_key'"))
+        operate(before, lambda op: op.durable_add_key(source="haeders->>'idempotency_key'"))
 
     assert schema(before) == unchanged
