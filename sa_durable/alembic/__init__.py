@@ -1,18 +1,19 @@
-"""Migrations: what an application's `env.py` and revisions import. Importing it registers the operations.
+"""What an application's `env.py` and revisions import. Importing this package registers the operations.
 
 ::
 
     import sa_durable.alembic  # in a revision: op.durable_add_key() and the other operations now exist
 
-- `op.durable_add_key(table, source=...)` adds the columns, check and index of idempotency keys to one task table, or
-  to the task table of every queue in the database if `table` is left out. An interrupted run continues where it stopped.
+- `op.durable_add_key(table, source=...)` adds the columns, check and index of idempotency keys to one task
+  table, or to the task table of every queue in the database if `table` is left out. An interrupted run
+  continues where it stopped.
 - `op.durable_drop_key(table)` is the reverse.
-- `migration_lock(connection)`, in `env.py`: one migrator at a time, the others wait and find everything done.
+- `migration_lock(connection)`, in `env.py`, lets one migrator run at a time.
 
-docs/upgrading/keys.md says what each of them locks, and for how long.
+docs/upgrading/keys.md says what each operation locks, and for how long.
 """
 
-from . import plugin, rendering  # noqa: F401 - they register themselves with Alembic
+from . import plugin, rendering  # noqa: F401 - they register with Alembic
 from .backfill import BackfillReport
 from .changes import CheckOp, ColumnOp, IndexOp
 from .importing.operations import ImportOp

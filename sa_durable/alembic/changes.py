@@ -1,5 +1,8 @@
-"""The operations that a change of the library's own schema is rendered as: indexes, checks and columns of queue tables
-that exist, changed while others use them. Each goes on where an interrupted run stopped."""
+"""Operations that change one index, check or column of an existing queue table while it is in use.
+
+Autogenerate renders changes of the library's own schema as these operations. An interrupted operation
+continues where it stopped when it is run again.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,25 @@ from sqlalchemy import Column, Dialect, MetaData, Table
 from sqlalchemy.schema import CreateColumn
 
 from . import parts, upgrade
-from .ddl import Step, Targets
-from .sources import DEFAULT_PATIENCE
+from .ddl import SchemaStep, Targets
+from .sources import DEFAULT_LOCK_RETRY
 
 
 class ChangeOp(MigrateOperation):
-    """One part of a queue table, and what it is to be. `definition`: None is not there; `was`: before."""
+    """A change of one part of a queue table.
+
+    Args:
+        table: The table's name.
+        name: The part's name.
+        definition: What the part becomes. None drops it.
+        was: What the part was before. None: it did not exist. A downgrade needs it.
+        schema: The table's schema.
+    """
 
     verb: str
+    """The name of the operation that creates or changes the part."""
     undo: str
+    """The name of the operation that drops the part."""
 
     def __init__(
         self, table: str, name: str, definition: Any, *, was: Any = None, schema: str | None = None
@@ -31,9 +44,11 @@ class ChangeOp(MigrateOperation):
         return self.verb if self.definition is not None else self.undo
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
+        """Return the operation as Alembic lists it among differences."""
         return (self.call, self.targets.schema, self.targets.table, self.name)
 
     def reverse(self) -> ChangeOp:
+        """Return the operation that a downgrade needs."""
         targets = self.targets
         return type(self)(str(targets.table), self.name, self.was, was=self.definition, schema=targets.schema)
 
@@ -47,7 +62,7 @@ class ChangeOp(MigrateOperation):
 @Operations.register_operation("durable_build_index")
 @Operations.register_operation("durable_drop_index")
 class IndexOp(ChangeOp):
-    """An index of the library's."""
+    """A change of an index."""
 
     verb, undo = "durable_build_index", "durable_drop_index"
 
@@ -55,22 +70,40 @@ class IndexOp(ChangeOp):
     def durable_build_index(
         cls, operations: Operations, name: str, table: str, definition: str, *, schema: str | None = None
     ) -> None:
-        """Have index `name` of queue table `table` be `definition`: built concurrently, and only then put in the place of
-        one that differs. Readers and writers go on."""
+        """Create an index, or replace one whose definition differs.
+
+        The index is built concurrently: readers and writers continue. The old index serves until the new one
+        is complete.
+
+        Args:
+            operations: Passed by Alembic.
+            name: The index's name.
+            table: The queue table.
+            definition: The index in PostgreSQL's own spelling, from its method on, as `pg_get_indexdef`
+                returns it. For a unique index it begins with `UNIQUE`.
+            schema: The table's schema.
+        """
         cls._invoke(operations, table, name, definition, schema)
 
     @classmethod
     def durable_drop_index(
         cls, operations: Operations, name: str, table: str, *, schema: str | None = None
     ) -> None:
-        """Drop index `name` of queue table `table`, concurrently."""
+        """Drop an index concurrently.
+
+        Args:
+            operations: Passed by Alembic.
+            name: The index's name.
+            table: The queue table.
+            schema: The table's schema.
+        """
         cls._invoke(operations, table, name, None, schema)
 
 
 @Operations.register_operation("durable_set_check")
 @Operations.register_operation("durable_drop_check")
 class CheckOp(ChangeOp):
-    """A check of the library's."""
+    """A change of a check."""
 
     verb, undo = "durable_set_check", "durable_drop_check"
 
@@ -78,22 +111,38 @@ class CheckOp(ChangeOp):
     def durable_set_check(
         cls, operations: Operations, name: str, table: str, definition: str, *, schema: str | None = None
     ) -> None:
-        """Have check `name` of queue table `table` be `definition`. The table is locked for milliseconds; rows that are
-        there are looked at while others go on."""
+        """Add a check, or replace one whose definition differs.
+
+        The table is locked for milliseconds. Existing rows are validated while readers and writers continue.
+
+        Args:
+            operations: Passed by Alembic.
+            name: The check's name.
+            table: The queue table.
+            definition: The check in PostgreSQL's own spelling, as `pg_get_constraintdef` returns it.
+            schema: The table's schema.
+        """
         cls._invoke(operations, table, name, definition, schema)
 
     @classmethod
     def durable_drop_check(
         cls, operations: Operations, name: str, table: str, *, schema: str | None = None
     ) -> None:
-        """Drop check `name` of queue table `table`."""
+        """Drop a check. The table is locked for milliseconds.
+
+        Args:
+            operations: Passed by Alembic.
+            name: The check's name.
+            table: The queue table.
+            schema: The table's schema.
+        """
         cls._invoke(operations, table, name, None, schema)
 
 
 @Operations.register_operation("durable_add_column")
 @Operations.register_operation("durable_drop_column")
 class ColumnOp(ChangeOp):
-    """A column of the library's. It has no default that would be computed row by row, so no rows are written."""
+    """A change of a column. No column has a default that is computed row by row, so no rows are written."""
 
     verb, undo = "durable_add_column", "durable_drop_column"
     definition: Column[Any] | None
@@ -102,14 +151,28 @@ class ColumnOp(ChangeOp):
     def durable_add_column(
         cls, operations: Operations, table: str, column: Column[Any], *, schema: str | None = None
     ) -> None:
-        """Add `column` to queue table `table`. The table is locked for milliseconds."""
+        """Add a column. The table is locked for milliseconds.
+
+        Args:
+            operations: Passed by Alembic.
+            table: The queue table.
+            column: The column.
+            schema: The table's schema.
+        """
         cls._invoke(operations, table, column.name, column, schema)
 
     @classmethod
     def durable_drop_column(
         cls, operations: Operations, table: str, name: str, *, schema: str | None = None
     ) -> None:
-        """Drop column `name` of queue table `table`, with what is in it."""
+        """Drop a column, with its values. The table is locked for milliseconds.
+
+        Args:
+            operations: Passed by Alembic.
+            table: The queue table.
+            name: The column's name.
+            schema: The table's schema.
+        """
         cls._invoke(operations, table, name, None, schema)
 
 
@@ -118,10 +181,14 @@ class ColumnOp(ChangeOp):
 @Operations.implementation_for(ColumnOp)
 def _change(operations: Operations, op: ChangeOp) -> None:
     context = operations.migration_context
-    upgrade.change(context, lambda concurrently: _steps(op, context.dialect, concurrently), DEFAULT_PATIENCE)
+    upgrade.change(
+        context,
+        lambda concurrently: _steps(op, context.dialect, concurrently=concurrently),
+        DEFAULT_LOCK_RETRY,
+    )
 
 
-def _steps(op: ChangeOp, dialect: Dialect, concurrently: bool) -> list[Step]:  # noqa: FBT001 - the caller's shape
+def _steps(op: ChangeOp, dialect: Dialect, *, concurrently: bool) -> list[SchemaStep]:
     match op:
         case IndexOp(definition=None):
             return parts.drop_index(op.targets, op.name, concurrently=concurrently)
@@ -138,6 +205,6 @@ def _steps(op: ChangeOp, dialect: Dialect, concurrently: bool) -> list[Step]:  #
 
 
 def _specification(column: Column[Any], dialect: Dialect) -> str:
-    if column.table is None:  # the compiler asks it
+    if column.table is None:  # the compiler needs the column's table
         Table("t", MetaData(), column)
     return str(CreateColumn(column).compile(dialect=dialect)).strip()

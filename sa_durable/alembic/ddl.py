@@ -1,16 +1,17 @@
-r"""What makes or unmakes keys in the schema, as steps.
+r"""Schema steps that add and drop the key columns, check and index.
 
-A step is a query that returns the statements still to be run: none where its work is done already, so each step can
-be repeated after any interruption, and the same text serves online (fetch, run each), in psql (`\gexec`) and for
-one table or all of them.
+A step is a query that returns the statements that are still to be executed. Where its work is done already,
+it returns none, so each step can be repeated after any interruption. The same text serves online (fetch, then
+execute each statement), in psql (`\gexec`), and for one table or all of them.
 
-The columns, the check and the index are spelled out here and not taken from the models: a revision that calls the
-operation must still do the same when the models have moved on. A test compares the two for as long as they agree.
+The columns, the check and the index are spelled out here instead of being taken from the models: a revision
+that calls the operation must still do the same after the models have changed. A test compares the two for as
+long as they agree.
 """
 
 from __future__ import annotations
 
-# ruff: noqa: S608 - names come from the catalogue through format(), texts through literal(); the source is the author's SQL
+# ruff: noqa: S608 - names come from the catalog by format(), texts from literal(); the source is trusted
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ COLUMNS = {
     "key_expires_at": "timestamp with time zone",
 }
 CHECK = (
-    "(key_hold IS NULL OR key_hold IN ('queued', 'active', 'succeeded', 'forever') AND idempotency_key IS NOT NULL)"
+    "(key_hold IS NULL OR key_hold IN ('queued', 'active', 'succeeded', 'forever')"
+    " AND idempotency_key IS NOT NULL)"
     " AND char_length(idempotency_key) BETWEEN 1 AND 255"
 )
 HELD = (
@@ -30,24 +32,29 @@ HELD = (
     "key_hold = 'forever'"
     " OR key_hold = 'succeeded' AND state NOT IN ('failed', 'cancelled')"
     " OR key_hold = 'active' AND state NOT IN ('completed', 'failed', 'cancelled')"
-    " OR key_hold = 'queued' AND state NOT IN ('completed', 'failed', 'cancelled') AND first_started_at IS NULL"
+    " OR key_hold = 'queued' AND state NOT IN ('completed', 'failed', 'cancelled')"
+    " AND first_started_at IS NULL"
     ")"
 )
 
 
-class Step(NamedTuple):
-    """A query for statements. `brief`: they take a lock that stops everybody, so they must not wait for it long."""
+class SchemaStep(NamedTuple):
+    """A query that returns statements, and how to execute them."""
 
     query: str
+    """Returns the statements that are still to be executed."""
     brief: bool
+    """Whether the statements take a lock that blocks all other sessions. They must not wait for it long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Task tables: one by name, or every one that the database has, known by its comment."""
+    """The task tables that an operation changes: one by name, or all that have the library's comment."""
 
     table: str | None = None
+    """The name of one table. None: all tables."""
     schema: str | None = None
+    """The schema of `table`, or the only schema that is searched. None: the search path, or all schemas."""
 
     @property
     def rows(self) -> str:
@@ -76,23 +83,26 @@ class Targets:
         return f"{self.schema}.{self.table}" if self.schema else self.table
 
 
-def add_steps(targets: Targets, *, concurrently: bool) -> list[Step]:
-    """Columns and check, then the index, which is still empty: no duplicate can make its build fail."""
+def add_steps(targets: Targets, *, concurrently: bool) -> list[SchemaStep]:
+    """Add columns and check, then the index. It is built while empty, so duplicates can't make it fail."""
     build = "CREATE UNIQUE INDEX CONCURRENTLY" if concurrently else "CREATE UNIQUE INDEX"
     create = f"{build} %I ON %s (idempotency_key) WHERE {HELD}"
     return [
-        Step(_foreign_columns(targets), brief=False),
-        Step(_columns_and_check(targets), brief=True),
-        # NOT VALID first: the check is added without looking at the rows, and looks while others go on
-        Step(
+        SchemaStep(_foreign_columns(targets), brief=False),
+        SchemaStep(_columns_and_check(targets), brief=True),
+        # The check is added as NOT VALID, which reads no rows. VALIDATE reads them while other sessions
+        # continue.
+        SchemaStep(
             f"SELECT format('ALTER TABLE %s VALIDATE CONSTRAINT %I', name, check_name) FROM {targets.rows}"
             f" WHERE EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = target.id"
             " AND k.conname = target.check_name AND NOT k.convalidated)",
             brief=False,
         ),
-        # A build that was interrupted leaves its index behind, INVALID, and CREATE ... IF NOT EXISTS would keep it
-        Step(_drop_index(targets, concurrently=concurrently, where="AND NOT i.indisvalid"), brief=False),
-        Step(
+        # An interrupted build leaves an invalid index behind, which CREATE ... IF NOT EXISTS would keep.
+        SchemaStep(
+            _drop_index(targets, concurrently=concurrently, where="AND NOT i.indisvalid"), brief=False
+        ),
+        SchemaStep(
             f"SELECT format({_template(create)}, index_name, name) FROM {targets.rows}"
             f" WHERE NOT EXISTS ({_index()})",
             brief=False,
@@ -100,13 +110,14 @@ def add_steps(targets: Targets, *, concurrently: bool) -> list[Step]:
     ]
 
 
-def drop_steps(targets: Targets, *, concurrently: bool) -> list[Step]:
-    """Index, then check and columns, with the keys in them."""
+def drop_steps(targets: Targets, *, concurrently: bool) -> list[SchemaStep]:
+    """Drop the index, then the check and the columns, with the keys in them."""
     return [
-        Step(_drop_index(targets, concurrently=concurrently), brief=False),
-        Step(
-            f"SELECT format('ALTER TABLE %s %s', name, string_agg(format(action, part), ', ' ORDER BY nr)) FROM {targets.rows}"
-            " CROSS JOIN LATERAL (SELECT 0 AS nr, 'DROP CONSTRAINT %I' AS action, conname AS part FROM pg_constraint"
+        SchemaStep(_drop_index(targets, concurrently=concurrently), brief=False),
+        SchemaStep(
+            "SELECT format('ALTER TABLE %s %s', name, string_agg(format(action, part), ', ' ORDER BY nr))"
+            f" FROM {targets.rows} CROSS JOIN LATERAL (SELECT 0 AS nr, 'DROP CONSTRAINT %I' AS action,"
+            " conname AS part FROM pg_constraint"
             " WHERE conrelid = target.id AND conname = target.check_name"
             " UNION ALL SELECT attnum, 'DROP COLUMN %I', attname FROM pg_attribute WHERE attrelid = target.id"
             f" AND NOT attisdropped AND attname IN ({_list(COLUMNS)})) AS parts"
@@ -117,7 +128,7 @@ def drop_steps(targets: Targets, *, concurrently: bool) -> list[Step]:
 
 
 def _columns_and_check(targets: Targets) -> str:
-    """One ALTER TABLE for all that is missing, so that the lock is taken once."""
+    """Add everything that is missing in one ALTER TABLE, so that the lock is taken once."""
     columns = ", ".join(
         f"({nr}, {literal(name)}, {literal(f'ADD COLUMN {name} {type_}')})"
         for nr, (name, type_) in enumerate(COLUMNS.items())
@@ -126,25 +137,32 @@ def _columns_and_check(targets: Targets) -> str:
     return (
         f"SELECT format('ALTER TABLE %s %s', name, string_agg(action, ', ' ORDER BY nr)) FROM {targets.rows}"
         f" CROSS JOIN LATERAL (SELECT nr, action FROM (VALUES {columns}) AS wanted (nr, part, action)"
-        " WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = target.id AND attname = part AND NOT attisdropped)"
+        " WHERE NOT EXISTS (SELECT FROM pg_attribute"
+        " WHERE attrelid = target.id AND attname = part AND NOT attisdropped)"
         f" UNION ALL SELECT {len(COLUMNS)}, format({check}, target.check_name)"
-        " WHERE NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = target.id AND conname = target.check_name)"
+        " WHERE NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = target.id"
+        " AND conname = target.check_name)"
         ") AS parts GROUP BY schema, name ORDER BY name"
     )
 
 
 def _foreign_columns(targets: Targets) -> str:
-    """A column that has one of our names and another type is the application's own: raise, rather than take it over."""
+    """Raise if a column has one of our names and another type: then the column belongs to the application."""
     wanted = ", ".join(f"({literal(name)}, {literal(type_)})" for name, type_ in COLUMNS.items())
-    message = literal("column %s of %s is %s, and sa_durable needs %s: give yours another name first")
+    message = literal(
+        "column %s of %s is %s, but sa_durable needs %s. Nothing was changed."
+        " Rename your column, then run the"
+        " migration again."
+    )
     raise_it = literal("DO $sa_durable$ BEGIN RAISE EXCEPTION USING MESSAGE = %L; END $sa_durable$")
     return (
-        f"SELECT format({raise_it}, format({message}, wanted.part, name, found.type, wanted.type)) FROM {targets.rows}"
-        " CROSS JOIN LATERAL (SELECT a.attname, format_type(a.atttypid, a.atttypmod) ||"
+        f"SELECT format({raise_it}, format({message}, wanted.part, name, found.type, wanted.type))"
+        f" FROM {targets.rows} CROSS JOIN LATERAL (SELECT a.attname, format_type(a.atttypid, a.atttypmod) ||"
         " CASE WHEN o.collname <> 'default' THEN format(' COLLATE %I', o.collname) ELSE '' END AS type"
         " FROM pg_attribute a LEFT JOIN pg_collation o ON o.oid = a.attcollation"
         " WHERE a.attrelid = target.id AND NOT a.attisdropped) AS found"
-        f" JOIN (VALUES {wanted}) AS wanted (part, type) ON wanted.part = found.attname AND wanted.type <> found.type"
+        f" JOIN (VALUES {wanted}) AS wanted (part, type)"
+        " ON wanted.part = found.attname AND wanted.type <> found.type"
     )
 
 
@@ -157,16 +175,19 @@ def _index(where: str = "") -> str:
 
 def _drop_index(targets: Targets, *, concurrently: bool, where: str = "") -> str:
     drop = "DROP INDEX CONCURRENTLY" if concurrently else "DROP INDEX"
-    return f"SELECT format('{drop} %I.%I', schema, index_name) FROM {targets.rows} WHERE EXISTS ({_index(where)})"
+    return (
+        f"SELECT format('{drop} %I.%I', schema, index_name) FROM {targets.rows}"
+        f" WHERE EXISTS ({_index(where)})"
+    )
 
 
 def literal(text: str) -> str:
-    """`text` as an SQL string."""
+    """Return `text` as an SQL string."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def _template(statement: str) -> str:
-    return literal(statement)  # for format(): its only % are those of %I and %s
+    return literal(statement)  # for format(): every % belongs to %I or %s
 
 
 def _identifier(name: str) -> str:

@@ -1,32 +1,36 @@
-r"""`alembic upgrade --sql`: the same steps as a script for psql.
+r"""Write the steps as a script for psql (`alembic upgrade --sql`).
 
-The script asks the database that it runs on which tables there are and what they lack: `\gexec` runs the statements
-that a step's query returns. A DO block could not: CREATE INDEX CONCURRENTLY is refused inside one. No other client
-than psql knows `\gexec`; there the script fails at its first line that has one.
+The script asks the database that it runs on which tables exist and what they lack: `\gexec` executes the
+statements that a step's query returns. A DO block could not, because PostgreSQL refuses CREATE INDEX
+CONCURRENTLY inside one. Only psql knows `\gexec`. In any other client, the script fails at the first line
+that has it.
 """
 
 from __future__ import annotations
 
-# ruff: noqa: S608 - names come from the catalogue through format(), texts through literal(); the source is the author's SQL
+# ruff: noqa: S608 - names come from the catalog by format(), texts from literal(); the source is trusted
 from collections.abc import Iterable
 
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 
 from . import ddl, pages
-from .ddl import Step, Targets, literal
-from .sources import Backfill, Patience
+from .ddl import SchemaStep, Targets, literal
+from .sources import Backfill, LockRetry
 
 
-def add(context: MigrationContext, targets: Targets, patience: Patience, backfill: Backfill | None) -> None:
-    """Render what `upgrade.add` does."""
+def add(
+    context: MigrationContext, targets: Targets, lock_retry: LockRetry, backfill: Backfill | None
+) -> None:
+    """Write what `upgrade.add` does."""
     if backfill is not None and not isinstance(backfill.source, str):
         raise CommandError(
-            "source=sa_durable.alembic.ONCE is computed in Python, so `--sql` can't render it: run this revision "
-            "online, or leave the source out here and have a later revision, run online, do the backfill"
+            "`--sql` can't render source=sa_durable.alembic.ONCE, because its keys are computed in Python."
+            " Either run this revision online, or leave `source` out here and backfill in a later revision"
+            " that you run online."
         )
     with context.autocommit_block():
-        _steps(context, ddl.add_steps(targets, concurrently=True), patience)
+        _steps(context, ddl.add_steps(targets, concurrently=True), lock_retry)
         if backfill is not None:
             context.impl.static_output("SET lock_timeout = '50ms';")
             for name, setting in pages.PLANS.items():
@@ -35,22 +39,23 @@ def add(context: MigrationContext, targets: Targets, patience: Patience, backfil
         _reset(context)
 
 
-def write(context: MigrationContext, steps: Iterable[Step], patience: Patience) -> None:
-    """Render steps."""
+def write(context: MigrationContext, steps: Iterable[SchemaStep], lock_retry: LockRetry) -> None:
+    """Write steps."""
     with context.autocommit_block():
-        _steps(context, steps, patience)
+        _steps(context, steps, lock_retry)
         _reset(context)
 
 
-def _steps(context: MigrationContext, steps: Iterable[Step], patience: Patience) -> None:
+def _steps(context: MigrationContext, steps: Iterable[SchemaStep], lock_retry: LockRetry) -> None:
     output = context.impl.static_output
     output(
-        "-- sa_durable: for psql (not -1), with -v ON_ERROR_STOP=1. After an error, run it again from here."
+        "-- sa_durable: run it with psql -v ON_ERROR_STOP=1, without -1."
+        " After an error, run it again from here."
     )
     output("SET statement_timeout = 0;\nSET client_min_messages = warning;")
     for step in steps:
         output(
-            f"SET lock_timeout = '{patience.lock_timeout * 1000:.0f}ms';"
+            f"SET lock_timeout = '{lock_retry.lock_timeout * 1000:.0f}ms';"
             if step.brief
             else "SET lock_timeout = 0;"
         )
@@ -67,7 +72,7 @@ def _reset(context: MigrationContext) -> None:
 
 
 def _backfill(targets: Targets, source: str, backfill: Backfill) -> str:
-    """As `backfill.fill`, in PL/pgSQL. It waits for a key that is in use, instead of putting it off."""
+    """Return `backfill.fill` in PL/pgSQL. It waits for a key that is in use, instead of deferring the key."""
     nil = f"CAST({literal(pages.FIRST_ID)} AS uuid)"
     gather = _format(pages.gather(_mark("table"), source, nil, "ALL"), table="table_name")
     assign = _format(
@@ -76,12 +81,13 @@ def _backfill(targets: Targets, source: str, backfill: Backfill) -> str:
         after="done",
         last="till",
     )
-    left = _format(pages.left(_mark("table")), table="table_name")
+    without_key = _format(pages.without_key(_mark("table")), table="table_name")
     groups = "\n".join(f"    {statement};" for statement in map(_execute, pages.GROUP))
     return f"""\
 DO $sa_durable$
 DECLARE
-  table_name text; total bigint; done bigint; till bigint; size bigint; wanted bigint; keyed bigint; rest record;
+  table_name text; total bigint; done bigint; till bigint; size bigint; wanted bigint; keyed bigint;
+  rest record;
 BEGIN
   FOR table_name IN SELECT name FROM {targets.rows} LOOP
     {_execute(pages.DROP)};
@@ -109,7 +115,7 @@ BEGIN
         PERFORM pg_sleep(0.2);
       END IF;
     END LOOP;
-    FOR rest IN EXECUTE {left} LOOP
+    FOR rest IN EXECUTE {without_key} LOOP
       RAISE WARNING '%: % rows are left without a key (%): %', table_name, rest.total, rest.kind, rest.ids;
     END LOOP;
     {_execute(pages.DROP)};
@@ -123,7 +129,7 @@ def _execute(statement: str) -> str:
 
 
 def _format(statement: str, **variables: str) -> str:
-    """An expression that gives `statement` with the values of PL/pgSQL variables in the places of their names."""
+    """Return an expression for `statement` with each mark replaced by the value of a PL/pgSQL variable."""
     template = statement.replace("%", "%%")
     for position, name in enumerate(variables, start=1):
         template = template.replace(_mark(name), f"%{position}$s")
@@ -131,4 +137,4 @@ def _format(statement: str, **variables: str) -> str:
 
 
 def _mark(name: str) -> str:
-    return f"<sa_durable {name}>"  # what no source contains
+    return f"<sa_durable {name}>"  # no source contains it

@@ -1,4 +1,4 @@
-"""Running steps on a live database: outside a transaction, with patience, one migrator at a time."""
+"""Execute schema steps on a live database: outside a transaction, one migrator at a time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from .ddl import Step
-from .sources import Patience
+from .ddl import SchemaStep
+from .sources import LockRetry
 
 logger = logging.getLogger("sa_durable.alembic")
 
 LOCK_NOT_AVAILABLE = "55P03"
-POLL_SECONDS = 0.2
-_LOCK = int.from_bytes(b"sa_durab")  # an advisory lock's number, the same for every release
+POLL_INTERVAL_S = 0.2
+WAITING_LOG_INTERVAL_S = 30
+_LOCK = int.from_bytes(b"sa_durab")  # the number of an advisory lock, the same in every release
 _NO_TIMEOUTS = {
     "lock_timeout": "0",
     "statement_timeout": "0",
@@ -28,42 +29,47 @@ _NO_TIMEOUTS = {
 
 
 def sql(statement: str) -> TextClause:
-    """`statement` as it is: a `:name` in it is no bind parameter."""
+    """Return `statement` as it is: a `:name` in it is not a bind parameter."""
     return text(statement.replace(":", r"\:"))
 
 
 def sqlstate(error: DBAPIError) -> str | None:
+    """Return the SQLSTATE of a driver's error: `sqlstate` of psycopg and asyncpg, `pgcode` of psycopg2."""
     return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
 
 
 def is_online(context: MigrationContext) -> bool:
-    """Whether the operation may commit: not in a transaction that its caller began, say a test's."""
-    if _autocommits(_bound(context)):
+    """Return whether the operation may commit: it may not in a transaction that its caller began."""
+    if _autocommits(_connection_of(context)):
         return True
-    # What autocommit_block itself asserts; there is no public question.
-    return context._transaction is not None or not context._in_connection_transaction()  # noqa: SLF001 - Alembic has no public word for it; pinned by a test
+    # The condition that autocommit_block asserts. Alembic has no public function for it. A test pins it.
+    return context._transaction is not None or not context._in_connection_transaction()  # noqa: SLF001 - as above
 
 
 @contextmanager
-def alone(context: MigrationContext) -> Iterator[Connection]:
-    """Outside of transactions, without timeouts, and no other migrator at work in this database.
+def exclusive(context: MigrationContext) -> Iterator[Connection]:
+    """Enter a block without transaction or timeouts, in which no other migrator changes this database.
 
-    What the migration did before is committed.
+    Commits what the migration did before.
     """
-    block = nullcontext() if _autocommits(_bound(context)) else context.autocommit_block()
+    block = nullcontext() if _autocommits(_connection_of(context)) else context.autocommit_block()
     with block:
-        connection = _bound(context)
+        connection = _connection_of(context)
         with _advisory_lock(connection), settings(connection, _NO_TIMEOUTS):
             yield connection
 
 
 @contextmanager
 def migration_lock(connection: Connection) -> Iterator[None]:
-    """Let one migrator at a time into the block; others wait here, and then find everything done.
+    """Let one migrator at a time into the block. Others wait here, and then find every revision applied.
 
-    For `env.py`, around `context.configure(...)` and what follows it. Without it, a second `alembic upgrade` started
-    during the first one's fails when it wants to record a revision that is recorded already. A connection that is
-    in a transaction already belongs to a caller who knows what he does: no lock is taken.
+    Use it in `env.py`, around `context.configure(...)` and the lines that follow. Without it, a second
+    `alembic upgrade` that starts during the first one fails when it records a revision that is recorded
+    already.
+
+    Args:
+        connection: The connection that runs the migrations. If it is in a transaction already, its caller
+            decides when to commit, and no lock is taken.
     """
     if connection.in_transaction():
         yield
@@ -72,52 +78,65 @@ def migration_lock(connection: Connection) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            connection.rollback()  # in a failed transaction the lock could not be given back
+            connection.rollback()  # a failed transaction could not release the lock
             raise
 
 
-def run_steps(connection: Connection, steps: Iterable[Step], patience: Patience | None) -> None:
-    """Run the statements that are still to be run. `patience`: None in a caller's transaction, whose settings rule."""
+def execute_steps(connection: Connection, steps: Iterable[SchemaStep], lock_retry: LockRetry | None) -> None:
+    """Execute the statements that the steps return.
+
+    Args:
+        connection: Where to execute them.
+        steps: The steps.
+        lock_retry: How to wait for locks. None: in the caller's transaction, whose own settings apply.
+    """
     for step in steps:
         for statement in connection.scalars(sql(step.query)).all():
             logger.info("%s", statement)
-            if step.brief and patience is not None:
-                _briefly(connection, statement, patience)
+            if step.brief and lock_retry is not None:
+                _execute_with_lock_retry(connection, statement, lock_retry)
             else:
-                if patience is not None:
+                if lock_retry is not None:
                     set_lock_timeout(connection, 0)
                 connection.execute(sql(statement))
 
 
-def _briefly(connection: Connection, statement: str, patience: Patience) -> None:
-    """While we wait for the lock, everybody else waits behind us: give up soon, let them pass, try again."""
-    for attempt in range(1, patience.attempts + 1):
-        set_lock_timeout(connection, patience.lock_timeout)
+def _execute_with_lock_retry(connection: Connection, statement: str, lock_retry: LockRetry) -> None:
+    """Execute a statement that needs a short exclusive lock.
+
+    While it waits for the lock, all other sessions queue behind it. So it gives up soon, lets them pass, and
+    tries again.
+    """
+    for attempt in range(1, lock_retry.attempts + 1):
+        set_lock_timeout(connection, lock_retry.lock_timeout)
         try:
             connection.execute(sql(statement))
         except DBAPIError as error:
             if sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
-            if attempt == patience.attempts:
+            if attempt == lock_retry.attempts:
                 raise CommandError(
-                    f"{statement}: other transactions used the table through {attempt} attempts of "
-                    f"{patience.lock_timeout:g} s. What was done before is kept; run the migration again when there "
-                    "is no long transaction (pg_stat_activity, ordered by xact_start)"
+                    f"{statement}: could not lock the table in {attempt} attempts of "
+                    f"{lock_retry.lock_timeout:g} s, because other transactions use it. Earlier steps are "
+                    "kept. End long transactions (pg_stat_activity, ordered by xact_start), then run the "
+                    "migration again."
                 ) from error
         else:
             return
-        pause = patience.pause(attempt)
+        pause = lock_retry.backoff(attempt)
         logger.warning(
-            "the table was in use for %g s; attempt %d of %d follows in %g s",
-            patience.lock_timeout,
+            "could not lock the table within %g s (other transactions use it); attempt %d of %d follows in"
+            " %g s",
+            lock_retry.lock_timeout,
             attempt + 1,
-            patience.attempts,
+            lock_retry.attempts,
             pause,
         )
         time.sleep(pause)
 
 
 def set_lock_timeout(connection: Connection, seconds: float) -> None:
+    """Set `lock_timeout` for the session. 0 waits without end."""
     connection.execute(
         text("SELECT set_config('lock_timeout', :ms, false)"), {"ms": f"{seconds * 1000:.0f}ms"}
     )
@@ -125,22 +144,29 @@ def set_lock_timeout(connection: Connection, seconds: float) -> None:
 
 @contextmanager
 def _advisory_lock(connection: Connection) -> Iterator[None]:
-    """Polled: whoever waits inside pg_advisory_lock() holds a snapshot, for which a concurrent index build waits."""
+    """Hold the migrators' advisory lock.
+
+    It polls, because a session that waits inside pg_advisory_lock() holds a snapshot, and a concurrent index
+    build waits for every older snapshot.
+    """
     waited = 0.0
     while not _advisory(connection, "pg_try_advisory_lock"):
-        if waited % 30 < POLL_SECONDS:
-            logger.info("another migration is at work in this database; waiting for it")
-        waited += POLL_SECONDS
-        time.sleep(POLL_SECONDS)
+        if waited % WAITING_LOG_INTERVAL_S < POLL_INTERVAL_S:
+            logger.info("another migration is running in this database; waiting for it to end")
+        waited += POLL_INTERVAL_S
+        time.sleep(POLL_INTERVAL_S)
     try:
         yield
     finally:
-        with suppress(SQLAlchemyError):  # then the session is gone, and the lock with it
+        with suppress(SQLAlchemyError):  # the session has ended, and released the lock
             _advisory(connection, "pg_advisory_unlock")
 
 
 def _advisory(connection: Connection, function: str) -> bool:
-    """Ends the transaction that it begins: one that stays open would have CREATE INDEX CONCURRENTLY wait for it."""
+    """Call an advisory lock function and end the transaction that this begins.
+
+    CREATE INDEX CONCURRENTLY would wait for a transaction that stays open.
+    """
     if connection.in_transaction():
         return bool(connection.scalar(text(f"SELECT {function}({_LOCK})")))
     with connection.begin():
@@ -149,7 +175,7 @@ def _advisory(connection: Connection, function: str) -> bool:
 
 @contextmanager
 def settings(connection: Connection, wanted: Mapping[str, str]) -> Iterator[None]:
-    """Set what this server knows of `wanted`, and put back what was there, which RESET may not."""
+    """Set those of `wanted` that this server has. Restores the old values at the end."""
     rows = connection.execute(
         text("SELECT name, setting FROM pg_settings WHERE name = ANY(:names)"), {"names": list(wanted)}
     )
@@ -168,12 +194,12 @@ def _set(connection: Connection, name: str, setting: str) -> None:
     connection.execute(text("SELECT set_config(:name, :setting, false)"), {"name": name, "setting": setting})
 
 
-def _bound(context: MigrationContext) -> Connection:
-    assert context.connection is not None  # noqa: S101 - only offline there is none
+def _connection_of(context: MigrationContext) -> Connection:
+    assert context.connection is not None  # noqa: S101 - it is None only with --sql
     return context.connection
 
 
 def _autocommits(connection: Connection) -> bool:
-    # Not get_isolation_level(), which asks the server, and that knows of no autocommit.
+    # get_isolation_level() would ask the server, which does not know about a driver's autocommit.
     driver = connection.connection.dbapi_connection
     return driver is not None and connection.dialect.detect_autocommit_setting(driver)

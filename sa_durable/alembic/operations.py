@@ -10,10 +10,10 @@ from ..values import Hold
 from . import ddl, offline, upgrade
 from .backfill import BackfillReport
 from .ddl import Targets
-from .sources import DEFAULT_PATIENCE, Backfill, Patience, Source
+from .sources import DEFAULT_LOCK_RETRY, Backfill, LockRetry, Source
 
 BATCH_SIZE = 1000
-LOCK_TIMEOUT_S, ATTEMPTS = DEFAULT_PATIENCE.lock_timeout, DEFAULT_PATIENCE.attempts
+LOCK_TIMEOUT_S, ATTEMPTS = DEFAULT_LOCK_RETRY.lock_timeout, DEFAULT_LOCK_RETRY.attempts
 
 
 class _KeyOp(MigrateOperation):
@@ -22,8 +22,8 @@ class _KeyOp(MigrateOperation):
     verb: str
     """The name of the operation, as a revision calls it."""
 
-    def __init__(self, targets: Targets, patience: Patience = DEFAULT_PATIENCE) -> None:
-        self.targets, self.patience = targets, patience
+    def __init__(self, targets: Targets, lock_retry: LockRetry = DEFAULT_LOCK_RETRY) -> None:
+        self.targets, self.lock_retry = targets, lock_retry
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """Return the operation as Alembic lists it among differences."""
@@ -36,16 +36,16 @@ class AddKeyOp(_KeyOp):
 
     Args:
         targets: The task tables.
-        patience: How long to wait for a lock that blocks other sessions.
+        lock_retry: How long to wait for a lock that blocks other sessions.
         backfill: The keys that existing rows get. None leaves existing rows without keys.
     """
 
     verb = "durable_add_key"
 
     def __init__(
-        self, targets: Targets, patience: Patience = DEFAULT_PATIENCE, backfill: Backfill | None = None
+        self, targets: Targets, lock_retry: LockRetry = DEFAULT_LOCK_RETRY, backfill: Backfill | None = None
     ) -> None:
-        super().__init__(targets, patience)
+        super().__init__(targets, lock_retry)
         self.backfill = backfill
 
     @classmethod
@@ -67,6 +67,7 @@ class AddKeyOp(_KeyOp):
         interruption, run the operation again: it continues where it stopped.
 
         Args:
+            operations: Passed by Alembic.
             table: The task table of one queue. None: the task table of every queue in the database, found by
                 its comment. Queues that no model of the running code names are included.
             schema: The schema of `table`. Without `table`: the only schema that is searched.
@@ -87,12 +88,12 @@ class AddKeyOp(_KeyOp):
             ValueError: An option is out of range. Nothing was changed.
         """
         backfill = None if source is None else Backfill(source, Hold(hold), batch_size)
-        op = cls(Targets(table, schema), Patience(lock_timeout, attempts), backfill)
+        op = cls(Targets(table, schema), LockRetry(lock_timeout, attempts), backfill)
         return operations.invoke(op)  # type: ignore[no-any-return]  # what _add returns
 
     def reverse(self) -> DropKeyOp:
         """Return the operation that a downgrade needs."""
-        return DropKeyOp(self.targets, self.patience)
+        return DropKeyOp(self.targets, self.lock_retry)
 
 
 @Operations.register_operation("durable_drop_key")
@@ -101,7 +102,7 @@ class DropKeyOp(_KeyOp):
 
     Args:
         targets: The task tables.
-        patience: How long to wait for a lock that blocks other sessions.
+        lock_retry: How long to wait for a lock that blocks other sessions.
     """
 
     verb = "durable_drop_key"
@@ -118,9 +119,11 @@ class DropKeyOp(_KeyOp):
     ) -> None:
         """Drop the key index, check and columns of task tables.
 
-        The rows stay. Their keys are lost, unless a later `durable_add_key(source=...)` can compute them again.
+        The rows stay. Their keys are lost, unless a later `durable_add_key(source=...)` can compute them
+        again.
 
         Args:
+            operations: Passed by Alembic.
             table: The task table of one queue. None: the task table of every queue in the database.
             schema: The schema of `table`. Without `table`: the only schema that is searched.
             lock_timeout: Seconds to wait for the short exclusive lock before letting other sessions pass.
@@ -129,20 +132,20 @@ class DropKeyOp(_KeyOp):
         Raises:
             CommandError: The lock was not free in any of the attempts. Committed steps are kept.
         """
-        operations.invoke(cls(Targets(table, schema), Patience(lock_timeout, attempts)))
+        operations.invoke(cls(Targets(table, schema), LockRetry(lock_timeout, attempts)))
 
     def reverse(self) -> AddKeyOp:
         """Return the operation that a downgrade needs. It adds no keys to rows: their source is unknown."""
-        return AddKeyOp(self.targets, self.patience)
+        return AddKeyOp(self.targets, self.lock_retry)
 
 
 @Operations.implementation_for(AddKeyOp)
 def _add(operations: Operations, op: AddKeyOp) -> list[BackfillReport]:
     context = operations.migration_context
     if context.as_sql:
-        offline.add(context, op.targets, op.patience, op.backfill)
+        offline.add(context, op.targets, op.lock_retry, op.backfill)
         return []
-    return upgrade.add(context, op.targets, op.patience, op.backfill)
+    return upgrade.add(context, op.targets, op.lock_retry, op.backfill)
 
 
 @Operations.implementation_for(DropKeyOp)
@@ -150,5 +153,5 @@ def _drop(operations: Operations, op: DropKeyOp) -> None:
     upgrade.change(
         operations.migration_context,
         lambda concurrently: ddl.drop_steps(op.targets, concurrently=concurrently),
-        op.patience,
+        op.lock_retry,
     )

@@ -1,13 +1,14 @@
-"""The statements of a backfill, as text: run page by page online, and inside a DO block offline.
+"""The statements of a backfill, as text: executed page by page online, and inside a DO block offline.
 
-Two temporary tables of the session: `sa_durable_keys` has a line for every row that has, or could get, a key, and
-`sa_durable_groups` numbers the keys that are wanted, in the order of their oldest rows. So a page is a range of
-numbers, all rows that want one key are in one page, and which of them gets it is decided on their state right then.
+They use two temporary tables of the session. `sa_durable_keys` has a line for every row that has, or could
+get, a key. `sa_durable_groups` numbers the wanted keys in the order of their oldest rows. A page is a range
+of those numbers, so all candidates for one key are in one page, and their state when that page is written
+decides which of them gets it.
 """
 
 from __future__ import annotations
 
-# ruff: noqa: S608 - names come from the catalogue through format(), texts through literal(); the source is the author's SQL
+# ruff: noqa: S608 - names come from the catalog by format(), texts from literal(); the source is trusted
 from ..values import ACTIVE, Hold
 from .ddl import HELD, literal
 
@@ -19,17 +20,20 @@ DROP = "DROP TABLE IF EXISTS pg_temp.sa_durable_keys, pg_temp.sa_durable_groups"
 GROUP = (
     (
         "CREATE TEMPORARY TABLE sa_durable_groups AS"
-        " SELECT row_number() OVER (ORDER BY min(CAST(id AS text))) AS n, key, bool_or(kind = 'carried') AS carried"
-        " FROM pg_temp.sa_durable_keys WHERE kind <> 'refused' GROUP BY key HAVING bool_or(kind = 'candidate')"
+        " SELECT row_number() OVER (ORDER BY min(CAST(id AS text))) AS n, key, bool_or(kind = 'carried')"
+        " AS carried"
+        " FROM pg_temp.sa_durable_keys WHERE kind <> 'refused' GROUP BY key"
+        " HAVING bool_or(kind = 'candidate')"
     ),
     "CREATE INDEX ON pg_temp.sa_durable_groups (n)",
     "CREATE INDEX ON pg_temp.sa_durable_keys (key)",
-    # Autovacuum does not see temporary tables: without ANALYZE the pages' plans are guesses.
+    # Autovacuum does not see temporary tables. Without ANALYZE, the pages' plans are guesses.
     "ANALYZE pg_temp.sa_durable_groups",
     "ANALYZE pg_temp.sa_durable_keys",
 )
 PLANS = {
-    # A page is a tiny part of its table: reading all of that for each page looks cheap up to some 100,000 rows.
+    # A page is a tiny part of its table. Up to some 100,000 rows, the planner would prefer to scan it for
+    # each page.
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "plan_cache_mode": "force_custom_plan",
@@ -38,14 +42,18 @@ COUNT = "SELECT count(*) FROM pg_temp.sa_durable_groups"
 FIRST_ID = "00000000-0000-0000-0000-000000000000"
 LISTED = 20
 
-# What spawn refuses as an explicit key: policy.check_key. PostgreSQL's text can't have the other things it refuses.
+# The keys that spawn refuses, see policy.check_key. Its other rules concern characters that PostgreSQL can't
+# store.
 _REFUSED = "char_length(source_key) NOT BETWEEN 1 AND 255 OR starts_with(source_key, '~')"
 
 
 def gather(table: str, source: str, after: str, limit: str) -> str:
-    """Note a page of rows, in the order of their ids. Gives the last row's id and the number of rows; no row at the end.
+    """Record a page of rows, in the order of their ids.
 
-    The source is alone in its SELECT: beside another use of the table, its column names could mean that one's.
+    Returns the last row's id and the number of rows. Returns no row if the page is empty.
+
+    The source is alone in its SELECT: beside a second reference to the table, its column names would be
+    ambiguous.
     """
     return f"""\
 WITH page AS MATERIALIZED (
@@ -53,7 +61,7 @@ WITH page AS MATERIALIZED (
 {source}
 ) AS text) AS source_key
   FROM {table} WHERE id > {after} ORDER BY id LIMIT {limit}
-), noted AS (
+), recorded AS (
   INSERT INTO pg_temp.sa_durable_keys (id, created_at, key, kind)
   SELECT id, created_at, COALESCE(idempotency_key, source_key), CASE
       WHEN idempotency_key IS NOT NULL THEN 'carried' WHEN {_REFUSED} THEN 'refused' ELSE 'candidate' END
@@ -63,30 +71,38 @@ SELECT id, (SELECT count(*) FROM page) FROM page ORDER BY id DESC LIMIT 1"""
 
 
 def read(table: str, after: str, limit: str) -> str:
-    """A page of rows, for keys that are computed in Python. Params as text: parsed where a failure has its row."""
+    """Return a page of rows, for keys that are computed in Python.
+
+    Params are text: they are parsed where a failure concerns one row only.
+    """
     return (
         "SELECT id, created_at, idempotency_key, name, CAST(params AS text) AS params"
         f" FROM {table} WHERE id > {after} ORDER BY id LIMIT {limit}"
     )
 
 
-NOTE = (
+RECORD = (
     "INSERT INTO pg_temp.sa_durable_keys (id, created_at, key, kind) SELECT * FROM"
-    " unnest(CAST(:ids AS uuid[]), CAST(:times AS timestamptz[]), CAST(:keys AS text[]), CAST(:kinds AS text[]))"
+    " unnest(CAST(:ids AS uuid[]), CAST(:times AS timestamptz[]), CAST(:keys AS text[]),"
+    " CAST(:kinds AS text[]))"
 )
 
 
 def assign(table: str, hold: Hold, after: str, last: str) -> str:
-    """Give the keys numbered `after + 1` to `last` to the rows that should have them. Gives two numbers: the keys that
-    have such a row, and those written. They differ where a row changed during the statement: run it again.
+    """Write the keys numbered `after + 1` to `last` into the rows that should have them.
 
-    Whoever holds the key already keeps it, and so does a row that an earlier run of this page gave it to, although it
-    may have ended since. Else, of the rows that would hold it, active ones come before terminal
-    ones, and then the oldest first. If none would hold it, the oldest row carries it as history, unless one does.
+    Returns two numbers: the rows that should get a key, and the rows written. They differ if a row changed
+    during the statement. Execute it again then.
+
+    A task that holds the key already keeps it. So does a row that got the key from an earlier execution of
+    this page, even if its task has ended since. Otherwise, the key goes to a row that would hold it: active
+    ones before terminal ones, then the oldest. If no row would hold it, the oldest row carries it as history,
+    unless a row does already.
     """
     active = ", ".join(sorted(literal(state.value) for state in ACTIVE))
-    # OFFSET 0 is a fence: the page's keys, then their rows, then whether they are held, each through its index. Without
-    # it, on columns as new as these, plans are made that read both tables once per row.
+    # OFFSET 0 is an optimization fence: first the page's keys, then their rows, then whether they are held,
+    # each through its index. Columns this new have no statistics, and without the fence PostgreSQL chooses
+    # plans that read both tables once per row.
     return f"""\
 WITH chosen AS MATERIALIZED (
   SELECT DISTINCT ON (g.key) g.key, t.ctid AS place, t.state, t.idempotency_key IS NULL AS wanting
@@ -104,7 +120,8 @@ WITH chosen AS MATERIALIZED (
   ) AS would
   WHERE g.n > {after} AND g.n <= {last} AND (t.idempotency_key IS NOT NULL OR (would.holds OR NOT g.carried)
     AND NOT EXISTS (SELECT FROM {table} WHERE idempotency_key = g.key AND {HELD} OFFSET 0))
-  ORDER BY g.key, t.idempotency_key IS NOT NULL DESC, would.holds DESC, t.state IN ({active}) DESC, c.created_at, c.id
+  ORDER BY g.key, t.idempotency_key IS NOT NULL DESC, would.holds DESC, t.state IN ({active}) DESC,
+    c.created_at, c.id
 ), winner AS (
   SELECT key, place, state FROM chosen WHERE wanting
 ), keyed AS (
@@ -115,11 +132,12 @@ WITH chosen AS MATERIALIZED (
 SELECT (SELECT count(*) FROM winner), (SELECT count(*) FROM keyed)"""
 
 
-def left(table: str) -> str:
-    """By kind, the rows that wanted a key and have none: how many, and the first ids."""
+def without_key(table: str) -> str:
+    """Count the candidates that got no key, by kind, and list the first of their ids."""
     return f"""\
 SELECT kind, max(total) AS total, array_agg(id ORDER BY created_at, id) AS ids FROM (
-  SELECT c.kind, c.id, c.created_at, count(*) OVER w AS total, row_number() OVER (w ORDER BY c.created_at, c.id) AS n
+  SELECT c.kind, c.id, c.created_at, count(*) OVER w AS total,
+    row_number() OVER (w ORDER BY c.created_at, c.id) AS n
   FROM pg_temp.sa_durable_keys c JOIN {table} t ON t.id = c.id
   WHERE c.kind <> 'carried' AND t.idempotency_key IS NULL WINDOW w AS (PARTITION BY c.kind)
-) AS left_over WHERE n <= {LISTED} GROUP BY kind"""
+) AS unkeyed WHERE n <= {LISTED} GROUP BY kind"""

@@ -1,43 +1,55 @@
-"""Steps that change one index, check or column of a queue table that exists: see `ddl` for what a step is.
+"""Schema steps that change one index, check or column of an existing queue table.
 
-Definitions are PostgreSQL's own, as `pg_get_indexdef` and `pg_get_constraintdef` spell them, since that is what a
-difference was found in. If a server of another version spells them otherwise, a repeated step does its work again.
+`ddl` says what a schema step is.
+
+Definitions are in PostgreSQL's own spelling, as `pg_get_indexdef` and `pg_get_constraintdef` return it,
+because that is what autogenerate compares. If a server of another version spells them differently, a repeated
+step does its work again.
 """
 
 from __future__ import annotations
 
 # ruff: noqa: S608 - names and definitions go through literal() and format()
 from ..statements.catalog import INDEX_DEFINITION
-from .ddl import Step, Targets, literal
+from .ddl import SchemaStep, Targets, literal
 
-NEW = "_new"  # the name of an index that is to take another one's place; 63 bytes at most
+NEW_SUFFIX = "_new"  # of an index that will replace another one; the whole name has at most 63 bytes
 
 
-def build_index(targets: Targets, name: str, definition: str, *, concurrently: bool) -> list[Step]:
-    """Have index `name` be `definition` ("UNIQUE btree (id) WHERE ..."). One that differs serves until the new one is
-    there; what an interrupted build left is dropped first."""
+def build_index(targets: Targets, name: str, definition: str, *, concurrently: bool) -> list[SchemaStep]:
+    """Create index `name`, or replace it if its definition differs.
+
+    The old index serves until the new one is complete. What an interrupted build left is dropped first.
+
+    Args:
+        targets: The table.
+        name: The index's name.
+        definition: What follows the table's name in CREATE INDEX, after "UNIQUE " for a unique index: "UNIQUE
+            btree (id) WHERE ...".
+        concurrently: Whether other sessions go on writing meanwhile.
+    """
+    differs = f"{INDEX_DEFINITION} <> {literal(definition)}"
     if not concurrently:
         return [
-            Step(_drop(targets, name, f"{INDEX_DEFINITION} <> {literal(definition)} OR NOT i.indisvalid"), brief=False),
-            Step(_create(targets, name, definition, f"NOT {_has(name)}"), brief=False),
-        ]  # fmt: skip
-    new = name + NEW
-    differs = f"{INDEX_DEFINITION} <> {literal(definition)}"
+            SchemaStep(_drop(targets, name, f"{differs} OR NOT i.indisvalid"), brief=False),
+            SchemaStep(_create(targets, name, definition, f"NOT {_has(name)}"), brief=False),
+        ]
+    new = name + NEW_SUFFIX
     return [
-        Step(_drop(targets, name, "NOT i.indisvalid", concurrently=True), brief=False),
-        Step(_drop(targets, new, f"NOT i.indisvalid OR {differs}", concurrently=True), brief=False),
-        Step(
+        SchemaStep(_drop(targets, name, "NOT i.indisvalid", concurrently=True), brief=False),
+        SchemaStep(_drop(targets, new, f"NOT i.indisvalid OR {differs}", concurrently=True), brief=False),
+        SchemaStep(
             _create(targets, name, definition, f"NOT {_has(name)} AND NOT {_has(new)}", concurrently=True),
             brief=False,
         ),
-        Step(
+        SchemaStep(
             _create(
                 targets, new, definition, f"{_has(name, differs)} AND NOT {_has(new)}", concurrently=True
             ),
             brief=False,
         ),
-        Step(_drop(targets, name, f"{_has(new)}", concurrently=True), brief=False),
-        Step(
+        SchemaStep(_drop(targets, name, f"{_has(new)}", concurrently=True), brief=False),
+        SchemaStep(
             f"SELECT format('ALTER INDEX %I.%I RENAME TO %I', schema, {literal(new)}, {literal(name)})"
             f" FROM {targets.rows} WHERE {_has(new)} AND NOT {_has(name)}",
             brief=True,
@@ -45,42 +57,50 @@ def build_index(targets: Targets, name: str, definition: str, *, concurrently: b
     ]
 
 
-def drop_index(targets: Targets, name: str, *, concurrently: bool) -> list[Step]:
-    """Have no index `name`."""
+def drop_index(targets: Targets, name: str, *, concurrently: bool) -> list[SchemaStep]:
+    """Drop index `name`, and what an interrupted build of its replacement left."""
     return [
-        Step(_drop(targets, which, "true", concurrently=concurrently), brief=False)
-        for which in (name, name + NEW)
+        SchemaStep(_drop(targets, which, "true", concurrently=concurrently), brief=False)
+        for which in (name, name + NEW_SUFFIX)
     ]
 
 
-def set_check(targets: Targets, name: str, definition: str) -> list[Step]:
-    """Have check `name` be `definition` ("CHECK (...)"): at once for new rows, then for those that are there, while
-    others go on."""
-    there = (
+def set_check(targets: Targets, name: str, definition: str) -> list[SchemaStep]:
+    """Add check `name`, or replace it if its definition differs.
+
+    The check applies to new rows at once. Existing rows are read afterwards, while other sessions continue.
+
+    Args:
+        targets: The table.
+        name: The check's name.
+        definition: "CHECK (...)".
+    """
+    existing = (
         f"SELECT regexp_replace(pg_get_constraintdef(k.oid), ' NOT VALID$', '') AS definition {_check(name)}"
     )
     drop = (
         f"CASE WHEN old.definition IS NULL THEN '' ELSE format('DROP CONSTRAINT %I, ', {literal(name)}) END"
     )
     return [
-        Step(
+        SchemaStep(
             f"SELECT format('ALTER TABLE %s %sADD CONSTRAINT %I %s NOT VALID', name, {drop}, {literal(name)},"
-            f" {literal(definition)}) FROM {targets.rows} LEFT JOIN LATERAL ({there}) AS old ON true"
+            f" {literal(definition)}) FROM {targets.rows} LEFT JOIN LATERAL ({existing}) AS old ON true"
             f" WHERE old.definition IS DISTINCT FROM {literal(definition)}",
             brief=True,
         ),
-        Step(
-            f"SELECT format('ALTER TABLE %s VALIDATE CONSTRAINT %I', name, {literal(name)}) FROM {targets.rows}"
+        SchemaStep(
+            f"SELECT format('ALTER TABLE %s VALIDATE CONSTRAINT %I', name, {literal(name)})"
+            f" FROM {targets.rows}"
             f" WHERE EXISTS (SELECT {_check(name)} AND NOT k.convalidated)",
             brief=False,
         ),
     ]
 
 
-def drop_check(targets: Targets, name: str) -> list[Step]:
-    """Have no check `name`."""
+def drop_check(targets: Targets, name: str) -> list[SchemaStep]:
+    """Drop check `name`."""
     return [
-        Step(
+        SchemaStep(
             f"SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', name, {literal(name)}) FROM {targets.rows}"
             f" WHERE EXISTS (SELECT {_check(name)})",
             brief=True,
@@ -88,21 +108,22 @@ def drop_check(targets: Targets, name: str) -> list[Step]:
     ]
 
 
-def add_column(targets: Targets, name: str, specification: str) -> list[Step]:
-    """Have column `name`; `specification` is what CREATE TABLE would say."""
+def add_column(targets: Targets, name: str, specification: str) -> list[SchemaStep]:
+    """Add column `name`. `specification` is the column as CREATE TABLE spells it."""
     return [
-        Step(
-            f"SELECT format('ALTER TABLE %s ADD COLUMN %s', name, {literal(specification)}) FROM {targets.rows}"
+        SchemaStep(
+            f"SELECT format('ALTER TABLE %s ADD COLUMN %s', name, {literal(specification)})"
+            f" FROM {targets.rows}"
             f" WHERE NOT EXISTS ({_column(name)})",
             brief=True,
         )
     ]
 
 
-def drop_column(targets: Targets, name: str) -> list[Step]:
-    """Have no column `name`."""
+def drop_column(targets: Targets, name: str) -> list[SchemaStep]:
+    """Drop column `name`."""
     return [
-        Step(
+        SchemaStep(
             f"SELECT format('ALTER TABLE %s DROP COLUMN %I', name, {literal(name)}) FROM {targets.rows}"
             f" WHERE EXISTS ({_column(name)})",
             brief=True,
@@ -123,7 +144,10 @@ def _has(name: str, where: str = "true") -> str:
 
 def _drop(targets: Targets, name: str, where: str, *, concurrently: bool = False) -> str:
     drop = "DROP INDEX CONCURRENTLY" if concurrently else "DROP INDEX"
-    return f"SELECT format('{drop} %I.%I', schema, {literal(name)}) FROM {targets.rows} WHERE {_has(name, where)}"
+    return (
+        f"SELECT format('{drop} %I.%I', schema, {literal(name)}) FROM {targets.rows}"
+        f" WHERE {_has(name, where)}"
+    )
 
 
 def _create(targets: Targets, name: str, definition: str, where: str, *, concurrently: bool = False) -> str:
@@ -138,7 +162,10 @@ def _create(targets: Targets, name: str, definition: str, where: str, *, concurr
 
 
 def _check(name: str) -> str:
-    return f"FROM pg_constraint k WHERE k.conrelid = target.id AND k.contype = 'c' AND k.conname = {literal(name)}"
+    return (
+        "FROM pg_constraint k"
+        f" WHERE k.conrelid = target.id AND k.contype = 'c' AND k.conname = {literal(name)}"
+    )
 
 
 def _column(name: str) -> str:

@@ -1,9 +1,9 @@
-"""The autogenerate plugin: differences of the library's own parts, found exactly, as operations that are safe online.
+"""The autogenerate plugin: render differences of the library's own parts as operations that are safe online.
 
-Alembic's own comparison doesn't see an index's predicate, INCLUDE or validity, nor a check's text; and what it sees it
-renders as statements that lock a table for as long as they take. So for each queue table that exists, whatever it found
-about the library's parts gives way to what services.schema finds, and nothing is dropped for which that has nothing to
-say.
+Alembic's own comparison doesn't see an index's predicate, INCLUDE or validity, nor a check's text. The
+differences that it does see, it renders as statements that lock a table for as long as they take. So for each
+existing queue table, the differences that `services.verify` finds replace Alembic's operations for the same
+parts. Other operations stay.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ NAME = "sa_durable"  # in env.py: autogenerate_plugins=["alembic.autogenerate.*"
 
 
 def setup(plugin: Plugin) -> None:
-    """As Alembic calls it."""
+    """Register the comparator. Alembic calls this when the plugin is set up."""
     plugin.add_autogenerate_comparator(
         compare, "autogenerate", qualifier="postgresql", priority=DispatchPriority.LAST
     )
 
 
 def compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDispatchResult:
-    """Put our operations in the places of Alembic's own."""
+    """Replace Alembic's operations for the library's parts by our own."""
     if context.connection is not None and context.metadata is not None:
         metadata = context.metadata
         for one in metadata if isinstance(metadata, Sequence) else [metadata]:
@@ -50,7 +50,7 @@ def compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDis
 
 
 def _by_table(context: AutogenContext, differences: Iterable[Difference]) -> dict[Table, list[Difference]]:
-    """Those of tables that exist and that the application's filters (include_name, include_object) let through."""
+    """Group by table. Skips missing tables and those that include_name or include_object excludes."""
     found: dict[Table, list[Difference]] = {}
     for difference in differences:
         table = difference.source
@@ -81,7 +81,7 @@ Subject: TypeAlias = tuple[Part, str]
 
 
 def _subject(op: MigrateOperation) -> Subject | None:
-    """What an operation of Alembic's is about."""
+    """Return the part that one of Alembic's operations changes, or None."""
     match op:
         case ops.AddColumnOp(column=column):
             return Part.COLUMN, column.name
@@ -106,13 +106,13 @@ def _replace(container: ops.ModifyTableOps, table: Table, differences: Sequence[
         elif (change := _change(table, difference, stock.get(subject))) is not None:
             changes[subject] = change
         elif subject not in stock:
-            logger.warning("%s; there is no operation for that: write it by hand", difference)
+            logger.warning("%s; autogenerate has no operation for this: write it manually", difference)
     ours = dict.fromkeys(sorted(changes.values(), key=_order))
     container.ops[:] = [*(op for op in container.ops if _subject(op) not in changes), *ours]
 
 
 def _keys(table: Table, differences: Iterable[Difference]) -> set[Subject]:
-    """What durable_add_key brings, if this is a task table from before keys."""
+    """Return the parts that durable_add_key adds, if this task table is older than idempotency keys."""
     missing = {d.name for d in differences if d.part is Part.COLUMN and d.found is None}
     if table.info["sa_durable"]["role"] != Role.TASKS or not missing & ddl.COLUMNS.keys():
         return set()
@@ -124,7 +124,7 @@ def _keys(table: Table, differences: Iterable[Difference]) -> set[Subject]:
 
 
 def _change(table: Table, d: Difference, stock: MigrateOperation | None) -> MigrateOperation | None:
-    """Our operation for a difference; None: Alembic's own will do, or there is none."""
+    """Return our operation for a difference, or None if Alembic's own is good enough or none exists."""
     match d.part:
         case Part.INDEX:
             was = d.found and d.found.removesuffix(INVALID)
@@ -137,7 +137,7 @@ def _change(table: Table, d: Difference, stock: MigrateOperation | None) -> Migr
         case Part.COLUMN if isinstance(stock, ops.DropColumnOp):
             return ColumnOp(table.name, d.name, None, was=stock.to_column(), schema=table.schema)
         case Part.COLUMN if (
-            stock is None and d.wanted and d.found and _but_default(d.wanted) == _but_default(d.found)
+            stock is None and d.wanted and d.found and _without_default(d.wanted) == _without_default(d.found)
         ):
             column = table.c[d.name]
             default = d.found.partition(_DEFAULT)[2]
@@ -157,12 +157,12 @@ def _change(table: Table, d: Difference, stock: MigrateOperation | None) -> Migr
 _DEFAULT = " DEFAULT "
 
 
-def _but_default(definition: str) -> str:
+def _without_default(definition: str) -> str:
     return definition.partition(_DEFAULT)[0]
 
 
 def _order(op: MigrateOperation) -> int:
-    """Columns first, since the others need them; indexes last, since they take longest."""
+    """Sort columns first, because the other parts need them, and indexes last, because they take longest."""
     return next(i for i, kind in enumerate(_ORDER) if isinstance(op, kind))
 
 

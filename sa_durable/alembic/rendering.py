@@ -1,4 +1,4 @@
-"""How the operations look in a revision that autogenerate writes."""
+"""Render the operations into a revision that autogenerate writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COLUMN = "add_column("
 
 
 def _call(context: AutogenContext, name: str, *arguments: Any, **keywords: Any) -> str:
-    """`op.name(...)`; keywords that are None are left out."""
+    """Return `op.name(...)`, without the keywords that are None."""
     context.imports.add(IMPORT)
     given = [*map(repr, arguments), *(f"{k}={v!r}" for k, v in keywords.items() if v is not None)]
     return f"{context.opts['alembic_module_prefix']}{name}({', '.join(given)})"

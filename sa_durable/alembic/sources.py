@@ -1,4 +1,4 @@
-"""Where a backfill takes keys from, and how it writes them: values that operations carry."""
+"""Values of the key operations: where keys come from, how they are written, how long to wait for locks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Marker(Enum):
 
 
 ONCE: Final = _Marker.ONCE
-"""The source that gives every task the key which `spawn(only_once=True)` would: from its name and params."""
+"""The source that gives every task the key of `spawn(only_once=True)`, computed from its name and params."""
 
 Source: TypeAlias = str | Literal[_Marker.ONCE]
 """An SQL expression over the task's row (`"headers->>'idempotency_key'"`), or ONCE."""
@@ -25,11 +25,14 @@ Source: TypeAlias = str | Literal[_Marker.ONCE]
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """Which keys the rows of before get."""
+    """Which keys existing rows get."""
 
     source: Source
+    """Where a row's key comes from."""
     hold: Hold
-    batch_size: int  # rows per page, each page is a transaction
+    """How long the rows hold their keys."""
+    batch_size: int
+    """Rows per page. Each page is a transaction."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -39,19 +42,23 @@ class Backfill:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait for a lock that stops everybody else meanwhile, and how often."""
+class LockRetry:
+    """How long to wait for a lock that blocks other sessions meanwhile, and how often to try."""
 
-    lock_timeout: float  # seconds
+    lock_timeout: float
+    """Seconds per attempt."""
     attempts: int
+    """Number of attempts."""
 
     def __post_init__(self) -> None:
-        if self.lock_timeout <= 0 or self.attempts < 1:
-            raise ValueError(f"{self} must allow some time (0 would wait forever) and one attempt")
+        if self.lock_timeout <= 0:
+            raise ValueError(f"lock_timeout={self.lock_timeout} must be more than 0: 0 would wait forever")
+        if self.attempts < 1:
+            raise ValueError(f"attempts={self.attempts} must be at least 1")
 
-    def pause(self, attempt: int) -> float:
-        """Seconds between attempt number `attempt`, from 1, and the next."""
+    def backoff(self, attempt: int) -> float:
+        """Return the seconds between attempt number `attempt`, counted from 1, and the next."""
         return min(0.5 * 2.0 ** (attempt - 1), 10.0)
 
 
-DEFAULT_PATIENCE = Patience(lock_timeout=1.0, attempts=30)
+DEFAULT_LOCK_RETRY = LockRetry(lock_timeout=1.0, attempts=30)

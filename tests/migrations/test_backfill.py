@@ -96,7 +96,7 @@ def test_the_warning_counts_all_duplicates_and_lists_the_first(before: Engine, c
 
     assert report.duplicates == 29
     assert report.duplicate_ids == tuple(ids[1:21])
-    assert "29 rows are left without a key, because another row has" in caplog.text
+    assert "29 rows are left without a key because another row has the same key" in caplog.text
 
 
 def test_without_a_source_no_row_gets_a_key(before: Engine):

@@ -97,7 +97,7 @@ def test_a_hand_made_table_becomes_a_queue_and_what_can_not_is_reported(queue):
     execute(queue, JOBS, ROWS)
     report = take_over(queue)
     assert (report.copied, report.present) == (5, 0)
-    assert {reason.split()[1]: (left.number, left.first) for reason, left in report.left.items()} == {
+    assert {reason.split()[1]: (rows.number, rows.first) for reason, rows in report.skipped.items()} == {
         "name": (1, ("7",)), "params": (1, ("8",)), "state": (1, ("6",)),
     }  # fmt: skip
     assert report.keys is not None
@@ -233,7 +233,7 @@ def halfway(reference: Reference) -> UUID:
 def test_a_task_of_another_system_goes_on_where_it_was(reference):
     task_id = halfway(reference)
     report = reference.take_over()
-    assert (report.copied, report.left) == (1, {})
+    assert (report.copied, report.skipped) == (1, {})
     run_until_idle(reference.engine, MailTask)
     assert ran == []  # it waits, and has done nothing a second time
     with Session(reference.engine) as session, session.begin():

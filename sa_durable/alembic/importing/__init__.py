@@ -1,1 +1,1 @@
-"""Taking over tasks from other tables: an application's own, and those of durable and absurd."""
+"""Import tasks from other tables: an application's own, and those of durable and absurd."""

@@ -1,4 +1,4 @@
-"""The operations that take tasks over: what a revision calls."""
+"""The import operations: what a revision calls."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ BATCH_SIZE = 1000
 @Operations.register_operation("durable_import")
 @Operations.register_operation("durable_import_queue")
 class ImportOp(MigrateOperation):
-    """Rows of other tables, as tasks of a queue."""
+    """An import of rows of other tables as tasks of a queue.
+
+    Args:
+        targets: The queue's task table.
+        wanted: The import.
+    """
 
     def __init__(self, targets: Targets, wanted: Import) -> None:
         self.targets, self.wanted = targets, wanted
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
+        """Return the operation as Alembic lists it among differences."""
         return ("durable_import", self.targets.schema, self.targets.table)
 
     @classmethod
@@ -49,7 +55,11 @@ class ImportOp(MigrateOperation):
         schema: str | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> ImportReport:
-        """Copy the rows of `source`, a table of your own, into the queue table `table`, as tasks.
+        """Copy the rows of a table of your own into a queue's table, as tasks.
+
+        Stop the old workers first: nothing else keeps them from running an imported task too. The rows are
+        copied in pages that commit. After an interruption, run the operation again: it copies only the rows
+        that are missing. The source isn't changed.
 
         ::
 
@@ -64,15 +74,34 @@ class ImportOp(MigrateOperation):
                 key="dedupe_key",
             )
 
-        `source` is what stands after FROM; all others are SQL expressions over it, but for `states`, which says what
-        its states are in ours: a row of another state is left. `name` is the handler's, `params` a JSON object with its
-        arguments. A task that was running is pending: stop the old workers before, since nobody else keeps them from
-        running it too. One that is due later sleeps until then. `id` is the task's UUID; by default it is made from
-        `identity`, which must tell rows apart, and whose order is that of the tasks if `created_at` isn't given. `columns` are further columns of the queue's table, your own among them.
+        All arguments from `name` to `where` are SQL expressions over `source`, except `states` and `hold`.
 
-        `key` is its idempotency key; of several rows with one key the oldest active one gets it, as
-        `durable_add_key` has it, and they hold it as `hold` says. The rows are copied in pages of `batch_size` that
-        commit; run again, it copies what is not there. The source isn't changed. Returns, and logs, an ImportReport.
+        Args:
+            operations: Passed by Alembic.
+            table: The queue's task table.
+            source: What follows FROM.
+            name: The handler's name.
+            params: A JSON object with the handler's arguments.
+            state: The row's state.
+            states: The task state for each state of the source. A row in a state that is not listed is
+                skipped. A running row becomes a pending task.
+            identity: What identifies a row. Without `created_at`, its order is the order of the tasks.
+            id: The task's UUID. By default it is made from `identity`.
+            key: The task's idempotency key. Of several rows with one key, the oldest active one gets it, as
+                with `durable_add_key`.
+            hold: How long the tasks hold their keys, as in `spawn`.
+            created_at: When the task was created.
+            available_at: When the task is due. A task that is due later sleeps until then.
+            columns: Expressions for further columns of the queue's table, including your own.
+            where: Which rows are imported.
+            schema: The schema of `table`.
+            batch_size: Rows per page. Each page is a transaction.
+
+        Returns:
+            The report, which is also logged.
+
+        Raises:
+            CommandError: With `--sql`: an import runs only online.
         """
         rows = own.rows(
             source,
@@ -107,18 +136,33 @@ class ImportOp(MigrateOperation):
         schema: str | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> ImportReport:
-        """Copy the queue `source` (default: of the same name) of another system, "durable" or "absurd", into the queue
-        `queue`: pending, running and sleeping tasks with their history, checkpoints, events and waits; with
-        `terminal`, those that ended, too.
+        """Copy a queue of another system: its tasks with their history, checkpoints, events and waits.
 
-        They go on where they were: finished steps are not run again. `source_schema` is where its tables are, by
-        default the system's own. `sleeps` are the names that its handlers gave to sleeps, which have none here; `key`
-        is the column with idempotency keys, if its tables have one. Stop its workers before. As `durable_import`
-        otherwise.
+        The tasks continue where they stopped: finished steps are not run again. Stop the old workers first.
+        For interruptions, see `durable_import`.
+
+        Args:
+            operations: Passed by Alembic.
+            queue: The name of the queue that the tasks are copied into.
+            system: "durable" or "absurd".
+            source: The name of the queue that is copied. By default the same as `queue`.
+            source_schema: The schema of its tables. By default the system's own.
+            key: The column with idempotency keys, if its tables have one.
+            hold: How long the tasks hold their keys, as in `spawn`.
+            sleeps: The names that its handlers gave to sleeps. Sleeps have no names here.
+            terminal: Whether completed, failed and cancelled tasks are copied too.
+            schema: The schema of the queue's tables.
+            batch_size: Rows per page. Each page is a transaction.
+
+        Returns:
+            The report, which is also logged.
+
+        Raises:
+            CommandError: With `--sql`: an import runs only online.
         """
         system = System(system)
         targets = Targets(f"durable_{queue}_tasks", schema)
-        wanted = references.reading(
+        wanted = references.read_queue(
             system,
             source or queue,
             source_schema or system.value,
@@ -135,4 +179,4 @@ class ImportOp(MigrateOperation):
 
 @Operations.implementation_for(ImportOp)
 def _import(operations: Operations, op: ImportOp) -> ImportReport:
-    return copying.take_over(operations.migration_context, op.targets, op.wanted)
+    return copying.import_tasks(operations.migration_context, op.targets, op.wanted)

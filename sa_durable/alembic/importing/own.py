@@ -1,4 +1,4 @@
-"""An application's own table of jobs, as tasks."""
+"""Describe an application's own table of jobs as tasks."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def rows(
     columns: Mapping[str, str] | None,
     where: str,
 ) -> Rows:
-    """What each task's columns are, with defaults for those that are not given."""
-    # Without times, the order of `identity`, a microsecond apart: who is first, and which of equal keys is the oldest
+    """Return an expression for each of the task's columns, with defaults for those that are not given."""
+    # Without times, rows are a microsecond apart in the order of `identity`. This order decides which task is
+    # claimed first, and which of several rows with one key is the oldest.
     ordered = f"{NOW} - row_number() OVER (ORDER BY {identity} DESC) * interval '1 microsecond'"
     created = f"coalesce({created_at}, {NOW})" if created_at else f"({ordered})"
     due = f"coalesce({available_at}, {created})" if available_at else created
@@ -47,7 +48,7 @@ def rows(
 
 
 def _mapped(state: str, states: Mapping[str, str] | None) -> str:
-    """The state in our words; NULL for one that `states` doesn't name."""
+    """Return an expression for the task state. It is NULL for a state that `states` doesn't list."""
     if states is None:
         return f"CAST(({state}) AS text)"
     arms = " ".join(f"WHEN {literal(theirs)} THEN {literal(ours)}" for theirs, ours in states.items())

@@ -1,8 +1,9 @@
-"""The tables of durable (tensorzero) and absurd (earendil-works): `t_`, `r_`, `c_`, `e_` and `w_` of each queue.
+"""Read the tables of durable (tensorzero) and absurd (earendil-works).
 
-Tasks keep their ids, attempts, parents and checkpoints; a task that waited or slept goes on where it was: it is run
-again, its finished steps are replayed, and it waits anew, for as long as was left. Nobody runs the old tasks meanwhile:
-stop the old workers first.
+Each queue has five: `t_` (tasks), `r_` (runs), `c_` (checkpoints), `e_` (events) and `w_` (waits).
+
+Tasks keep their ids, attempts, parents and checkpoints. A task that waited or slept is run again: its
+finished steps are replayed, and it waits for the rest of the time. The old workers must be stopped first.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from .values import PAGE, Import, Rows
 
 
 class System(StrEnum):
-    """Whose tables they are."""
+    """The system that the tables belong to."""
 
     DURABLE = "durable"
     ABSURD = "absurd"
 
 
-def reading(
+def read_queue(
     system: System,
     queue: str,
     schema: str,
@@ -37,7 +38,7 @@ def reading(
     hold: Hold,
     batch_size: int,
 ) -> Import:
-    """Read queue `queue` of a system into the queue `ours`, whose task table is `targets`."""
+    """Return the import of a system's queue `queue` into the queue `ours`, whose task table is `targets`."""
     tasks, runs, checkpoints, events, waits = (_named(schema, f"{kind}_{queue}") for kind in "trcew")
     ours_in = targets.schema
 
@@ -61,7 +62,8 @@ def reading(
 
 def _columns(system: System, ours: str) -> dict[str, str]:
     started = "coalesce(t.first_started_at, r.started_at)"
-    # Asleep until a time; whoever waits for an event runs once more, and says so in our tables.
+    # Sleeping until a time. A task that waits for an event is run once more, so that it registers its wait
+    # here.
     asleep = "(t.state = 'sleeping' AND r.wake_event IS NULL AND isfinite(r.available_at))"
     begins = f"CASE WHEN {asleep} OR t.state = 'pending' THEN r.available_at END"
     active = "t.state IN ('pending', 'running', 'sleeping')"
@@ -83,7 +85,7 @@ def _columns(system: System, ours: str) -> dict[str, str]:
         "attempt": "greatest(t.attempts, 1)",
         "max_attempts": "t.max_attempts",
         "retry": _RETRY,
-        # Raised by claims: so a worker looks for what earlier runs left.
+        # Claims increment the token. A token above 0 makes the worker read the checkpoints of earlier runs.
         "token": f"CASE WHEN {started} IS NULL THEN 0 ELSE 1 END",
         "result": "CASE WHEN t.state = 'completed' THEN coalesce(t.completed_payload, 'null') END",
         "error": f"CASE WHEN t.state = 'failed' THEN {_error('r')} END",
@@ -99,10 +101,11 @@ def _columns(system: System, ours: str) -> dict[str, str]:
     return columns
 
 
-# Without a strategy, and with "none", both systems try again at once.
+# Without a strategy, and with "none", both systems retry at once.
 _RETRY = (
     "CASE t.retry_strategy->>'kind' WHEN 'fixed' THEN jsonb_build_object('kind', 'fixed', 'delay_seconds',"
-    " t.retry_strategy->'base_seconds', 'jitter', 0) WHEN 'exponential' THEN jsonb_build_object('kind', 'exponential',"
+    " t.retry_strategy->'base_seconds', 'jitter', 0) WHEN 'exponential' THEN jsonb_build_object('kind',"
+    " 'exponential',"
     " 'base_seconds', t.retry_strategy->'base_seconds', 'factor', coalesce(t.retry_strategy->'factor', '2'),"
     " 'cap_seconds', coalesce(t.retry_strategy->'max_seconds', '86400'), 'jitter', 0)"
     ' ELSE \'{"kind": "fixed", "delay_seconds": 0, "jitter": 0}\'::jsonb END'
@@ -112,15 +115,17 @@ _RETRY = (
 def _error(run: str) -> str:
     reason = f"{run}.failure_reason"
     return (
-        f"CASE WHEN {reason} IS NOT NULL THEN jsonb_build_object('type', coalesce({reason}->>'name', 'Error'), 'message',"
-        f" coalesce({reason}->>'message', ''), 'traceback', coalesce({reason}->>'traceback', {reason}->>'backtrace')) END"
+        f"CASE WHEN {reason} IS NOT NULL THEN jsonb_build_object("
+        f"'type', coalesce({reason}->>'name', 'Error'), 'message', coalesce({reason}->>'message', ''),"
+        f" 'traceback', coalesce({reason}->>'traceback', {reason}->>'backtrace')) END"
     )
 
 
 def _history(runs: str, into: str) -> str:
-    """Attempts that failed or were cancelled."""
+    """Copy attempts that failed or were cancelled."""
     return (
-        f"INSERT INTO {into} (id, task_id, attempt, state, worker, started_at, lease_expires_at, ended_at, error)"
+        f"INSERT INTO {into} (id, task_id, attempt, state, worker, started_at,"
+        " lease_expires_at, ended_at, error)"
         f" SELECT r.run_id, r.task_id, r.attempt, r.state, r.claimed_by, r.started_at, r.claim_expires_at,"
         f" coalesce(r.failed_at, r.completed_at, r.created_at), {_error('r')}"
         f" FROM {runs} AS r WHERE r.state IN ('failed', 'cancelled') AND r.task_id IN ({PAGE})"
@@ -129,8 +134,11 @@ def _history(runs: str, into: str) -> str:
 
 
 def _checkpoints(system: System, checkpoints: str, runs: str, into: str, sleeps: Collection[str]) -> str:
-    """Checkpoints under the names that our contexts look for. In durable a name ends in a hash of the step's params: it
-    goes, and what is left is numbered in the order of saving, as a replay asks for it."""
+    """Copy checkpoints under the names that our contexts use.
+
+    In durable, a name ends in a hash of the step's params. The hash is removed, and equal names are numbered
+    in the order in which they were saved, because a replay asks for them in this order.
+    """
     name = "c.checkpoint_name"
     if system is System.DURABLE:
         name = f"regexp_replace({name}, '-[0-9a-f]{{8,64}}(#[0-9]+)?$', '')"
@@ -141,19 +149,24 @@ def _checkpoints(system: System, checkpoints: str, runs: str, into: str, sleeps:
         f" ELSE regexp_replace({base}, '^[$]await_?[Ee]vent:', '$await:') END"
     )
     payload = "s.state->'inner'" if system is System.DURABLE else "s.state"
-    value = f"CASE WHEN starts_with(s.base, '$await:') THEN jsonb_build_object('payload', {payload}) ELSE s.state END"
+    value = (
+        f"CASE WHEN starts_with(s.base, '$await:') THEN jsonb_build_object('payload', {payload}) ELSE"
+        " s.state END"
+    )
     return (
         f"INSERT INTO {into} (task_id, name, value, attempt, created_at) SELECT s.task_id,"
-        f" s.base || CASE WHEN s.nth > 1 THEN '#' || s.nth ELSE '' END, coalesce({value}, 'null'), s.attempt, s.updated_at"
-        f" FROM (SELECT n.*, row_number() OVER (PARTITION BY n.task_id, n.base ORDER BY n.updated_at, n.checkpoint_name) AS nth"
-        f" FROM (SELECT c.task_id, c.checkpoint_name, {ours} AS base, c.state, c.updated_at, coalesce(r.attempt, 1) AS attempt"
-        f" FROM {checkpoints} AS c LEFT JOIN {runs} AS r ON r.run_id = c.owner_run_id WHERE c.task_id IN ({PAGE})) AS n"
+        f" s.base || CASE WHEN s.nth > 1 THEN '#' || s.nth ELSE '' END, coalesce({value}, 'null'),"
+        " s.attempt, s.updated_at FROM (SELECT n.*, row_number()"
+        " OVER (PARTITION BY n.task_id, n.base ORDER BY n.updated_at, n.checkpoint_name) AS nth"
+        f" FROM (SELECT c.task_id, c.checkpoint_name, {ours} AS base, c.state, c.updated_at,"
+        f" coalesce(r.attempt, 1) AS attempt FROM {checkpoints} AS c"
+        f" LEFT JOIN {runs} AS r ON r.run_id = c.owner_run_id WHERE c.task_id IN ({PAGE})) AS n"
         ") AS s RETURNING 1"
     )
 
 
 def _waits(waits: str, runs: str, into: str, ours: str) -> str:
-    """What is waited for keeps the end of its timeout."""
+    """Copy waits, with the time at which each times out."""
     return (
         f"INSERT INTO {into} (task_id, step, event_name, event_queue, timeout_at, created_at)"
         f" SELECT w.task_id, '$await:' || w.event_name, w.event_name, {literal(ours)},"
@@ -165,11 +178,12 @@ def _waits(waits: str, runs: str, into: str, ours: str) -> str:
 
 
 def _events(system: System, events: str, into: str) -> str:
-    """Events that were emitted, decided already. A row without a payload is a waiter's placeholder."""
+    """Copy emitted events as settled ones. Skips rows without a payload: placeholders of waiters."""
     payload = "e.payload->'inner'" if system is System.DURABLE else "e.payload"
     return (
         f"INSERT INTO {into} (id, name, payload, emitted_at, settled_at, dropped)"
-        f" SELECT md5({literal(events)} || ':' || e.event_name)::uuid, e.event_name, coalesce({payload}, 'null'),"
+        f" SELECT md5({literal(events)} || ':' || e.event_name)::uuid, e.event_name,"
+        f" coalesce({payload}, 'null'),"
         f" e.emitted_at, statement_timestamp(), false FROM {events} AS e"
         " WHERE e.payload IS NOT NULL AND NOT starts_with(e.event_name, '$') ON CONFLICT (id) DO NOTHING"
     )

@@ -1,4 +1,4 @@
-"""What an import is told, and what it tells."""
+"""Values of an import: where rows come from, how they become tasks, and what was done."""
 
 from __future__ import annotations
 
@@ -11,45 +11,52 @@ from ..backfill import BackfillReport
 
 logger = logging.getLogger("sa_durable.alembic")
 
-
-PAGE = "<sa_durable page>"  # what no name contains
+PAGE = "<sa_durable page>"  # no name contains it
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Where tasks come from, as SQL: what is selected, and an expression for each column of the queue's table.
+    """Where tasks come from, as SQL."""
 
-    `identity`: what a report calls a row, and, where there is no column `id`, what its id is made from.
-    """
-
-    source: str  # what stands after FROM
+    source: str
+    """What follows FROM."""
     columns: Mapping[str, str]
+    """An expression for each column of the queue's table."""
     identity: str
+    """What a report calls a row. If there is no column `id`, the task's id is made from it."""
     key: str | None = None
+    """The idempotency key."""
     where: str = "true"
+    """Which rows are imported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """An import: the rows, what the keys do from then on, and what comes with each page of tasks.
-
-    `following`: statements that copy what belongs to tasks (history, checkpoints), each with PAGE where the ids of the
-    page's new tasks are selected; `closing`: statements for the whole, once.
-    """
+    """One import: the rows, and what is copied with them."""
 
     rows: Rows
+    """The rows that become tasks."""
     hold: Hold = Hold.ACTIVE
+    """How long the tasks hold their keys."""
     batch_size: int = 1000
+    """Rows per page. Each page is a transaction."""
     following: tuple[str, ...] = ()
+    """Statements that copy what belongs to a page's tasks, such as history and checkpoints.
+
+    Each has PAGE in the place of a query for the ids of the page's new tasks.
+    """
     closing: tuple[str, ...] = ()
+    """Statements that are executed once, at the end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """Rows that were not taken over: how many, and the first of them as the source calls them."""
+class SkippedRows:
+    """Rows that were not imported, for one reason."""
 
     number: int
+    """How many."""
     first: tuple[str, ...]
+    """The first of them, as the source identifies them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +64,22 @@ class ImportReport:
     """What an import did to one queue's table."""
 
     table: str
+    """The table's qualified name."""
     copied: int
-    present: int  # rows that an earlier run had copied
-    left: Mapping[str, Left] = field(default_factory=dict)  # by reason
+    """Number of tasks that were added."""
+    present: int
+    """Number of rows that an earlier run had copied."""
+    skipped: Mapping[str, SkippedRows] = field(default_factory=dict)
+    """The rows that were not imported, by reason."""
     keys: BackfillReport | None = None
+    """What happened to the idempotency keys. None: the import has no `key`."""
 
     def log(self) -> None:
-        logger.info("%s: %d tasks taken over, %d were there", self.table, self.copied, self.present)
-        for reason, left in self.left.items():
-            more = ", ..." if left.number > len(left.first) else ""
-            listed = ", ".join(left.first)
-            logger.warning("%s: %d rows are left, %s: %s%s", self.table, left.number, reason, listed, more)
+        """Log the numbers, and a warning for each reason why rows were skipped."""
+        logger.info("%s: imported %d tasks, %d were present already", self.table, self.copied, self.present)
+        for reason, rows in self.skipped.items():
+            more = ", ..." if rows.number > len(rows.first) else ""
+            listed = ", ".join(rows.first)
+            logger.warning(
+                "%s: skipped %d rows because %s: %s%s", self.table, rows.number, reason, listed, more
+            )
