@@ -17,8 +17,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import InvalidOptions, TimedOut
 from ..models import DurableTask
-from ..services import spawn as tasks
-from ..services import waits
+from ..services import spawn, waits
 from ..services.durable import task_ref
 from ..values import SpawnResult, TaskResult
 from .connections.retrying import GIVE_UP_AFTER_S, retry_until, retry_until_async
@@ -179,7 +178,7 @@ class _ResultPoller:
         next time."""
         if not self._announced:
             self._announced = waits.await_end(session, self.model, self.task_id)
-        self.result = tasks.result(session, self.model, self.task_id)
+        self.result = spawn.result(session, self.model, self.task_id)
         session.commit()
 
     @property

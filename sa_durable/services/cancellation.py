@@ -13,7 +13,7 @@ from ..codec import dumps
 from ..errors import TaskNotFound
 from ..models import queues_beside
 from ..statements import cancellation as stmt
-from ..statements import spawn as task_stmt
+from ..statements import spawn as spawn_stmt
 from ..statements.arrays import uuids
 from ..values import TaskError
 from .execute import execute
@@ -42,7 +42,7 @@ def cancel(session: Session, model: type[DurableTask], task_id: UUID, *, wait: b
     order, so none of them deadlock; who can't keep to it doesn't `wait`. What a completed descendant left running
     goes on. Raises TaskNotFound, and Busy without `wait`.
     """
-    if execute(session, task_stmt.outcome(model), {"task_id": task_id}, model=model).first() is None:
+    if execute(session, spawn_stmt.outcome(model), {"task_id": task_id}, model=model).first() is None:
         raise TaskNotFound(model.__queue__, task_id)
     return _cancel(session, model, {model: [task_id]}, wait=wait) > 0
 

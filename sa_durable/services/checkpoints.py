@@ -15,7 +15,7 @@ from ..errors import LeaseLost
 from ..statements import checkpoints as stmt
 from ..statements.arrays import uuids
 from ..values import Claim, Json
-from . import claims as leases
+from . import claims
 from .execute import execute
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _save(
     row = execute(session, statement, parameters, model=model).first()
     if row is not None:
         return Saved(row.value, first=True)
-    leases.check(session, model, claim.task_id, claim.token)
+    claims.check(session, model, claim.task_id, claim.token)
     earlier = find(session, model, claim.task_id, values["name"])
     if earlier is None:
         raise LeaseLost(f"task {claim.task_id} was taken away while step {values['name']!r} was saved")

@@ -14,13 +14,11 @@ from ..handlers import Call
 from ..models import queue_of
 from ..statements import waits as stmt
 from ..values import Claim, Json, OnDuplicate, SpawnKeywords, SpawnResult, TaskState
-from . import checkpoints
-from . import claims as leases
-from . import spawn as tasks
-from . import spawn_many as batches
+from . import checkpoints, claims, spawn_many
 from .claims import ClaimStatus
 from .execute import execute
 from .prepare import prepare
+from .spawn import insert_or_get
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -49,7 +47,7 @@ def spawn(
     wait = not any(_changes_holder(call, keywords) for call in calls)
     parameters = {"task_id": claim.task_id, "held_token": claim.token}
     if execute(session, stmt.touch(model, wait=wait), parameters).first() is None:
-        stands = leases.claim_status(session, model, {claim.task_id: claim.token})[claim.task_id]
+        stands = claims.claim_status(session, model, {claim.task_id: claim.token})[claim.task_id]
         if isinstance(stands, Signal):
             raise stands
         if wait or stands is not ClaimStatus.HELD:
@@ -68,8 +66,8 @@ def spawn_in(
     """Spawn children of a run in the caller's transaction, which nothing else remembers."""
     parent = (model.__queue__, claim.task_id)
     if len(calls) == 1:
-        return [tasks.insert_or_get(session, prepare(calls[0], keywords, parent))]
-    return list(batches.spawn_many(session, calls, keywords, parent))
+        return [insert_or_get(session, prepare(calls[0], keywords, parent))]
+    return list(spawn_many.spawn_many(session, calls, keywords, parent))
 
 
 def _changes_holder(call: Call[Any, Any], keywords: SpawnKeywords) -> bool:

@@ -14,24 +14,7 @@ from ..errors import InvalidOptions, UnknownQueue
 from ..handlers import Call, call_by_name
 from ..models import DurableTask, queue_of
 from ..values import CleanedUp, SpawnKeywords, SpawnResult, TaskResult, TaskRun
-from . import (
-    cancellation,
-    cleanup,
-    events,
-    history,
-    keys,
-    queues,
-    retries,
-)
-from . import (
-    claims as leases,
-)
-from . import (
-    spawn as tasks,
-)
-from . import (
-    spawn_many as batches,
-)
+from . import cancellation, claims, cleanup, events, history, keys, queues, retries, spawn, spawn_many
 
 R = TypeVar("R")
 M = TypeVar("M", bound=DurableTask)
@@ -86,7 +69,7 @@ class Durable:
         DuplicateTask as asked for; RetryTransaction at REPEATABLE READ or SERIALIZABLE, when a concurrent transaction
         has the key.
         """
-        return tasks.spawn(self.session, as_call(*what), options)
+        return spawn.spawn(self.session, as_call(*what), options)
 
     def spawn_many(
         self, calls: Iterable[Call[Any, R]], **options: Unpack[SpawnKeywords]
@@ -100,7 +83,7 @@ class Durable:
         `calls` may be a generator, of millions: those without a key are sent by the thousands as they come and aren't
         kept. The results take 32 bytes a task, and are made when they are looked at.
         """
-        return batches.spawn_many(self.session, calls, options)
+        return spawn_many.spawn_many(self.session, calls, options)
 
     def find_by_key(self, queue: type[M], key: str) -> M | None:
         """The task that holds `key` in `queue`, as an object of the session; None if the key is free.
@@ -136,7 +119,7 @@ class Durable:
 
         The result has the handler's return type where the handler is imported here, else JSON's. Raises TaskNotFound.
         """
-        return tasks.result(self.session, *task_ref(*what))
+        return spawn.result(self.session, *task_ref(*what))
 
     @overload
     def cancel(self, task: SpawnResult[Any] | DurableTask, /) -> bool: ...
@@ -191,7 +174,7 @@ class Durable:
 
         For autoscalers: one statement, which stops counting at `limit`. Raises InvalidOptions.
         """
-        return leases.count_ready(self.session, queue_of(queue), names=names, limit=limit)
+        return claims.count_ready(self.session, queue_of(queue), names=names, limit=limit)
 
     def clean_up(self, queue: type[DurableTask], *, older_than: timedelta, limit: int = 1000) -> CleanedUp:
         """Delete up to `limit` tasks of `queue` that ended more than `older_than` ago, the longest ago first, with their

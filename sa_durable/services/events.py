@@ -19,10 +19,10 @@ from ..codec import Coder, NotJson, dumps, shown
 from ..errors import InvalidEvent
 from ..ids import uuid7
 from ..models import queues_beside
-from ..statements import claims as lease_stmt
+from ..statements import claims as claim_stmt
 from ..statements import events as stmt
 from ..statements import locks
-from ..statements import wake as waking
+from ..statements import wake as wake_stmt
 from ..statements.arrays import texts, uuids
 from ..statements.events import TASK_EVENT
 from ..values import Json, TaskState
@@ -126,7 +126,7 @@ def _settle_ended(session: Session, model: Model, names: Sequence[str]) -> int:
     """Tasks have ended: whoever waits for them is in any queue, and they wait for nothing any more."""
     execute(session, stmt.discard(model), {"names": texts(names)})
     waiting = sum(_mark(session, other, model.__queue__, names) for other in queues_beside(model))
-    execute(session, waking.forget_ended(model), {"ids": uuids(_ids(names))})
+    execute(session, wake_stmt.forget_ended(model), {"ids": uuids(_ids(names))})
     return waiting
 
 
@@ -140,7 +140,7 @@ def _ids(names: Iterable[str]) -> Iterator[UUID]:
 def _mark(session: Session, waiters: Model, queue: str, names: Sequence[str]) -> int:
     parameters = {"names": texts(names), "queue": queue}
     # Workers of another queue may be others than this one.
-    statement = waking.mark_settled(waiters, notify=waiters.__queue__ != queue)
+    statement = wake_stmt.mark_settled(waiters, notify=waiters.__queue__ != queue)
     return len(execute(session, statement, parameters).all())
 
 
@@ -157,7 +157,7 @@ def catch_up(session: Session, model: Model, after: Mapping[str, str], *, limit:
     places = [after.get(queue, "") for queue in others]
     parameters = {"queues": texts(others), "after": texts(places), "limit": limit}
     names: dict[str, list[str]] = {}
-    for row in execute(session, waking.awaited_events(model), parameters):
+    for row in execute(session, wake_stmt.awaited_events(model), parameters):
         names.setdefault(row.queue, []).append(row.event_name)
     marked = 0
     for queue, found in names.items():
@@ -182,17 +182,17 @@ def _over(session: Session, models: Iterable[Model], names: Iterable[str]) -> li
         return []
     active: set[UUID] = set()
     for model in models:
-        rows = execute(session, lease_stmt.statuses(model), {"ids": uuids(ids)}, model=model)
+        rows = execute(session, claim_stmt.statuses(model), {"ids": uuids(ids)}, model=model)
         active.update(row.id for row in rows if not TaskState(row.state).terminal)
     return [name for task_id, name in ids.items() if task_id not in active]
 
 
 def wake(session: Session, model: Model, *, limit: int) -> int:
     """Make up to `limit` tasks ready whose events are there. Returns how many; locked ones are woken later."""
-    woken: int = execute(session, waking.wake(model), {"limit": limit}).one().woken
+    woken: int = execute(session, wake_stmt.wake(model), {"limit": limit}).one().woken
     return woken
 
 
 def forget_idle(session: Session, model: Model, *, limit: int) -> int:
     """Drop up to `limit` settled waits that wake nobody, so that they cost nothing at the next look. Returns how many."""
-    return len(execute(session, waking.forget_idle(model), {"limit": limit}).all())
+    return len(execute(session, wake_stmt.forget_idle(model), {"limit": limit}).all())

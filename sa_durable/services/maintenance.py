@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from .. import policy
 from ..statements import cancellation as cancel_stmt
-from ..statements import claims as lease_stmt
+from ..statements import claims as claim_stmt
 from ..statements import maintenance as stmt
 from ..values import TaskError
 from . import cancellation, runs
@@ -57,7 +57,7 @@ def sweep_expired(session: Session, model: Model, *, limit: int) -> list[Expired
     returns nothing: of those that fail and have children it takes one at a time.
     """
     with session.begin_nested() as locks:
-        overdue = list(execute(session, lease_stmt.expired(model), {"limit": limit}))
+        overdue = list(execute(session, claim_stmt.expired(model), {"limit": limit}))
         batch = _without_families(session, model, overdue, [row.id for row in overdue if _may_be_final(row)])
         if not batch:
             locks.rollback()
@@ -69,7 +69,7 @@ def sweep_expired(session: Session, model: Model, *, limit: int) -> list[Expired
 
 
 def _expire_one(session: Session, model: Model) -> list[Expired]:
-    row = execute(session, lease_stmt.expired(model), {"limit": 1}).first()
+    row = execute(session, claim_stmt.expired(model), {"limit": 1}).first()
     if row is None:
         return []
     stored = runs.fail_root(session, model, runs.Failed(row.id, row.token, _error(row), _expiry_verdict(row)))

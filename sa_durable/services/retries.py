@@ -18,7 +18,7 @@ from ..ids import uuid7
 from ..models.names import named
 from ..statements import keys as key_stmt
 from ..statements import retries as stmt
-from ..statements import wake as waking
+from ..statements import wake as wake_stmt
 from ..statements.arrays import uuids
 from ..statements.cache import cached_statement
 from ..statements.tables import table_of
@@ -56,7 +56,7 @@ def _in_place(
     run_id, takes_key = uuid7(), bool(row.takes_key)
     attempt: int | None = None
     # It waits anew for what it still needs.
-    execute(session, waking.forget_ended(model), {"ids": uuids([task_id])}, model=model)
+    execute(session, wake_stmt.forget_ended(model), {"ids": uuids([task_id])}, model=model)
     for _ in range(MAX_ROUNDS):
         if takes_key and _is_taken(session, model, row, detach=detach):
             takes_key = False

@@ -23,8 +23,7 @@ from ..policy import GiveUp, RetryAfter, Verdict
 from ..statements import runs as stmt
 from ..statements.arrays import numbers, texts, uuids
 from ..values import Claim, Json, RetryPolicy, TaskError, TaskState
-from . import cancellation, checkpoints
-from . import claims as leases
+from . import cancellation, checkpoints, claims
 from .checkpoints import AlreadySaved
 from .execute import execute
 
@@ -63,7 +62,7 @@ def complete_first(session: Session, model: Model, claim: Claim, result: str) ->
     """As `complete`, with JSON text, and with other writes in the same transaction, which must happen once. Raises
     AlreadySaved."""
     if not _complete(session, model, [Completed(claim.task_id, claim.token, result)], wait=True).reached:
-        leases.check(session, model, claim.task_id, claim.token)
+        claims.check(session, model, claim.task_id, claim.token)
         raise AlreadySaved(None)
 
 
@@ -107,7 +106,7 @@ def fail(
     LeaseLost."""
     ended = failed(claim, error, retryable=retryable)
     if not fail_root(session, model, ended).reached:
-        leases.check(session, model, claim.task_id, claim.token)
+        claims.check(session, model, claim.task_id, claim.token)
     return ended.verdict
 
 
@@ -186,5 +185,5 @@ def sleep(
     parameters = {"task_id": claim.task_id, "held_token": claim.token, "wake": datetime.fromisoformat(wake)}
     if execute(session, stmt.sleep(model), parameters).first() is not None:
         return True
-    leases.check(session, model, claim.task_id, claim.token)
+    claims.check(session, model, claim.task_id, claim.token)
     return False

@@ -23,8 +23,7 @@ from ..statements.arrays import texts, uuids
 from ..statements.events import TASK_EVENT
 from ..statements.notifications import set_short_lock_timeout
 from ..values import Claim, Json, TaskState
-from . import checkpoints, events
-from . import claims as leases
+from . import checkpoints, claims, events
 from .execute import execute
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ def look(
     }
     waits = execute(session, stmt.register(model), parameters).one()
     if not waits.held:
-        leases.check(session, model, claim.task_id, claim.token)
+        claims.check(session, model, claim.task_id, claim.token)
     if waits.over:
         return _arrived(session, model, claim, step, f'{{"{TIMED_OUT}": true}}')
     return Registered()
@@ -156,10 +155,10 @@ def sleep(
         # What ended after the first look, and was settled before the waits were committed, comes no more.
         rest = {**parameters, "step": step, "names": texts(found.names)}
         if not execute(session, stmt.narrow(model), rest).scalar():
-            leases.check(session, model, claim.task_id, claim.token)
+            claims.check(session, model, claim.task_id, claim.token)
             return found
     if execute(session, stmt.sleep(model), parameters).first() is None:
-        leases.check(session, model, claim.task_id, claim.token)
+        claims.check(session, model, claim.task_id, claim.token)
     return None
 
 

@@ -11,8 +11,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import Durable, DurableTask
-from sa_durable.services import claims as leases
-from sa_durable.services import runs
+from sa_durable.services import claims, runs
 from sa_durable.services.runs import Completed
 from sa_durable.services.watermark import LATE, ClaimWatermark
 from sa_durable.values import Claim
@@ -125,25 +124,25 @@ def claim(
     """As a worker: one statement, one transaction; with the front that a worker has."""
     with Session(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
         options = {"names": ["charge", "refund"], "worker": "bench", "lease": MINUTE, "limit": limit}
-        claims = leases.claim(session, model, **options, front=front)
+        claimed = claims.claim(session, model, **options, front=front)
         session.commit()
-    assert len(claims) == limit
-    return claims
+    assert len(claimed) == limit
+    return claimed
 
 
 def give_back(engine: Engine, model: type[DurableTask]) -> Callable[[list[Claim]], None]:
-    def act(claims: list[Claim]) -> None:
+    def act(claimed: list[Claim]) -> None:
         with Session(engine) as session, session.begin():
-            leases.release(session, model, {c.task_id: c.token for c in claims})
+            claims.release(session, model, {c.task_id: c.token for c in claimed})
 
     return act
 
 
 def complete(engine: Engine) -> Callable[[list[Claim]], None]:
-    def act(claims: list[Claim]) -> None:
+    def act(claimed: list[Claim]) -> None:
         with Session(engine) as session, session.begin():
             runs.complete_many(
-                session, PassingTask, [Completed(claim.task_id, claim.token, "null") for claim in claims]
+                session, PassingTask, [Completed(claim.task_id, claim.token, "null") for claim in claimed]
             )
 
     return act
@@ -151,9 +150,9 @@ def complete(engine: Engine) -> Callable[[list[Claim]], None]:
 
 def timed(act: Callable[[], list[Claim]], afterwards: Callable[[list[Claim]], None]) -> float:
     started = time.perf_counter()
-    claims = act()
+    claimed = act()
     spent = time.perf_counter() - started
-    afterwards(claims)
+    afterwards(claimed)
     return spent
 
 

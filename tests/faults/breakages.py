@@ -14,14 +14,13 @@ from sqlalchemy import Table, and_, func, text
 from sqlalchemy.orm import Session
 
 from sa_durable.models.predicates import RUNNING
-from sa_durable.runtime.context import transaction_record as effects
+from sa_durable.runtime.context import transaction_record
 from sa_durable.runtime.loops import heartbeat, sweeper
 from sa_durable.runtime.threads.periodic import PeriodicThread
-from sa_durable.services import checkpoints as checkpoint_services
-from sa_durable.services import maintenance, runs
-from sa_durable.statements import claims as leases
+from sa_durable.services import checkpoints, maintenance, runs
+from sa_durable.statements import claims as claim_stmt
 from sa_durable.statements import fencing
-from sa_durable.statements import spawn as tasks
+from sa_durable.statements import spawn as spawn_stmt
 
 COMMIT = 0.02  # seconds that a COMMIT takes on a busy disk; here nothing waits for one
 BETWEEN = 0.02  # seconds from one transaction to the next, as on a busy machine
@@ -43,7 +42,7 @@ def sweep_without_recheck() -> None:
 
     def _sweep(self: Any, model: Any) -> bool:
         with self._database.transaction() as session:
-            overdue = session.execute(leases.expired(model), {"limit": 100}).all()
+            overdue = session.execute(claim_stmt.expired(model), {"limit": 100}).all()
         ended = [
             runs.Failed(row.id, row.token, maintenance._error(row), maintenance._expiry_verdict(row))
             for row in overdue
@@ -59,21 +58,21 @@ def sweep_without_recheck() -> None:
 
 
 def insert_without_conflict_clause() -> None:
-    tasks.unless_held = lambda statement, _table: statement
+    spawn_stmt.unless_held = lambda statement, _table: statement
 
 
 def checkpoint_outside() -> None:
     """A step's record commits in a transaction of its own, just before the rows that it is about."""
 
-    def record(self: Any, session: Session, value: Any) -> effects.Found:
-        text_ = effects.encode(self._coder, value, self._key)
+    def record(self: Any, session: Session, value: Any) -> transaction_record.Found:
+        text_ = transaction_record.encode(self._coder, value, self._key)
         with Session(session.get_bind(self._run.model)) as other, other.begin():
             claim = self._run.claim
-            saved = checkpoint_services.save_first(other, self._run.model, claim, self._key, text_)
+            saved = checkpoints.save_first(other, self._run.model, claim, self._key, text_)
         time.sleep(COMMIT)
-        return effects.Found(saved)
+        return transaction_record.Found(saved)
 
-    effects.StepRecord.record = record
+    transaction_record.StepRecord.record = record
 
 
 class _OnLoop(PeriodicThread):

@@ -11,8 +11,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import claims as leases
-from sa_durable.services import runs
+from sa_durable.services import claims, runs
 from sa_durable.services.runs import Completed
 from sa_durable.services.watermark import ClaimWatermark
 from sa_durable.values import Claim
@@ -51,12 +50,12 @@ class Queue:
     def claim(self, front: ClaimWatermark | None, limit: int) -> list[Claim]:
         with Session(self.engine) as session, session.begin():
             pages, began = session.scalar(PAGES), time.perf_counter()
-            claims = leases.claim(
+            claimed = claims.claim(
                 session, FaultTask, names=["whole"], worker="w", lease=LEASE, limit=limit, front=front
             )
             self.times.append(time.perf_counter() - began)
             self.pages.append(session.scalar(PAGES) - pages)
-        return claims
+        return claimed
 
 
 @dataclass

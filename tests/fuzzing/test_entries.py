@@ -104,7 +104,7 @@ def _argument(door: Door, text: Any) -> Any:
 
 
 def _event(door: Door, name: str, payload: Any) -> Any:
-    door.durable.emit(BillingTask, name, payload)
+    door.durable.emit_event(BillingTask, name, payload)
     event = BillingTask.Event.__table__
     [row] = door.session.execute(select(event.c.name, event.c.payload)).all()
     return row

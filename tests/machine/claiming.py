@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from sa_durable.services import claims as leases
+from sa_durable.services import claims
 from sa_durable.values import Claim
 from tests.machine.asks import CALLS, as_asked, asks, call_of, keep, pick
 from tests.machine.model import Model
@@ -76,7 +76,7 @@ class Claiming(Trying):
             assert seen == wanted
 
         terms: dict[str, Any] = {"names": names, "worker": "w", "lease": LEASE, "limit": limit}
-        self.claims += self.verb(lambda: self.run(leases.claim, BillingTask, **terms), ideal, keep=keep) or []
+        self.claims += self.verb(lambda: self.run(claims.claim, BillingTask, **terms), ideal, keep=keep) or []
 
     @has_claims
     @rule(number=pick, back=st.booleans())
@@ -92,7 +92,7 @@ class Claiming(Trying):
                 else:
                     model.tasks[task_id].lease = model.now + 60
 
-        service: Any = leases.release if back else leases.extend
+        service: Any = claims.release if back else claims.extend
         options = {} if back else {"lease": LEASE}
         self.verb(lambda: self.run(service, BillingTask, held, **options), ideal)
 

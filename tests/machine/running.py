@@ -9,8 +9,7 @@ from uuid import UUID
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from sa_durable.services import checkpoints, events, runs, waits
-from sa_durable.services import child_tasks as children
+from sa_durable.services import checkpoints, child_tasks, events, runs, waits
 from sa_durable.values import Claim
 from tests.machine import waits as ideal_waits
 from tests.machine.asks import as_asked, asks, call_of, keep, pick, seconds_of
@@ -90,7 +89,7 @@ class Running(Claiming):
             task.saved[name] = saved["task_id"]
 
         self.verb(
-            lambda: self.run(children.spawn, BillingTask, claim, name, [call_of(ask)], keywords={}), ideal
+            lambda: self.run(child_tasks.spawn, BillingTask, claim, name, [call_of(ask)], keywords={}), ideal
         )
 
     # Events and waits
@@ -98,7 +97,7 @@ class Running(Claiming):
     @rule(name=st.sampled_from("ef"), payload=st.integers(0, 3), keep=keep)
     def emit(self, name: str, payload: int, keep: bool) -> None:
         self.verb(
-            lambda: self.door.durable.emit(BillingTask, name, payload),
+            lambda: self.door.durable.emit_event(BillingTask, name, payload),
             lambda model, _: model.events.append(Event(name, payload)),
             keep=keep,
         )

@@ -22,8 +22,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable
 from sa_durable.demo.models import PaymentTask
-from sa_durable.services import claims as leases
-from sa_durable.services import runs
+from sa_durable.services import claims, runs
 from sa_durable.services.runs import Completed
 from tests.faults.pulse import Pulse
 from tests.migrations import first
@@ -77,12 +76,12 @@ class Load:
 
     def old_worker(self, number: int) -> None:
         with self.timed() as connection:
-            claims = first.claim(connection, f"first-{os.getpid()}", 5)
-        if claims:
+            claimed = first.claim(connection, f"first-{os.getpid()}", 5)
+        if claimed:
             with self.timed() as connection:
-                first.extend(connection, claims)
+                first.extend(connection, claimed)
             with self.timed() as connection:
-                self.done += first.complete(connection, claims)
+                self.done += first.complete(connection, claimed)
         else:
             time.sleep(0.01)
 
@@ -96,9 +95,9 @@ class Load:
     def new_worker(self, number: int) -> None:
         options = {"names": ["charge"], "worker": "second", "lease": timedelta(minutes=1), "limit": 5}
         with self.timed() as connection, Session(connection) as session:
-            claims = leases.claim(session, PaymentTask, **options)
+            claimed = claims.claim(session, PaymentTask, **options)
         with self.timed() as connection, Session(connection) as session:
-            ended = [Completed(claim.task_id, claim.token, '{"by": "second"}') for claim in claims]
+            ended = [Completed(claim.task_id, claim.token, '{"by": "second"}') for claim in claimed]
             self.done += len(runs.complete_many(session, PaymentTask, ended).reached) if ended else 0
 
 

@@ -10,8 +10,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import Durable, DurableTask
-from sa_durable.services import claims as leases
-from sa_durable.services import runs
+from sa_durable.services import claims, runs
 from sa_durable.services.runs import Completed
 from sa_durable.services.watermark import ALWAYS, HIGHEST, LOWEST, ScanRange
 from sa_durable.statements import claims as stmt
@@ -44,9 +43,9 @@ def bloated(server_url: str):
         spawn(engine, PASSED, run_at=datetime(2026, 1, 1, tzinfo=UTC))
         with Session(engine) as session, session.begin():
             options = {**CLAIM, "limit": PASSED, "names": ["charge"]}
-            claims = leases.claim(session, PassingTask, **options)
-            assert len(claims) == PASSED
-            ended = [Completed(claim.task_id, claim.token, "null") for claim in claims]
+            claimed = claims.claim(session, PassingTask, **options)
+            assert len(claimed) == PASSED
+            ended = [Completed(claim.task_id, claim.token, "null") for claim in claimed]
             runs.complete_many(session, PassingTask, ended)
         spawn(engine, 20)
         yield engine
@@ -58,7 +57,7 @@ def spawn(engine: Engine, number: int, **options: Any) -> None:
 
 
 def plan(engine: Engine, mode: str, *, behind: bool) -> Plan:
-    front = leases.scan_arrays(
+    front = claims.scan_arrays(
         [ScanRange(LOWEST, -1, ALWAYS), ScanRange(0, 0, LEASE), ScanRange(1, HIGHEST, ALWAYS)]
     )
     parameters = {**CLAIM, "names": texts(["charge"]), **(front if behind else {})}

@@ -11,9 +11,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import Durable, DurableTask
-from sa_durable.runtime.connections import plan_cache as plans
+from sa_durable.runtime.connections import plan_cache
 from sa_durable.runtime.connections.database import Database
-from sa_durable.services import claims as leases
+from sa_durable.services import claims
 from tests.databases import throwaway
 from tests.plans.explaining import Plan
 
@@ -50,7 +50,7 @@ def database(engine) -> Iterator[Database]:
 
 
 def claim(session: Session) -> list:
-    return leases.claim(session, GrowingTask, names=["charge"], worker="w", lease=LEASE, limit=10)
+    return claims.claim(session, GrowingTask, names=["charge"], worker="w", lease=LEASE, limit=10)
 
 
 def plan(session: Session) -> Plan:
@@ -66,8 +66,8 @@ def plan(session: Session) -> Plan:
 
 
 def test_a_claim_that_took_long_is_planned_for_the_table_as_it_is_now(engine, database, monkeypatch):
-    monkeypatch.setattr(plans, "SLOW_STATEMENT_S", 1e6)
-    monkeypatch.setattr(plans, "SLOW_TOTAL_S", 0)
+    monkeypatch.setattr(plan_cache, "SLOW_STATEMENT_S", 1e6)
+    monkeypatch.setattr(plan_cache, "SLOW_TOTAL_S", 0)
     for _ in range(20):  # until it is prepared, with a plan for whatever parameters
         with database.once() as session:
             assert claim(session) == []
@@ -78,7 +78,7 @@ def test_a_claim_that_took_long_is_planned_for_the_table_as_it_is_now(engine, da
         assert len(claim(session)) == 10
     with database.once() as session:
         assert "Seq Scan" in types(plan(session)), "a quick one keeps its plan"
-    monkeypatch.setattr(plans, "SLOW_STATEMENT_S", 0)
+    monkeypatch.setattr(plan_cache, "SLOW_STATEMENT_S", 0)
     with database.once() as session:
         assert len(claim(session)) == 10
     with database.once() as session:

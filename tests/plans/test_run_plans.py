@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sa_durable.statements import checkpoints, history, runs, waits
-from sa_durable.statements import claims as leases
+from sa_durable.statements import claims as claim_stmt
 from sa_durable.statements.arrays import numbers, texts, uuids
 from tests.plans.crowd import PENDING, RUNNING, SLEEPING, UNKNOWN, row
 from tests.plans.explaining import Case, check
@@ -28,7 +28,7 @@ def claim(name: str, known: str, limit: int, *, found: bool = True) -> Case:
     taken = limit if found else 0
     return Case(
         name,
-        leases.claim(MailTask),
+        claim_stmt.claim(MailTask),
         {"names": known, "worker": "w2", "lease": MINUTE, "limit": limit},
         uses={READY, PKEY},
         touches=30 + UPDATE * taken + 5 * taken * wanted,
@@ -74,21 +74,21 @@ CASES = [
     claim("claim of a name that nothing has", names("nothing"), 200, found=False),
     Case(
         "count_ready",
-        leases.count_ready(MailTask, named=False),
+        claim_stmt.count_ready(MailTask, named=False),
         {"limit": 100},
         {READY, "ix_mail_tasks_due"},
         touches=300,
     ),
     Case(
         "count_ready of names",
-        leases.count_ready(MailTask, named=True),
+        claim_stmt.count_ready(MailTask, named=True),
         {"limit": 100, "names": names("send")},
         {READY, "ix_mail_tasks_due"},
         touches=300,
     ),
-    many("heartbeat", leases.extend(MailTask), {**held(20), "lease": MINUTE}, 20),
-    many("heartbeat of many", leases.extend(MailTask), {**held(300), "lease": MINUTE}, 300),
-    many("release", leases.release(MailTask), held(20), 20),
+    many("heartbeat", claim_stmt.extend(MailTask), {**held(20), "lease": MINUTE}, 20),
+    many("heartbeat of many", claim_stmt.extend(MailTask), {**held(300), "lease": MINUTE}, 300),
+    many("release", claim_stmt.release(MailTask), held(20), 20),
     many("completion, waiting for its lock", runs.complete_many(MailTask, wait=True), completing(1), 1),
     many("completions", runs.complete_many(MailTask), completing(20), 20),
     many("many completions", runs.complete_many(MailTask), completing(300), 300),
@@ -97,7 +97,7 @@ CASES = [
     many("many failures", runs.fail_many(MailTask), failing(300), 300),
     many("sleep", runs.sleep(MailTask), {**one, "wake": later}, 1),
     many("fence of a child's spawn", waits.touch(MailTask, wait=False), one, 1),
-    Case("standing", leases.statuses(MailTask), {"ids": ids(*RUNNING[:300])}, {PKEY}, touches=1200),
+    Case("standing", claim_stmt.statuses(MailTask), {"ids": ids(*RUNNING[:300])}, {PKEY}, touches=1200),
     Case(
         "history",
         history.attempts(MailTask),

@@ -8,8 +8,8 @@ import pytest
 
 from sa_durable.models import queues_beside
 from sa_durable.statements import cancellation, cleanup, maintenance
-from sa_durable.statements import claims as leases
-from sa_durable.statements import polling as looking
+from sa_durable.statements import claims as claim_stmt
+from sa_durable.statements import polling as polling_stmt
 from sa_durable.statements.arrays import uuids
 from tests.plans.crowd import EXPIRED, RUNNING, TERMINAL, row
 from tests.plans.explaining import LITTLE, Case, check
@@ -24,7 +24,7 @@ IDLE = [
     Case("promote", maintenance.promote(MailTask), {"limit": 500}, {"ix_mail_tasks_due"}, touches=LITTLE),
     Case(
         "what is due",
-        looking.due((MailTask,)),
+        polling_stmt.due((MailTask,)),
         {"names_0": '{"nobody"}'},
         {
             "ix_mail_tasks_ready",
@@ -38,7 +38,7 @@ IDLE = [
     # The 10,000 that are running, as for "expired".
     Case(
         "what has ended",
-        looking.expired((MailTask,)),
+        polling_stmt.expired((MailTask,)),
         {},
         {"ix_mail_tasks_running", "ix_mail_tasks_cancel"},
         touches=3000,
@@ -46,7 +46,7 @@ IDLE = [
     Case("overdue", cancellation.overdue(MailTask), {"limit": 100}, {"ix_mail_tasks_cancel"}, touches=LITTLE),
     Case("next overdue", cancellation.next_overdue(MailTask), {}, {"ix_mail_tasks_cancel"}, touches=LITTLE),
     # The 10,000 tasks that are running, which are as many as all workers have slots; and what else their pages hold.
-    Case("expired", leases.expired(MailTask), {"limit": 100}, {"ix_mail_tasks_running"}, touches=3000),
+    Case("expired", claim_stmt.expired(MailTask), {"limit": 100}, {"ix_mail_tasks_running"}, touches=3000),
     Case(
         "clean-up of tasks",
         cleanup.delete_finished(MailTask, BOTH),
@@ -71,12 +71,12 @@ BUSY = [
     # And the 10,000 that are ready and overdue, which a claim passes over, too.
     Case(
         "what is due, in both",
-        looking.due(BOTH),
+        polling_stmt.due(BOTH),
         {"names_0": '{"charge","send"}', "names_1": '{"charge","send"}'},
         {"ix_billing_tasks_due", "ix_mail_tasks_ready"},
         touches=80 + 600,
     ),
-    Case("what has ended, in one", looking.expired((BillingTask,)), {}, {"ix_billing_tasks_running"}),
+    Case("what has ended, in one", polling_stmt.expired((BillingTask,)), {}, {"ix_billing_tasks_running"}),
     Case(
         "promote",
         maintenance.promote(BillingTask),
@@ -96,7 +96,7 @@ BUSY = [
     # Sorts what is running by the end of its lease, which is in no index.
     Case(
         "expired",
-        leases.expired(BillingTask),
+        claim_stmt.expired(BillingTask),
         {"limit": 100},
         {"ix_billing_tasks_running"},
         touches=len(EXPIRED),

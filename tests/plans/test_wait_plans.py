@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sa_durable.statements import events, waits
-from sa_durable.statements import wake as waking
+from sa_durable.statements import wake as wake_stmt
 from sa_durable.statements.arrays import texts, uuids
 from tests.plans.crowd import RUNNING, SLEEPING, row
 from tests.plans.explaining import LITTLE, Case, check
@@ -31,11 +31,11 @@ IDLE = [
     Case(
         "unsettled", events.unsettled(MailTask), {"limit": 500}, {"ix_mail_events_unsettled"}, touches=LITTLE
     ),
-    Case("wake", waking.wake(MailTask), {"limit": 500}, {SETTLED}, touches=LITTLE),
-    Case("forget idle", waking.forget_idle(MailTask), {"limit": 500}, {SETTLED}, touches=LITTLE),
+    Case("wake", wake_stmt.wake(MailTask), {"limit": 500}, {SETTLED}, touches=LITTLE),
+    Case("forget idle", wake_stmt.forget_idle(MailTask), {"limit": 500}, {SETTLED}, touches=LITTLE),
     Case(
         "catch up",
-        waking.awaited_events(MailTask),
+        wake_stmt.awaited_events(MailTask),
         {"queues": texts(["billing", "none"]), "after": texts(["", "x"]), "limit": 500},
         {OPEN},
         touches=500,
@@ -59,7 +59,7 @@ BUSY = [
     ),
     Case(
         "wake",
-        waking.wake(BillingTask),
+        wake_stmt.wake(BillingTask),
         {"limit": 100},
         {"ix_billing_waits_settled", "billing_waits_pkey", "billing_tasks_pkey"},
         touches=1000 * 8 + 100 * UPDATE,  # it passes over a thousand that wait for more
@@ -67,7 +67,7 @@ BUSY = [
     ),
     Case(
         "forget those who wait for more",
-        waking.forget_idle(BillingTask),
+        wake_stmt.forget_idle(BillingTask),
         {"limit": 100},
         {"ix_billing_waits_settled"},
         touches=100 * 25,
@@ -113,21 +113,21 @@ CASES = [
     ),
     Case(
         "who waits for an event",
-        waking.mark_settled(MailTask, notify=False),
+        wake_stmt.mark_settled(MailTask, notify=False),
         {**named(never[-2]), "queue": "mail"},
         {OPEN},
         touches=60,
     ),
     Case(
         "who waits for many events",
-        waking.mark_settled(MailTask, notify=True),
+        wake_stmt.mark_settled(MailTask, notify=True),
         {**named(*never), "queue": "mail"},
         {OPEN},
         touches=300 * 25,
     ),
     Case(
         "waits of what has ended",
-        waking.forget_ended(MailTask),
+        wake_stmt.forget_ended(MailTask),
         many,
         {WAITS, "mail_tasks_pkey"},
         touches=300 * 15,

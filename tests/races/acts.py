@@ -16,16 +16,12 @@ from sa_durable import Durable
 from sa_durable.services import (
     cancellation,
     checkpoints,
+    child_tasks,
+    claims,
     events,
     maintenance,
     runs,
     waits,
-)
-from sa_durable.services import (
-    child_tasks as children,
-)
-from sa_durable.services import (
-    claims as leases,
 )
 from sa_durable.values import Claim, SpawnKeywords, TaskError
 from tests.races.scenes import KEYS, Scene
@@ -86,7 +82,7 @@ def _fail_many(session: Session, scene: Scene, flipped: bool) -> object:
 
 def _claim(session: Session, _: Scene, __: bool) -> object:
     terms: dict[str, Any] = {"names": ["charge"], "worker": "w", "lease": HOUR, "limit": 10}
-    return leases.claim(session, BillingTask, **terms)
+    return claims.claim(session, BillingTask, **terms)
 
 
 def _retry(**how: bool) -> Do:
@@ -103,13 +99,13 @@ def _children(key: str | None = None, **options: Any) -> Do:
 
     def act(session: Session, scene: Scene, _: bool) -> object:
         calls = [charge.call(2).using(**keywords), charge.call(3)]
-        return children.spawn(session, MailTask, scene.root, "$spawn", calls, keywords={})
+        return child_tasks.spawn(session, MailTask, scene.root, "$spawn", calls, keywords={})
 
     return act
 
 
 def _grandchild(session: Session, scene: Scene, _: bool) -> object:
-    return children.spawn(
+    return child_tasks.spawn(
         session, BillingTask, scene.twins[0], "$spawn", [send_mail.call("ada")], keywords={}
     )
 
@@ -136,7 +132,7 @@ VERBS: dict[str, Act] = {
         lambda s, _, __: Durable(s).clean_up(BillingTask, older_than=HOUR), ("failed", "completed", *ALL)
     ),
     "heartbeat": Act(
-        lambda s, scene, flipped: leases.extend(s, BillingTask, _held(scene, flipped), lease=HOUR), RUNNING
+        lambda s, scene, flipped: claims.extend(s, BillingTask, _held(scene, flipped), lease=HOUR), RUNNING
     ),
     "release_key": Act(lambda s, _, __: Durable(s).release_key(BillingTask, KEYS[0]), ("completed", *ALIVE)),
 }
@@ -158,7 +154,7 @@ OTHERS: dict[str, Act] = {
     "forget": Act(lambda s, _, __: events.forget_idle(s, BillingTask, limit=10), ("awake",)),
     "sweep the late": Act(lambda s, _, __: maintenance.sweep_overdue(s, BillingTask, limit=10), ("overdue",)),
     "give back": Act(
-        lambda s, scene, flipped: leases.release(s, BillingTask, _held(scene, flipped)), RUNNING
+        lambda s, scene, flipped: claims.release(s, BillingTask, _held(scene, flipped)), RUNNING
     ),
     "save a step": Act(
         lambda s, scene, _: checkpoints.save(s, BillingTask, scene.twins[0], "s", "1"), RUNNING

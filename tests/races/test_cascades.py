@@ -18,8 +18,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Cancelled
-from sa_durable.services import cancellation, maintenance, runs
-from sa_durable.services import child_tasks as children
+from sa_durable.services import cancellation, child_tasks, maintenance, runs
 from sa_durable.values import Claim, TaskError
 from tests.races.families import (
     RACES,
@@ -153,7 +152,7 @@ def test_a_parent_is_cancelled_while_it_spawns(engine):
 
     def spawn(parent: Claim) -> str:
         calls = [charge.call(1), charge.call(2)]
-        return attempt(engine, children.spawn, MailTask, parent, "$spawn", calls, keywords={})
+        return attempt(engine, child_tasks.spawn, MailTask, parent, "$spawn", calls, keywords={})
 
     turns = Turns()
 

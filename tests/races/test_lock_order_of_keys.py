@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import child_tasks as children
+from sa_durable.services import child_tasks
 from sa_durable.telemetry import Spawned, on_spawn, remove_hook
 from tests.consistency import complaints
 from tests.races.overlapping import overlap, stage
@@ -65,7 +65,7 @@ def cancel_root(session: Session, rows: Scene) -> object:
 
 def test_a_parent_replaces_its_childs_key_while_it_is_cancelled(engine):
     def spawn(session: Session, rows: Scene) -> object:
-        return children.spawn(session, MailTask, rows.root, "$s", [replacing(KEYS[0])], keywords={})
+        return child_tasks.spawn(session, MailTask, rows.root, "$s", [replacing(KEYS[0])], keywords={})
 
     seen = every_way(engine, "running", spawn, cancel_root)
     assert {"done", "Cancelled"} <= seen <= {"done", "Cancelled", "RetryTransaction"}
@@ -77,7 +77,7 @@ def test_a_child_replaces_its_siblings_key_while_their_parent_is_cancelled(engin
 
     def spawn(session: Session, rows: Scene) -> object:
         calls = [replacing(KEYS[whom])]
-        return children.spawn(session, BillingTask, rows.twins[who], "$s", calls, keywords={})
+        return child_tasks.spawn(session, BillingTask, rows.twins[who], "$s", calls, keywords={})
 
     seen = every_way(engine, "running", spawn, cancel_root)
     # A cascade locks brothers and sisters in the order of their age.

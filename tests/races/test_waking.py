@@ -13,8 +13,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Cancelled
-from sa_durable.services import cancellation, events, maintenance, runs
-from sa_durable.services import claims as leases
+from sa_durable.services import cancellation, claims, events, maintenance, runs
 from sa_durable.values import Claim
 from tests.races.families import RACES, nothing_is_left, put_to_sleep, running, states, transaction
 from tests.races.racing import no_deadlock, race
@@ -55,12 +54,12 @@ class Crowd:
         """Some of those that are woken look for their events, as their runs do, and end."""
         mine = {claim.task_id for claim in self.claims}
         terms = {"names": ["send"], "worker": "w", "lease": MINUTE, "limit": 3}
-        for claim in transaction(self.engine, leases.claim, MailTask, **terms):
+        for claim in transaction(self.engine, claims.claim, MailTask, **terms):
             try:
                 if claim.task_id in mine:
                     self._run(claim)
                 else:
-                    transaction(self.engine, leases.release, MailTask, {claim.task_id: claim.token})
+                    transaction(self.engine, claims.release, MailTask, {claim.task_id: claim.token})
             except Cancelled:
                 pass
 

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable, Fail, InvalidOptions, TaskError
-from sa_durable.runtime.execution import executor as execute
+from sa_durable.runtime.execution import executor
 from sa_durable.runtime.runs.errors import (
     FIELD_LENGTH,
     FIELDS_LENGTH,
@@ -89,7 +89,7 @@ def test_an_error_that_can_not_even_be_described_costs_the_worker_no_slot(
         monkeypatch.undo()
         raise MemoryError
 
-    monkeypatch.setattr(execute, "to_task_error", out_of_memory)
+    monkeypatch.setattr(executor, "to_task_error", out_of_memory)
     first = verbs.spawn(handler.call(how="own"))
     with working(verbs.engine, VerbTask, concurrency=1):
         wait_until(lambda: "its lease will run out" in caplog.text)

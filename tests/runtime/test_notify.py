@@ -14,9 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from sa_durable import AsyncDurable, Durable
-from sa_durable.runtime.loops import listener
-from sa_durable.runtime.loops import poll_policy as idling
-from sa_durable.runtime.threads import notification_thread as listening_
+from sa_durable.runtime.loops import listener, poll_policy
+from sa_durable.runtime.threads import notification_thread
 from tests.listening import Ear, listening
 from tests.proxy import Proxy
 from tests.runtime import app, family
@@ -166,7 +165,7 @@ def test_a_task_that_is_retried_starts_at_once(engine, shop, as_new):
 def test_a_worker_that_others_called_off_for_asks_again_once_it_has_missed_something(
     engine, shop, monkeypatch
 ):
-    monkeypatch.setattr(idling, "RETRY_ENABLE_AFTER_S", 0.0)
+    monkeypatch.setattr(poll_policy, "RETRY_ENABLE_AFTER_S", 0.0)
     with idle(engine, poll_interval=timedelta(milliseconds=100)):
         with engine.begin() as connection:
             connection.execute(text("UPDATE durable_queues SET notify_until = NULL"))
@@ -220,7 +219,7 @@ def test_a_listener_whose_backend_is_killed_listens_again_and_says_so_once(engin
 
 
 def test_what_was_spawned_while_nobody_listened_is_found_when_somebody_does_again(engine, shop, monkeypatch):
-    monkeypatch.setattr(listening_, "pause_after", lambda *_, **__: 600.0)  # until the test says so
+    monkeypatch.setattr(notification_thread, "pause_after", lambda *_, **__: 600.0)  # until the test says so
     with idle(engine) as worker:
         with engine.begin() as connection:
             connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": its_listener(engine)})
@@ -237,7 +236,7 @@ def test_while_the_listeners_connection_is_broken_tasks_are_polled_and_then_it_l
 ):
     caplog.set_level(logging.INFO, "sa_durable.worker")
     monkeypatch.setattr(listener, "ECHO_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(idling, "RENEW_AFTER_S", 0.5)
+    monkeypatch.setattr(poll_policy, "RENEW_AFTER_S", 0.5)
     with (
         Proxy(runtime_url, listens=True) as through,
         idle(engine, listen_url=through.url, poll_interval=timedelta(milliseconds=300)) as worker,
@@ -261,7 +260,7 @@ def test_that_nothing_arrives_is_noticed_while_tasks_keep_coming(
     """Each one that polling finds has the worker ask again."""
     caplog.set_level(logging.INFO, "sa_durable.worker")
     monkeypatch.setattr(listener, "ECHO_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(idling, "RETRY_ENABLE_AFTER_S", 0.0)
+    monkeypatch.setattr(poll_policy, "RETRY_ENABLE_AFTER_S", 0.0)
     with (
         Proxy(runtime_url, listens=True) as through,
         idle(engine, listen_url=through.url, poll_interval=timedelta(milliseconds=50)) as worker,

@@ -23,8 +23,7 @@ from sa_durable.runtime.context.operations import CONTEXT_THREADS, DaemonThreadP
 from sa_durable.runtime.context.steps import Steps
 from sa_durable.runtime.runs.active import ActiveRun
 from sa_durable.runtime.threads.wakeup import Wakeup
-from sa_durable.services import checkpoints
-from sa_durable.services import claims as leases
+from sa_durable.services import checkpoints, claims
 from tests.runtime.app import WorkTask
 from tests.waiting import in_thread, wait_until_blocked, wait_until_gone
 
@@ -73,7 +72,7 @@ def scene(engine: Engine, source: Engine | None = None) -> Iterator[Scene]:
     with Session(engine) as session, session.begin():
         Durable(session).spawn(WorkTask, "stepping", {})
     with Session(engine) as session, session.begin():
-        [claim] = leases.claim(session, WorkTask, names=["stepping"], worker="w1", lease=MINUTE, limit=1)
+        [claim] = claims.claim(session, WorkTask, names=["stepping"], worker="w1", lease=MINUTE, limit=1)
     database = Database(source or engine, plans=Kept())
     saving = CheckpointSaver(database)
     try:

@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable, InvalidOptions, TaskNotFound, TaskState, TimedOut, wait_for, wait_for_async
 from sa_durable.runtime import results
-from sa_durable.runtime import results as ends
 from tests.runtime import app
 from tests.runtime.app import WorkTask
 from tests.runtime.conftest import working
@@ -127,7 +126,7 @@ def test_where_nobody_can_listen_the_end_is_seen_by_polling_and_nobody_is_told_t
 
 @pytest.mark.direct(reason="LISTEN")
 def test_without_any_notification_the_end_is_seen_by_polling(engine, shop, wait, monkeypatch):
-    monkeypatch.setattr(ends, "ENDED", "elsewhere")
+    monkeypatch.setattr("sa_durable.runtime.results.ENDED", "elsewhere")
     task = shop.spawn(app.double.call(number=1))
     waiting = in_thread(wait, WorkTask, task)
     wait_until(lambda: shop.task(task).awaited)

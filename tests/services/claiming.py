@@ -10,7 +10,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import claims as leases
+from sa_durable.services import claims
 from sa_durable.values import Claim
 from tests.shop import MailTask, send_mail
 
@@ -28,7 +28,7 @@ def spawn(engine: Engine, number: int = 1, **options: Any) -> list[UUID]:
 
 def claim(engine: Engine, limit: int = 1, worker: str = "w1", names: Any = ("send",)) -> list[Claim]:
     with Session(engine) as session, session.begin():
-        return leases.claim(session, MailTask, names=names, worker=worker, lease=MINUTE, limit=limit)
+        return claims.claim(session, MailTask, names=names, worker=worker, lease=MINUTE, limit=limit)
 
 
 def do(engine: Engine, service: Any, *args: Any, **kwargs: Any) -> Any:

@@ -25,8 +25,7 @@ from sqlalchemy.schema import CreateSchema
 
 from sa_durable import Durable, DurableError, DurableTask, verify
 from sa_durable.handlers import Handler
-from sa_durable.services import claims as leases
-from sa_durable.services import events, runs, waits
+from sa_durable.services import claims, events, runs, waits
 from sa_durable.services.execute import ensure_schema
 from sa_durable.services.waits import AwaitedTasks
 from sa_durable.values import Claim
@@ -356,7 +355,7 @@ def claimed(engine: Engine, work: Handler[Any, ..., Any]) -> Claim:
     with Session(engine) as session, session.begin():
         Durable(session).spawn(work.call(1))
         options = {"names": ["work"], "worker": "w", "lease": timedelta(minutes=1), "limit": 1}
-        [claim] = leases.claim(session, work.model, **options)
+        [claim] = claims.claim(session, work.model, **options)
     return claim
 
 

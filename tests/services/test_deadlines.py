@@ -11,8 +11,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Cancellation, Cancelled, Durable, Fixed, InvalidOptions, TaskError
 from sa_durable.policy import RetryAfter
-from sa_durable.services import checkpoints, maintenance, runs
-from sa_durable.services import claims as leases
+from sa_durable.services import checkpoints, claims, maintenance, runs
 from sa_durable.testing import queue_factory
 from tests.services import moves
 from tests.services.claiming import change, claim, do, expire, history, row, spawn
@@ -154,8 +153,8 @@ def test_whoever_runs_a_task_whose_time_was_over_learns_that_it_was_cancelled(en
     [got] = claim(engine)
     later(engine, task, 2 * HOUR)
     sweep(engine)
-    assert do(engine, leases.extend, {task: got.token}, lease=HOUR) == set()
-    assert isinstance(do(engine, leases.claim_status, {task: got.token})[task], Cancelled)
+    assert do(engine, claims.extend, {task: got.token}, lease=HOUR) == set()
+    assert isinstance(do(engine, claims.claim_status, {task: got.token})[task], Cancelled)
     for service, *args in ((runs.complete, got, "late"), (checkpoints.save, got, "step", "1")):
         with pytest.raises(Cancelled):
             do(engine, service, *args)

@@ -33,21 +33,21 @@ class Paid:
 @pytest.mark.parametrize("kind", DOORS)
 def test_an_event_is_there_once_the_caller_commits_and_not_before(engine, database_url, kind):
     with open_door(kind, database_url) as door:
-        door.durable.emit(MailTask, "paid", {"order": 7})
-        door.durable.emit(MailTask, "paid:nothing")
+        door.durable.emit_event(MailTask, "paid", {"order": 7})
+        door.durable.emit_event(MailTask, "paid:nothing")
         assert events_of(engine) == []
         door.session.commit()
         assert events_of(engine) == [
             ("paid", {"order": 7}, False, False),
             ("paid:nothing", None, False, False),
         ]
-        door.durable.emit(MailTask, "rolled back")
+        door.durable.emit_event(MailTask, "rolled back")
         door.session.rollback()
         door.session.add(Order(id=1))
         savepoint = door.savepoint()
-        door.durable.emit(MailTask, "rolled back to a savepoint")
+        door.durable.emit_event(MailTask, "rolled back to a savepoint")
         savepoint.rollback()
-        door.durable.emit(BillingTask, "elsewhere", [1])
+        door.durable.emit_event(BillingTask, "elsewhere", [1])
         door.session.commit()
     assert len(events_of(engine)) == 2 and events_of(engine, BillingTask) == [
         ("elsewhere", [1], False, False)
@@ -59,7 +59,7 @@ def test_emitting_one_name_twice_at_once_is_no_conflict_when_serializable(engine
     strict = {"isolation": "SERIALIZABLE"}
     with open_door(kind, database_url, **strict) as one, open_door(kind, database_url, **strict) as other:
         for door in (one, other):
-            door.durable.emit(MailTask, "e", 1)
+            door.durable.emit_event(MailTask, "e", 1)
         one.session.commit()
         other.session.commit()
     assert len(events_of(engine)) == 2
@@ -69,10 +69,10 @@ def test_emitting_one_name_twice_at_once_is_no_conflict_when_serializable(engine
 @pytest.mark.parametrize("kind", DOORS)
 def test_an_emit_is_one_insert_however_often_it_is_prepared_and_run(engine, database_url, kind):
     with open_door(kind, database_url, plan_cache_mode="force_generic_plan") as door:
-        door.durable.emit(MailTask, "e")
+        door.durable.emit_event(MailTask, "e")
         with statements(door.engine) as sent:
             for n in range(30):
-                door.durable.emit(MailTask, f"e{n}", {"n": n})
+                door.durable.emit_event(MailTask, f"e{n}", {"n": n})
         assert [sql.split()[0] for sql in sent] == ["INSERT"] * 30
         door.session.rollback()
 

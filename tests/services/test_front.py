@@ -10,8 +10,7 @@ from sqlalchemy import Engine, func
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import claims as leases
-from sa_durable.services import watermark as fronts
+from sa_durable.services import claims, watermark
 from sa_durable.services.watermark import OFTEN, ClaimWatermark
 from tests.services.claiming import MINUTE, change, do, spawn
 from tests.shop import MailTask, send_mail
@@ -34,7 +33,7 @@ class Stopped:
 def front(engine, monkeypatch) -> ClaimWatermark:
     """Of a stream of tasks: the last claim found less than it asked for."""
     # The database's clock goes on meanwhile: a machine that stands still for seconds must not make anybody late.
-    monkeypatch.setattr(fronts, "LATE", HOUR.total_seconds() / 2)
+    monkeypatch.setattr(watermark, "LATE", HOUR.total_seconds() / 2)
     front = ClaimWatermark(Stopped())
     spawn(engine)
     assert len(claim(engine, front)) == 1
@@ -45,7 +44,7 @@ def front(engine, monkeypatch) -> ClaimWatermark:
 def claim(engine: Engine, front: ClaimWatermark, limit: int = 10) -> list[UUID]:
     with Session(engine) as session, session.begin():
         options = {"names": ["send"], "worker": "w1", "lease": MINUTE, "limit": limit}
-        return [claimed.task_id for claimed in leases.claim(session, MailTask, **options, front=front)]
+        return [claimed.task_id for claimed in claims.claim(session, MailTask, **options, front=front)]
 
 
 def test_a_stream_of_tasks_is_claimed_in_order(engine, front):
@@ -103,6 +102,6 @@ def test_what_is_given_back_is_claimed_again(engine, front):
     change(engine, [task], available_at=func.now() - HOUR)
     with Session(engine) as session, session.begin():
         options = {"names": ["send"], "worker": "w1", "lease": MINUTE, "limit": 10}
-        [claimed] = leases.claim(session, MailTask, **options, front=front)
-    do(engine, leases.release, {task: claimed.token})
+        [claimed] = claims.claim(session, MailTask, **options, front=front)
+    do(engine, claims.release, {task: claimed.token})
     assert claim(engine, front) == [task]

@@ -10,8 +10,7 @@ from sqlalchemy import Engine, func, insert, select, text
 from sqlalchemy.orm import Session
 
 from sa_durable import Cancelled, Durable, Fixed, LeaseLost
-from sa_durable.services import checkpoints, maintenance, runs
-from sa_durable.services import claims as leases
+from sa_durable.services import checkpoints, claims, maintenance, runs
 from sa_durable.statements import claims as stmt
 from sa_durable.statements.arrays import texts
 from sa_durable.values import TaskError
@@ -80,8 +79,8 @@ def test_fifty_tasks_and_ten_workers_released_at_once_give_each_task_to_one(engi
                 do(engine, runs.complete, c, number)
         return mine
 
-    claims = [c for done in [in_thread(work, n) for n in range(10)] for c in done.result(120)]
-    assert len(claims) == len({c.task_id for c in claims}) == 50
+    claimed = [c for done in [in_thread(work, n) for n in range(10)] for c in done.result(120)]
+    assert len(claimed) == len({c.task_id for c in claimed}) == 50
     with Session(engine) as session:
         ends = session.execute(
             select(MailTask.state, MailTask.token, func.count()).group_by("state", "token")
@@ -142,12 +141,12 @@ def test_only_held_claims_are_extended(engine):
     before = row(engine, kept.task_id).lease_expires_at
     do(engine, runs.complete, ended, None)
     held = {kept.task_id: 1, ended.task_id: 1, lost.task_id: 9}
-    assert do(engine, leases.extend, held, lease=timedelta(hours=1)) == {kept.task_id}
+    assert do(engine, claims.extend, held, lease=timedelta(hours=1)) == {kept.task_id}
     assert row(engine, kept.task_id).lease_expires_at - before > timedelta(minutes=58)
-    standing = do(engine, leases.claim_status, held)
+    standing = do(engine, claims.claim_status, held)
     assert (standing[kept.task_id], standing[ended.task_id]) == (
-        leases.ClaimStatus.HELD,
-        leases.ClaimStatus.STORED,
+        claims.ClaimStatus.HELD,
+        claims.ClaimStatus.STORED,
     )
     assert isinstance(standing[lost.task_id], LeaseLost)
 
@@ -170,7 +169,7 @@ def updates_of_an_extended_lease(engine: Engine) -> list[int]:
             session.begin(),
         ):
             before = session.execute(counts).one()
-            leases.extend(session, MailTask, {task: 1}, lease=MINUTE)
+            claims.extend(session, MailTask, {task: 1}, lease=MINUTE)
             after = session.execute(counts).one()
     return [new - old for new, old in zip(after, before, strict=True)]
 
@@ -178,7 +177,7 @@ def updates_of_an_extended_lease(engine: Engine) -> list[int]:
 def test_a_released_task_is_ready_at_once_without_a_burnt_attempt_and_keeps_its_first_start(engine):
     [task] = spawn(engine)
     [got] = claim(engine)
-    assert do(engine, leases.release, {task: got.token}) == {task}
+    assert do(engine, claims.release, {task: got.token}) == {task}
     released = row(engine, task)
     assert (released.state, released.attempt, released.run_id) == ("pending", 1, got.run_id)
     assert (released.claimed_by, released.started_at, released.lease_expires_at) == (None, None, None)
@@ -214,8 +213,8 @@ def test_an_expired_lease_ends_the_attempt_in_the_history_and_the_first_workers_
             do(engine, service, *args)
     with pytest.raises(LeaseLost):
         do(engine, runs.sleep, first, "$sleep", delay=MINUTE)
-    assert do(engine, leases.extend, {task: first.token}, lease=MINUTE) == set()
-    assert do(engine, leases.release, {task: first.token}) == set()
+    assert do(engine, claims.extend, {task: first.token}, lease=MINUTE) == set()
+    assert do(engine, claims.release, {task: first.token}) == set()
     after = row(engine, task)
     assert (after.state, after.token, after.lease_expires_at) == ("running", 3, before.lease_expires_at)
     assert do(engine, checkpoints.load, [task]) == {task: {}} and len(history(engine, task)) == 1
@@ -239,7 +238,7 @@ def test_a_lease_that_was_extended_while_the_sweep_began_is_not_taken(engine):
     claim(engine)
     expire(engine, [task])
     with Session(engine) as session, session.begin():
-        leases.extend(session, MailTask, {task: 1}, lease=MINUTE)
+        claims.extend(session, MailTask, {task: 1}, lease=MINUTE)
         assert in_thread(do, engine, maintenance.sweep_expired, limit=10).result(60) == []
     assert do(engine, maintenance.sweep_expired, limit=10) == [] and row(engine, task).state == "running"
 

@@ -20,8 +20,7 @@ from sa_durable import (
     TaskNotFound,
     TaskState,
 )
-from sa_durable.services import claims as leases
-from sa_durable.services import runs
+from sa_durable.services import claims, runs
 from sa_durable.testing import checkpoint_factory, task_factory, wait_factory
 from sa_durable.values import TaskError
 from tests.databases import throwaway
@@ -138,8 +137,8 @@ def test_a_worker_that_had_it_before_can_no_longer_write(engine):
     do(engine, lambda session, _: Durable(session).cancel(task))
     do(engine, lambda session, _: Durable(session).retry(task))
     [new] = claim(engine, worker="w2")
-    assert do(engine, leases.extend, {old.task_id: old.token}, lease=HOUR) == set()
-    with pytest.raises(leases.LeaseLost):
+    assert do(engine, claims.extend, {old.task_id: old.token}, lease=HOUR) == set()
+    with pytest.raises(claims.LeaseLost):
         do(engine, runs.complete, old, "late")
     do(engine, runs.complete, new, "in time")
     assert row(engine, task.task_id).result == "in time"

@@ -10,8 +10,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Cancellation, Durable
-from sa_durable.services import claims as leases
-from sa_durable.services import runs, waits
+from sa_durable.services import claims, runs, waits
 from tests.shop import MailTask, send_mail
 
 pytestmark = pytest.mark.service
@@ -93,11 +92,11 @@ def test_what_a_run_may_take_and_waits_for_is_as_long_as_was_asked(berlin):
     durable = Durable(berlin)
     for span in SPANS:
         durable.spawn(send_mail.call(to="x"), cancellation=Cancellation(max_duration=span))
-        [claim] = leases.claim(berlin, MailTask, names=["send"], worker="w", lease=span, limit=1)
+        [claim] = claims.claim(berlin, MailTask, names=["send"], worker="w", lease=span, limit=1)
         task = berlin.get_one(MailTask, claim.task_id)
         assert between(task.first_started_at, task.cancel_at) == span
         assert between(task.started_at, task.lease_expires_at) == span
-        leases.extend(berlin, MailTask, {claim.task_id: claim.token}, lease=span)
+        claims.extend(berlin, MailTask, {claim.task_id: claim.token}, lease=span)
         berlin.refresh(task)
         assert abs(between(task.started_at, task.lease_expires_at) - span) < HOUR / 2
 
@@ -115,7 +114,7 @@ def test_a_retried_task_has_as_long_as_it_had(berlin):
     durable = Durable(berlin)
     for span in SPANS:
         spawned = durable.spawn(send_mail.call(to="x"), **{**options(span), "delay": None})
-        leases.claim(berlin, MailTask, names=["send"], worker="w", lease=HOUR, limit=1)
+        claims.claim(berlin, MailTask, names=["send"], worker="w", lease=HOUR, limit=1)
         durable.cancel(spawned)
         durable.retry(spawned)
         berlin.refresh(spawned.task)

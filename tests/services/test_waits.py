@@ -11,8 +11,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Cancelled, Durable, LeaseLost
 from sa_durable.ids import uuid7
-from sa_durable.services import checkpoints, events, maintenance, runs, waits
-from sa_durable.services import polling as looking
+from sa_durable.services import checkpoints, events, maintenance, polling, runs, waits
 from sa_durable.services.polling import Due
 from sa_durable.services.waits import Arrived, AwaitedTasks, Prerequisites, Registered
 from sa_durable.values import TaskError
@@ -456,7 +455,7 @@ def test_what_waits_costs_a_tick_nothing(engine):
             )
         )
     with statements(engine) as sent:
-        found = do(engine, lambda session, model: looking.due(session, {model: ["send"]}))
+        found = do(engine, lambda session, model: polling.due(session, {model: ["send"]}))
     assert found == {MailTask: Due(ready=False, next_due=None, unsettled=False, settled=False, waiting=True)}
     assert len(sent) == 1
 

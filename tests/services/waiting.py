@@ -10,8 +10,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import claims as leases
-from sa_durable.services import events, waits
+from sa_durable.services import claims, events, waits
 from sa_durable.services.waits import Arrived, AwaitedEvent, AwaitedTasks, Prerequisites, Registered
 from sa_durable.values import Claim
 from tests.shop import BillingTask, MailTask, charge, send_mail
@@ -32,7 +31,7 @@ def claim(engine: Engine, model: Any = MailTask) -> Claim:
     """The next task that is ready, claimed."""
     names = list(model.__handlers__)
     with Session(engine) as session, session.begin():
-        [claimed] = leases.claim(session, model, names=names, worker="w", lease=MINUTE, limit=1)
+        [claimed] = claims.claim(session, model, names=names, worker="w", lease=MINUTE, limit=1)
     return claimed
 
 
@@ -66,8 +65,8 @@ def event(name: str = "e", model: Any = MailTask) -> AwaitedEvent:
     return AwaitedEvent(model, name)
 
 
-def ends(*claims: Claim) -> AwaitedTasks:
-    return AwaitedTasks([(_model(claim), claim.task_id) for claim in claims])
+def ends(*claimed: Claim) -> AwaitedTasks:
+    return AwaitedTasks([(_model(claim), claim.task_id) for claim in claimed])
 
 
 def emit(engine: Engine, name: str = "e", payload: Any = None, model: Any = MailTask) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import Cancellation, DurableTask, InvalidOptions
-from sa_durable.services import claims as leases
+from sa_durable.services import claims
 from sa_durable.testing import clock, task_factory
 from tests.databases import throwaway
 from tests.testing import app
@@ -169,12 +169,12 @@ def test_a_lease_runs_out_and_the_late_worker_changes_nothing(kit):
         spawned = kit.spawn(app.plain.call(number=1))
         with Session(kit.engine) as session, session.begin():
             seconds = timedelta(seconds=30)
-            [claim] = leases.claim(session, KitTask, names=["plain"], worker="w", lease=seconds, limit=1)
+            [claim] = claims.claim(session, KitTask, names=["plain"], worker="w", lease=seconds, limit=1)
         assert kit.run().ran == ()
         time.advance(5 * MINUTE)
         assert [(run.attempt, run.state) for run in kit.run().ran] == [(2, "completed")]
         with Session(kit.engine) as session, session.begin():
-            assert leases.extend(session, KitTask, {claim.task_id: claim.token}, lease=seconds) == set()
+            assert claims.extend(session, KitTask, {claim.task_id: claim.token}, lease=seconds) == set()
             [lost] = session.get_one(KitTask, spawned.task_id).runs
             assert (lost.attempt, lost.worker, lost.error["type"]) == (1, "w", "LeaseExpired")
             assert lost.ended_at >= lost.started_at + 5 * MINUTE

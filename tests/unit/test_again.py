@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from sa_durable import RetryTransaction, SchemaOutdated
-from sa_durable.runtime.connections import retrying as module
+from sa_durable.runtime.connections import retrying
 from sa_durable.runtime.connections.errors import is_transient
 from sa_durable.runtime.connections.retrying import (
     FIRST_PAUSE_S,
@@ -54,7 +54,7 @@ FINAL = [
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
-    monkeypatch.setattr(module.backoff, "__kwdefaults__", {"first": 0.001, "longest": 0.001})
+    monkeypatch.setattr(retrying.backoff, "__kwdefaults__", {"first": 0.001, "longest": 0.001})
 
 
 class Work:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from sa_durable.runtime.threads import periodic as chores
+from sa_durable.runtime.threads import periodic
 from sa_durable.runtime.threads.periodic import FIRST_PAUSE_S, REMINDER_INTERVAL_S, PeriodicThread
 
 AWAY = OperationalError("SELECT 'a row'", None, Exception("connection refused\n\tand more"))
@@ -36,7 +36,7 @@ def spend(monkeypatch, caplog):
 
     def spend(seconds, work, **options):
         time = Time(seconds)
-        monkeypatch.setattr(chores, "monotonic", lambda: time.now)
+        monkeypatch.setattr(periodic, "monotonic", lambda: time.now)
         chore = PeriodicThread("claimer", lambda: work(time.now - 1000), **options)
         chore._stop = time
         with caplog.at_level(logging.INFO, "sa_durable.worker"):

@@ -33,8 +33,7 @@ from sa_durable import (
     UnknownQueue,
 )
 from sa_durable.policy import retry_from_json
-from sa_durable.services import claims as leases
-from sa_durable.services import runs
+from sa_durable.services import claims, runs
 from sa_durable.testing import (
     checkpoint_factory,
     event_factory,
@@ -66,7 +65,7 @@ def _shape(row: Any) -> dict[str, Any]:
 
 
 def _claim(session):
-    (claim,) = leases.claim(session, BillingTask, names=["charge"], worker="w", lease=HOUR, limit=1)
+    (claim,) = claims.claim(session, BillingTask, names=["charge"], worker="w", lease=HOUR, limit=1)
     return claim
 
 
@@ -82,7 +81,7 @@ def _written(session, state: str, attempt: int, started: bool) -> BillingTask:
     claim = _claim(session) if started else None
     match state:
         case "pending" if claim:
-            leases.release(session, BillingTask, {claim.task_id: claim.token})
+            claims.release(session, BillingTask, {claim.task_id: claim.token})
         case "sleeping" if claim:
             runs.sleep(session, BillingTask, claim, "nap", delay=HOUR)
         case "completed":
@@ -253,7 +252,7 @@ def test_paused_queue_gives_no_work(session, tasks):
     queue = queue_factory(BillingTask, session)(paused=True)
     tasks(name="charge")
     assert queue.name == "billing"
-    assert leases.claim(session, BillingTask, names=["charge"], worker="w", lease=HOUR, limit=1) == []
+    assert claims.claim(session, BillingTask, names=["charge"], worker="w", lease=HOUR, limit=1) == []
 
 
 @pytest.mark.parametrize("make", FACTORIES)

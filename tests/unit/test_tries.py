@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from sa_durable import RetryTransaction
-from sa_durable.runtime.context import transaction_retry as module
+from sa_durable.runtime.context import transaction_retry
 from sa_durable.runtime.context.transaction_retry import MAX_TRIES, TransactionRetry
 from sa_durable.runtime.runs.active import ActiveRun
 from sa_durable.services.checkpoints import AlreadySaved
@@ -45,7 +45,7 @@ def connect(tries: TransactionRetry, error: Exception | None = None) -> None:
 def test_a_lost_answer_to_a_commit_is_in_doubt_for_as_long_as_it_takes(tries, monkeypatch):
     tries.committing = True
     assert tries.pause_after(LOST) is not None and tries.in_doubt and not tries.committing
-    monkeypatch.setattr(module, "monotonic", lambda: monotonic() + 3600)
+    monkeypatch.setattr(transaction_retry, "monotonic", lambda: monotonic() + 3600)
     for error in (AWAY, ConnectionResetError(), SERIALIZATION, *MAX_TRIES * [LOST]):
         assert tries.pause_after(error) is not None and tries.in_doubt
     assert tries.pause_after(ValueError()) is None  # while it is looked up: a bug is no answer
@@ -98,7 +98,7 @@ def test_a_database_that_is_away_is_waited_for_but_not_for_ever(tries, monkeypat
         with pytest.raises(type(error)):
             connect(tries, error)
         assert tries.pause_after(error) is not None
-    monkeypatch.setattr(module, "monotonic", lambda: monotonic() + 3600)
+    monkeypatch.setattr(transaction_retry, "monotonic", lambda: monotonic() + 3600)
     with pytest.raises(OperationalError):
         connect(tries, AWAY)
     assert tries.pause_after(AWAY) is None

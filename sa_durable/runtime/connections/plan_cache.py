@@ -8,7 +8,7 @@ from time import monotonic
 
 from sqlalchemy.orm import Session
 
-from ...statements import plan_shape as planning
+from ...statements import plan_shape
 
 SLOW_STATEMENT_S = 0.005  # seconds
 SLOW_TOTAL_S = 0.05  # seconds in slow statements within PAUSE: less is the machine's, mostly, and a plan made while idle is a bad one
@@ -33,7 +33,7 @@ class PlanCache:
         """While the session's statements run."""
         began = monotonic()
         if not self.is_current(session):
-            session.execute(planning.discard_plans())
+            session.execute(plan_shape.discard_plans())
             _connection_info(session)[_KEY] = began = monotonic()
         yield
         self.record_duration(monotonic() - began)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import DBAPIError
 
 from ...errors import SchemaOutdated
-from ...services import verify as schema
+from ...services import verify
 from .database import Database
 from .errors import describe_for_log, is_transient, sqlstate
 
@@ -30,7 +30,7 @@ def check_schema(database: Database, queues: Iterable[type[DurableTask]]) -> Non
         mapped += [model, model.Run, model.Checkpoint, model.Event, model.Wait, model.Queue]
     try:
         with database.transaction() as session:
-            found = schema.differences(session.connection(), dict.fromkeys(one.__table__ for one in mapped))
+            found = verify.differences(session.connection(), dict.fromkeys(one.__table__ for one in mapped))
     except DBAPIError as error:
         if not is_transient(error) and sqlstate(error) != INSUFFICIENT_PRIVILEGE:
             raise

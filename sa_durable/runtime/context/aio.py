@@ -16,12 +16,11 @@ from typing_extensions import Unpack
 from ...handlers import Call
 from ...ids import uuid7
 from ...models import DurableTask
-from ...services import child_tasks as children
-from ...services import clock, events
+from ...services import child_tasks, clock, events
 from ...services.durable import task_ref
 from ...services.waits import Awaited, AwaitedEvent
 from ...values import Json, SpawnKeywords, SpawnResult
-from . import waits as outcomes
+from . import waits
 from .base import (
     AWAIT,
     EMIT,
@@ -192,7 +191,7 @@ class AsyncTaskContext(Context):
         coder = coder_for_type(returns)
         slot, timeout = self._next(library_step_name(AWAIT, events.check_name(name))), check_timeout(timeout)
         value = await self._wait(slot, AwaitedEvent(self._run.model, name), timeout)
-        return outcomes.payload(coder, value, slot.key)
+        return waits.payload(coder, value, slot.key)
 
     async def emit_event(self, name: str, payload: Any = None) -> None:
         """As TaskContext.emit_event."""
@@ -214,16 +213,16 @@ class AsyncTaskContext(Context):
         model, claim = self._run.model, self._run.claim
         if self._session is not None:
             spawned: list[SpawnResult[R]] = await self._session.run_sync(
-                children.spawn_in, model, claim, batch, options
+                child_tasks.spawn_in, model, claim, batch, options
             )
             return spawned
         if not batch:
             return []
         slot = self._next(library_step_name(SPAWN, batch[0].name))
         if isinstance(slot, Replayed):
-            return children.from_checkpoint(batch, slot.value)
+            return child_tasks.from_checkpoint(batch, slot.value)
         spawn = partial(self._operations.waits.spawn, self._run, slot.key, batch, options)
-        return children.from_checkpoint(batch, await self._operations.threads.call(spawn))
+        return child_tasks.from_checkpoint(batch, await self._operations.threads.call(spawn))
 
     @overload
     async def join(self, task: SpawnResult[R], /, *, timeout: timedelta | None = None) -> R: ...
@@ -239,10 +238,10 @@ class AsyncTaskContext(Context):
         """As TaskContext.join_all."""
         return await self._join([task_ref(task) for task in tasks], timeout)
 
-    async def _join(self, tasks: list[outcomes.Ref], timeout: timedelta | None) -> list[Any]:
+    async def _join(self, tasks: list[waits.Ref], timeout: timedelta | None) -> list[Any]:
         ends = self._ends(tasks)
         slot, timeout = self._next(JOIN), check_timeout(timeout)
-        return outcomes.results(ends.tasks, await self._wait(slot, ends, timeout), slot.key)
+        return waits.results(ends.tasks, await self._wait(slot, ends, timeout), slot.key)
 
     async def _wait(self, slot: Replayed | NotYetRun, what: Awaited, timeout: timedelta | None) -> Json:
         if isinstance(slot, Replayed):

@@ -16,12 +16,11 @@ from ...errors import DeclarationError
 from ...handlers import Call
 from ...ids import uuid7
 from ...models import DurableTask
-from ...services import child_tasks as children
-from ...services import clock, events
+from ...services import child_tasks, clock, events
 from ...services.durable import task_ref
 from ...services.waits import Awaited, AwaitedEvent
 from ...values import Json, SpawnKeywords, SpawnResult
-from . import waits as outcomes
+from . import waits
 from .base import (
     AWAIT,
     EMIT,
@@ -196,7 +195,7 @@ class TaskContext(Context):
         coder = coder_for_type(returns)
         slot, timeout = self._next(library_step_name(AWAIT, events.check_name(name))), check_timeout(timeout)
         value = self._wait(slot, AwaitedEvent(self._run.model, name), timeout)
-        return outcomes.payload(coder, value, slot.key)
+        return waits.payload(coder, value, slot.key)
 
     def emit_event(self, name: str, payload: Any = None) -> None:
         """Emit an event in this queue, once, whatever happens to this process. As Durable.emit."""
@@ -220,13 +219,13 @@ class TaskContext(Context):
         """Spawn children in a few statements, in the order of the calls; one step. As Durable.spawn_many."""
         batch = list(calls)
         if self._session is not None:
-            return children.spawn_in(self._session, self._run.model, self._run.claim, batch, options)
+            return child_tasks.spawn_in(self._session, self._run.model, self._run.claim, batch, options)
         if not batch:
             return []
         slot = self._next(library_step_name(SPAWN, batch[0].name))
         if isinstance(slot, Replayed):
-            return children.from_checkpoint(batch, slot.value)
-        return children.from_checkpoint(
+            return child_tasks.from_checkpoint(batch, slot.value)
+        return child_tasks.from_checkpoint(
             batch, self._operations.waits.spawn(self._run, slot.key, batch, options)
         )
 
@@ -250,10 +249,10 @@ class TaskContext(Context):
         failed or was cancelled; else as `join`."""
         return self._join([task_ref(task) for task in tasks], timeout)
 
-    def _join(self, tasks: list[outcomes.Ref], timeout: timedelta | None) -> list[Any]:
+    def _join(self, tasks: list[waits.Ref], timeout: timedelta | None) -> list[Any]:
         ends = self._ends(tasks)
         slot, timeout = self._next(JOIN), check_timeout(timeout)
-        return outcomes.results(ends.tasks, self._wait(slot, ends, timeout), slot.key)
+        return waits.results(ends.tasks, self._wait(slot, ends, timeout), slot.key)
 
     def _wait(self, slot: Replayed | NotYetRun, what: Awaited, timeout: timedelta | None) -> Json:
         if isinstance(slot, Replayed):

@@ -14,8 +14,7 @@ from sqlalchemy.orm import Session
 
 from ...codec import Coder
 from ...errors import DeclarationError
-from ...services import checkpoints, runs
-from ...services import claims as leases
+from ...services import checkpoints, claims, runs
 from ...services.claims import ClaimStatus
 from ...values import Json
 from ..runs.active import ActiveRun
@@ -57,7 +56,7 @@ class StepRecord:
 
     def find(self, session: Session) -> Found | None:
         model, claim = self._run.model, self._run.claim
-        leases.lock(session, model, claim)
+        claims.lock(session, model, claim)
         saved = checkpoints.find(session, model, claim.task_id, self._key)
         return None if saved is None else Found(saved.value)
 
@@ -76,7 +75,7 @@ class TaskRecord:
         return True
 
     def find(self, session: Session) -> bool | None:
-        stands = leases.lock(session, self._run.model, self._run.claim)
+        stands = claims.lock(session, self._run.model, self._run.claim)
         return True if stands is ClaimStatus.STORED else None
 
     def finishing_block(self) -> AbstractContextManager[None]:

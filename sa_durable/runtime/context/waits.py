@@ -14,8 +14,7 @@ from sqlalchemy.orm import Session
 from ...codec import Coder
 from ...errors import TaskCancelled, TaskFailed, TaskNotFound, TimedOut
 from ...handlers import Call
-from ...services import checkpoints, events, waits
-from ...services import child_tasks as children
+from ...services import checkpoints, child_tasks, events, waits
 from ...services.checkpoints import AlreadySaved
 from ...services.waits import TIMED_OUT, Arrived, Awaited, Prerequisites, Registered
 from ...values import Json, SpawnKeywords, TaskError, TaskState
@@ -104,7 +103,7 @@ class Waits:
         def write() -> Json:
             try:
                 with self._database.transaction() as session:
-                    return children.spawn(session, run.model, run.claim, step, calls, keywords=keywords)
+                    return child_tasks.spawn(session, run.model, run.claim, step, calls, keywords=keywords)
             except AlreadySaved as earlier:
                 return earlier.value
 

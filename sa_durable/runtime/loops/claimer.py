@@ -8,8 +8,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ...services import checkpoints
-from ...services import claims as leases
+from ...services import checkpoints, claims
 from ..connections.database import Database
 from ..runs.active import ActiveRun, ActiveRuns
 from ..runs.capacity import Capacity
@@ -113,7 +112,7 @@ class Claimer:
             return 0
         sent = monotonic()
         with self._database.autocommit() as session:
-            claims = leases.claim(
+            claimed = claims.claim(
                 session,
                 model,
                 names=names,
@@ -122,13 +121,13 @@ class Claimer:
                 limit=limit,
                 front=self._registry.watermark(model),
             )
-        if claims:
-            runs = [ActiveRun(model, claim, sent + self._lifetime) for claim in claims]
+        if claimed:
+            runs = [ActiveRun(model, claim, sent + self._lifetime) for claim in claimed]
             self._capacity.reserve(len(runs))
             self._active.add(runs)
             self._incomplete = runs
             self._load_and_hand_over()
-        return len(claims)
+        return len(claimed)
 
     def _seconds_until_full_scan(self) -> float:
         """Seconds until a queue is owed a look at everything. inf: none is."""

@@ -6,8 +6,7 @@ import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ...services import maintenance
-from ...services import polling as looking
+from ...services import maintenance, polling
 from ...services.polling import Ended
 from ..connections.database import Database
 from ..runs.registry import Registry
@@ -41,7 +40,7 @@ class Sweeper:
 
     def _run_once(self) -> float:
         with self._database.autocommit() as session:
-            found = looking.ended(session, self._registry.queues)
+            found = polling.ended(session, self._registry.queues)
         return min([self._sweep_queue(model, ended) for model, ended in found.items()])
 
     def _sweep_queue(self, model: type[DurableTask], ended: Ended) -> float:

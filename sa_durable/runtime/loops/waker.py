@@ -8,8 +8,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ...services import events, maintenance, notifications
-from ...services import polling as looking
+from ...services import events, maintenance, notifications, polling
 from ...services.polling import Due
 from ..connections.database import Database
 from ..runs.capacity import Capacity
@@ -68,7 +67,7 @@ class Waker:
         asked = {model for model, front in fronts.items() if front.due()}
         names = {model: self._registry.names(model) if model in asked else () for model in fronts}
         with self._database.autocommit() as session:
-            found = looking.due(session, names)
+            found = polling.due(session, names)
         for model in asked:
             fronts[model].looked(sent, ready=found[model].ready)
         if any(due.ready for due in found.values()):

@@ -12,8 +12,7 @@ from uuid import UUID
 
 from ...errors import Cancelled, Signal
 from ...policy import GiveUp, RetryAfter
-from ...services import cancellation, runs
-from ...services import claims as leases
+from ...services import cancellation, claims, runs
 from ...services.claims import ClaimStatus
 from ...services.runs import Completed, Failed, Stored
 from ...values import TaskError
@@ -123,7 +122,7 @@ class Completer:
                         return self._on_stored(runs.complete_many(session, model, _all(outcomes, Completed)))
                     case _:
                         held = {outcome.task_id: outcome.token for outcome in outcomes}
-                        return leases.release(session, model, held)
+                        return claims.release(session, model, held)
         except Exception as error:
             if not is_data_error(error):
                 raise
@@ -166,7 +165,7 @@ class Completer:
         if not lost:
             return set()
         with self._database.autocommit() as session:
-            standing = leases.claim_status(
+            standing = claims.claim_status(
                 session, model, {run.claim.task_id: run.claim.token for run in lost}
             )
         for run in lost:

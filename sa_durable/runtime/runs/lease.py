@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ...errors import Signal
-from ...services import claims as leases
+from ...services import claims
 from ..connections.database import Database
 from .active import ActiveRun
 
@@ -34,9 +34,9 @@ def extend(database: Database, model: type[DurableTask], runs: Sequence[ActiveRu
     held = {run.claim.task_id: run.claim.token for run in runs}
     sent = monotonic()
     with database.autocommit() as session:
-        kept = leases.extend(session, model, held, lease=lease)
+        kept = claims.extend(session, model, held, lease=lease)
         lost = {i: token for i, token in held.items() if i not in kept}
-        standing = leases.claim_status(session, model, lost) if lost else {}
+        standing = claims.claim_status(session, model, lost) if lost else {}
     for run in runs:
         if run.claim.task_id in kept:
             run.deadline = max(run.deadline, sent + local_lifetime(lease))
