@@ -42,7 +42,7 @@ def test_the_named_code_exists(page):
 
 def test_each_module_of_the_library_is_on_the_map():
     content = (ROOT / "docs/architecture.md").read_text()
-    rooms = [PACKAGE, *(PACKAGE / name for name in ("models", "services", "statements", "runtime"))]
+    rooms = [PACKAGE, *(PACKAGE / name for name in ("values", "models", "services", "statements", "runtime"))]
     rooms += [room for room in (PACKAGE / "runtime").iterdir() if room.is_dir()]
     modules = {path.name for room in rooms for path in room.glob("*.py")} - {"__init__.py"}
     assert sorted(module for module in modules if f"`{module}`" not in content) == []
