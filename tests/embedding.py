@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from sqlalchemy import create_engine, make_url, text
 
 import sa_durable
@@ -68,8 +67,3 @@ def command(*arguments: str, python: str = sys.executable, **options) -> Iterato
             yield process
         finally:
             process.kill()
-
-
-def line_of(process: subprocess.Popen) -> str:
-    """The next line that it prints, or what went wrong instead."""
-    return process.stdout.readline().strip() or pytest.fail(process.stderr.read())

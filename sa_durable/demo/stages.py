@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -30,6 +30,17 @@ SPAWNERS = 4
 OLD = 20  # tasks from before there were keys
 LEASE = 2.0  # seconds: how long a killed worker's tasks are out of reach
 TIMEOUT = 120.0
+
+
+def read_counts(output: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Read what a spawner prints: the deliveries it has committed and the tasks it created, once per line.
+
+    A spawner that is killed can leave its last line cut off in the middle. That line is dropped.
+    """
+    for line in output:
+        if line.endswith("\n"):
+            deliveries, created = map(int, line.split())
+            yield deliveries, created
 
 
 class Demo:
@@ -120,8 +131,7 @@ class Demo:
 
     def _follow(self, number: int, progress: Progress, bar: TaskID, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None  # noqa: S101 - it was started with a pipe
-        for line in process.stdout:
-            deliveries, created = map(int, line.split())
+        for deliveries, created in read_counts(process.stdout):
             self.spawns[number] = deliveries, created
             progress.update(bar, completed=deliveries)
 

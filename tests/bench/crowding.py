@@ -17,6 +17,7 @@ from tests.bench import spawning
 from tests.bench.models import HANDLERS, SmallTask, filled
 from tests.bench.spawning import alternating, bare_insert, bare_select, fresh_key, row_of
 from tests.bench.workload import Bench, Side
+from tests.children import complete_lines, read_line
 from tests.databases import url_of
 
 PROCESSES, RACERS = 8, 16
@@ -53,7 +54,7 @@ def together(what: str, model: type[DurableTask] = SmallTask) -> Side:
                 process.stdin.write(f"{what} {model.__queue__} {each}\n")
                 process.stdin.flush()
             for process in crowd:
-                assert process.stdout.readline() == "done\n"
+                assert read_line(process) == "done"
 
         return run
 
@@ -63,7 +64,7 @@ def together(what: str, model: type[DurableTask] = SmallTask) -> Side:
 def _process(url: str) -> None:
     """One of the processes, until its input ends."""
     engine = create_engine(url)
-    for line in sys.stdin:
+    for line in complete_lines(sys.stdin):
         what, queue, number = line.split()
         SPAWNS[what](engine, _MODELS[queue], int(number))()
         print("done", flush=True)

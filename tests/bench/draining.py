@@ -22,6 +22,7 @@ from tests.bench.alternation import Prepared, rates
 from tests.bench.figures import Figure, figure, ratio_at_least
 from tests.bench.models import fill
 from tests.bench.workload import Bench, Workload
+from tests.children import read_line
 from tests.databases import url_of
 from tests.waiting import wait_until
 
@@ -167,7 +168,7 @@ class Drainers:
     def _ask(self, worker: Popen[str]) -> list[str]:
         worker.stdin.write("\n")
         worker.stdin.flush()
-        return worker.stdout.readline().split()
+        return read_line(worker).split()
 
     def close(self) -> None:
         for worker in self._workers:

@@ -19,6 +19,7 @@ from sa_durable.services import spawn as spawning
 from tests.bench.figures import Figure, at_most, figure, p95, ratio_at_least
 from tests.bench.models import HANDLERS, ClamorousTask, QuietTask, SmallTask, ToldTask, queues
 from tests.bench.workload import Bench, Workload, pair
+from tests.children import complete_lines, read_line
 from tests.databases import url_of
 from tests.waiting import wait_until
 
@@ -70,7 +71,7 @@ class Committers:
                 process.stdin.write(f"{model.__queue__} {each}\n")
                 process.stdin.flush()
             for process in self._processes:
-                assert process.stdout.readline() == "done\n"
+                assert read_line(process) == "done"
 
         return run
 
@@ -251,7 +252,7 @@ def _process(url: str, role: str) -> None:
         worker.request_stop()
         worker.closed.wait(10)
         return
-    for line in sys.stdin:
+    for line in complete_lines(sys.stdin):
         queue, number = line.split()
         spawn(engine, MODELS[queue], int(number))
         print("done", flush=True)

@@ -18,6 +18,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import AsyncTaskContext, Durable, DurableTask, Worker
+from tests.children import read_line
 from tests.databases import url_of
 from tests.waiting import wait_until
 
@@ -101,7 +102,7 @@ class Served:
     def used(self) -> Used:
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return Used(**json.loads(self._process.stdout.readline()))
+        return Used(**json.loads(read_line(self._process)))
 
     def close(self) -> None:
         self._process.stdin.close()

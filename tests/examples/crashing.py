@@ -160,7 +160,7 @@ def serve() -> None:
     # Unbuffered: who is told to start and at once to end must not keep the second line where select doesn't see it.
     orders = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - as long as the process
     for line in iter(orders.readline, b""):
-        if line.isspace():  # to kill one that has died by itself
+        if line.isspace() or not line.endswith(b"\n"):  # to kill one that has died by itself; cut off: we end
             continue
         if (pid := os.fork()) == 0:
             work(**json.loads(line))

@@ -23,6 +23,7 @@ from fulfilment.web import place_order, warehouse_webhook
 from sqlalchemy import Engine, delete, func, literal, select, text, union_all, update
 from sqlalchemy.orm import Session
 
+from tests.children import read_line
 from tests.databases import throwaway, url_of
 from tests.examples.crashing import QUEUES
 from tests.waiting import wait_until
@@ -75,7 +76,7 @@ class Workers:
         """The boundaries that the worker passed. It is killed, or has killed itself."""
         if not self.died:
             self._say("")
-        code, self._running = int(self._server.stdout.readline()), False
+        code, self._running = int(read_line(self._server)), False
         assert code == -signal.SIGKILL
         return (self._logs / self.id).read_text().splitlines()
 

@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 
 from sa_durable import verify
 from sa_durable.demo.models import Base
+from tests.children import read_line
 from tests.migrations.host import ROOT, alembic_process, fetch, scalar, url_for
 from tests.migrations.rows import PAYMENTS, add_many
 from tests.waiting import wait_until
@@ -51,8 +52,7 @@ class Crew:
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
             self.processes.append((role, process))
-            assert process.stdout is not None
-            assert process.stdout.readline() == "at work\n"
+            assert read_line(process) == "at work"
 
     def stop(self) -> list[tuple[str, dict[str, Any]]]:
         """The figures of each, none of which has failed."""

@@ -19,6 +19,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable.services import maintenance
+from tests.children import read_line
 from tests.runtime.conftest import ROOT, Shop
 from tests.runtime.ledger import HANDLERS, Entry, LedgerTask, abook, book, close_books
 
@@ -40,7 +41,7 @@ def forker(*arguments: str) -> Iterator[Callable[[], int]]:
     def run() -> int:
         process.stdin.write("\n")
         process.stdin.flush()
-        return int(process.stdout.readline())
+        return int(read_line(process))
 
     try:
         yield run

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func
 
+from tests.children import read_error_until
 from tests.runtime import app
 from tests.runtime.conftest import working
 from tests.waiting import wait_until
@@ -46,11 +47,7 @@ def test_a_handler_that_holds_the_gil_past_its_lease_is_run_again_and_its_late_w
     pipe.write_bytes(b"!")
     [run] = shop.runs(task)
     assert (run.attempt, run.state, run.worker, run.error["type"]) == (1, "failed", "frozen", "LeaseExpired")
-    said = ""
-    while "LeaseLost" not in said:
-        line = process.stderr.readline()
-        assert line, said  # it wakes up, and knows that it is late
-        said += line
+    read_error_until(process, "LeaseLost")  # it wakes up, and knows that it is late
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     after = shop.task(task)

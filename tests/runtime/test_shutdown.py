@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable
 from sa_durable.cli import main
+from tests.children import read_error_until
 from tests.runtime import app
 from tests.runtime.conftest import ROOT, working
 from tests.waiting import wait_until
@@ -52,7 +53,7 @@ def test_sigterm_lets_running_tasks_finish_and_claims_nothing_more(worker_proces
     fetched = shop.spawn(app.triple.call(number=1))
     wait_until(lambda: shop.task(fetched).state == "running")  # claimed ahead, no slot yet
     process.send_signal(signal.SIGTERM)
-    wait_until(lambda: "stopping: " in process.stderr.readline())
+    read_error_until(process, "stopping: ")
     (tmp_path / "go on").touch()
     assert process.wait(60) == 0
     assert shop.task(running).result == "done" and unharmed(shop, fetched)
@@ -64,7 +65,7 @@ def test_a_second_sigterm_gives_back_at_once(worker_process, shop):
     process = worker_process("--shutdown-timeout", "600")
     wait_until(lambda: "begun" in shop.steps(task))
     process.send_signal(signal.SIGTERM)
-    wait_until(lambda: "stopping: 1 tasks" in process.stderr.readline())
+    read_error_until(process, "stopping: 1 tasks")
     assert shop.task(task).state == "running"
     process.send_signal(signal.SIGTERM)
     wait_until(lambda: shop.task(task).state == "pending", timeout=20)

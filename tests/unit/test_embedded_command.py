@@ -12,6 +12,7 @@ import sa_durable
 from sa_durable.embedded import programs
 from sa_durable.embedded.__main__ import STOPS, main
 from sa_durable.embedded.server import URL_VARIABLE
+from tests.children import read_line
 from tests.embedding import (
     FOUND,
     REPOSITORY,
@@ -19,7 +20,6 @@ from tests.embedding import (
     ask,
     command,
     home_of,
-    line_of,
     open_directory,
     postmaster_of,
     without_url,
@@ -30,8 +30,8 @@ from tests.waiting import wait_until
 def test_a_command_finds_its_server_in_the_environment_and_its_status_becomes_ours():
     script = "from os import environ as e; print(e['SA_DURABLE_DATABASE_URL']); print(e['DATABASE_URL']); input(); exit(7)"
     with command("--", sys.executable, "-c", script, stdin=subprocess.PIPE) as process:
-        url = line_of(process)
-        assert line_of(process) == url
+        url = read_line(process)
+        assert read_line(process) == url
         assert ask(url, "select 1") == 1
         process.communicate("\n", timeout=60)
         assert process.returncode == 7
@@ -49,9 +49,9 @@ while True:
 """
     options = {"env": without_url(**{URL_VARIABLE: server_url}), "start_new_session": True}  # no terminal
     with command("--", sys.executable, "-c", script, **options) as process:
-        assert line_of(process) == "ready"
+        assert read_line(process) == "ready"
         process.send_signal(signal.SIGINT)
-        assert line_of(process) == "interrupted"
+        assert read_line(process) == "interrupted"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 5
 
@@ -85,7 +85,7 @@ def test_without_programs_the_command_says_what_to_do(monkeypatch, capsys):
 
 def test_after_a_kill_9_neither_server_nor_directory_stays_behind():
     with command() as process:
-        url = line_of(process)
+        url = read_line(process)
         postmaster = postmaster_of(url)
         assert ask(url, "select 1") == 1
         process.kill()
@@ -119,7 +119,7 @@ with postgres(environ={}) as server:
 """
     run = [sys.executable, "-c", script]
     with subprocess.Popen(run, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
-        url, postmaster, child = process.stdout.readline().split()
+        url, postmaster, child = read_line(process).split()
         try:
             assert ask(url, "select 1") == 1
             process.kill()
@@ -147,7 +147,7 @@ def test_an_ordinary_user_starts_a_server_as_itself():
         shutil.copy(package / "errors.py", copy)
         (copy / "__init__.py").touch()
         with command("--bin-dir", str(bin_dir), python=python, cwd=place, **user) as process:
-            url = line_of(process)
+            url = read_line(process)
             assert ask(url, "select 1") == 1
             assert home_of(url).stat().st_uid == user.get("user", os.geteuid())
             process.terminate()

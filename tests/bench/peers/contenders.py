@@ -13,6 +13,8 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
+from tests.children import complete_lines
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 ENVIRONMENTS = ROOT / ".venvs" / "peers"
@@ -87,10 +89,12 @@ class Driver:
         overdue = Timer(PATIENCE, self._process.kill)
         overdue.start()
         try:
-            line = self._process.stdout.readline()
+            line = next(complete_lines(self._process.stdout), None)
         finally:
             overdue.cancel()
-        said = json.loads(line or '{"error": "the driver has ended"}')
+        if line is None:
+            raise DriverFailed("the driver ended before it had printed a whole line")
+        said = json.loads(line)
         if "error" in said:
             raise DriverFailed(said["error"])
         return dict(said)

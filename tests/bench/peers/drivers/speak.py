@@ -69,6 +69,8 @@ def serve(
     about = {"workloads": sorted(workloads), "versions": {name: version(name) for name in packages}}
     print(json.dumps(about), file=mouth)
     for line in sys.stdin:
+        if not line.endswith("\n"):
+            break  # the coordinator was killed while it wrote the order
         order = json.loads(line)
         workload = workloads[order.pop("workload")]
         try:
