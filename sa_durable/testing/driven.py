@@ -73,7 +73,7 @@ class DrivenWorker(Worker):
         async_session_factory: AsyncSessionFactory | None,
     ) -> None:
         source = _plain(engine)
-        self._shared = Database(source, apart=source is not engine)
+        self._shared = Database(source, own_pool=source is not engine)
         self._over = asyncio.Event()
         self._error: BaseException | None = None
         self._working = Lock()  # one thread asks the database at a time

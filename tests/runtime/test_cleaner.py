@@ -163,5 +163,5 @@ def test_the_command_goes_on_after_a_lost_connection_and_says_so(engine, runtime
         called = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert called.stdout == "work: 3 tasks, 3 events deleted\n", called.stderr
     assert len(cut) == 1
-    assert "cleanup of work: OperationalError" in called.stderr
-    assert "trying again for up to 60 s" in called.stderr
+    assert "cleanup of work (OperationalError" in called.stderr
+    assert "retrying for up to 60 s" in called.stderr

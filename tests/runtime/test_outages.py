@@ -87,7 +87,7 @@ def test_what_a_worker_has_in_hand_goes_on_after_an_outage_and_few_lines_and_tri
         engine.dispose()
         tasks = shop.ended(*held, shop.spawn(app.double.call(number=4)))
         for chore in ("claimer", "waker", "sweeper"):
-            wait_until(lambda chore=chore: f"{chore}: works again" in caplog.text)
+            wait_until(lambda chore=chore: f"thread recovered: {chore}" in caplog.text)
     assert [(task.state, task.attempt) for task in tasks] == 4 * [("completed", 1)]
     assert app.calls["late"] == 3
     duration = ended - began

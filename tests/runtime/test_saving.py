@@ -60,10 +60,10 @@ class Scene:
             session.execute(text(statement))
 
 
-class Kept(PlanCache):
-    """Plans are never made anew, however slow the machine is."""
+class KeptPlans(PlanCache):
+    """Plans are never discarded, however slow the machine is."""
 
-    def took(self, seconds: float) -> None:
+    def record_duration(self, seconds: float) -> None:
         pass
 
 
@@ -73,7 +73,7 @@ def scene(engine: Engine, source: Engine | None = None) -> Iterator[Scene]:
         Durable(session).spawn(WorkTask, "stepping", {})
     with Session(engine) as session, session.begin():
         [claim] = claims.claim(session, WorkTask, names=["stepping"], worker="w1", lease=MINUTE, limit=1)
-    database = Database(source or engine, plans=Kept())
+    database = Database(source or engine, plans=KeptPlans())
     saving = CheckpointSaver(database)
     try:
         yield Scene(engine, database, ActiveRun(WorkTask, claim, monotonic() + 60), saving)
@@ -152,7 +152,7 @@ def test_a_connection_that_comes_from_the_pool_again_goes_on_with_what_is_prepar
 
 
 def test_a_connection_whose_plans_are_outdated_is_not_lent(engine):
-    database = Database(engine, plans=(plans := Kept()))
+    database = Database(engine, plans=(plans := KeptPlans()))
     with database.autocommit() as session:
         session.execute(text("SELECT 1"))
     PlanCache.record_duration(plans, SLOW_STATEMENT_S)  # no reason yet

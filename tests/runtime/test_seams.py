@@ -52,12 +52,12 @@ class Interrupted(ActiveRun):
     """A run that the heartbeat's thread ends just when its state is looked at."""
 
     @property
-    def settling(self) -> bool:
+    def finishing(self) -> bool:
         self.end(Cancelled("meanwhile"))
         return False
 
-    @settling.setter
-    def settling(self, _: bool) -> None: ...
+    @finishing.setter
+    def finishing(self, _: bool) -> None: ...
 
 
 def test_a_run_that_is_cancelled_while_its_lease_is_judged_does_not_stop_the_judging():

@@ -112,7 +112,7 @@ def test_patience_has_an_end_and_then_the_error_is_the_last_one(kind, caplog, mo
     with pytest.raises(OperationalError), caplog.at_level(logging.INFO, "sa_durable"):
         everywhere(work, kind, limit=0.2)
     assert 2 <= work.calls <= 5
-    assert caplog.messages == ["it: Exception refused; trying again for up to 0.2 s"]
+    assert caplog.messages == ["database error: it (Exception refused); retrying for up to 0.2 s"]
 
 
 def test_pauses_double_up_to_a_cap_less_up_to_half_by_chance(monkeypatch):

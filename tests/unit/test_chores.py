@@ -63,7 +63,7 @@ def test_a_database_that_is_away_for_ten_minutes_is_tried_at_growing_distances_a
     assert 600 / longest <= len(waits) <= 2 * 600 / longest + 20
     assert len(caplog.records) <= 1 + 600 / REMINDER_INTERVAL_S
     assert {record.levelname for record in caplog.records} == {"WARNING"}
-    assert "claimer: Exception connection refused; next try in 0.0" in caplog.messages[0]
+    assert "thread failed: claimer (Exception connection refused); next try in 0.0" in caplog.messages[0]
     assert "Exception connection refused, for 5" in caplog.messages[-1]
     assert "a row" not in caplog.text and "and more" not in caplog.text
 
@@ -82,8 +82,8 @@ def test_the_return_is_said_and_the_next_outage_begins_with_short_pauses(spend, 
 
     waits = spend(120, work)
     assert waits[19] > 2 and waits[20] <= FIRST_PAUSE_S
-    (back,) = [message for message in caplog.messages if "works again" in message]
-    assert back.startswith("claimer: works again, after ") and back.endswith(" s and 20 failures")
+    (back,) = [message for message in caplog.messages if "recovered" in message]
+    assert back.startswith("thread recovered: claimer (after ") and back.endswith(" s and 20 failures)")
 
 
 def test_trouble_that_becomes_another_is_said_at_once(spend, caplog):
@@ -94,7 +94,7 @@ def test_trouble_that_becomes_another_is_said_at_once(spend, caplog):
 
     spend(20, work)
     assert len(caplog.records) == 2
-    assert re.search(r"starting up, for \d+ s now; next try in \d.\d\d s, number \d+$", caplog.messages[1])
+    assert re.search(r"starting up, for \d+ s and \d+ failures\); next try in \d.\d\d s$", caplog.messages[1])
 
 
 def test_a_bug_is_logged_with_its_place_and_the_thread_goes_on(spend, caplog):

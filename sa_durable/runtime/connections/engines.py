@@ -1,4 +1,4 @@
-"""Engines on psycopg for whatever the application connects with."""
+"""Engines on psycopg, made from what the application connects with: a URL, an Engine or an AsyncEngine."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+EngineOrUrl: TypeAlias = Any
+"""A str, URL, Engine or AsyncEngine. Not a union, because AsyncEngine can't be imported without greenlet."""
 
 DRIVER = "postgresql+psycopg"
+PREPARE_THRESHOLD = "prepare_threshold"
+"""The argument of `psycopg.connect` with which prepared statements are turned off: None."""
 
-
-# A dead peer must not hold a heartbeat for hours; libpq ignores these on Unix sockets.
 _TCP_SETTINGS = {
     "connect_timeout": 10,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
 }
-
-
-PREPARE_THRESHOLD = "prepare_threshold"
-
+"""Arguments of libpq, in seconds. Without them, a dead server would block a heartbeat for hours."""
 
 _ASYNCPG_ONLY = ("prepared_statement_cache_size", "prepared_statement_name_func", "async_fallback")
-
-
-EngineOrUrl: TypeAlias = Any  # str, URL, Engine or AsyncEngine: the last is not importable without greenlet
+"""URL parameters of SQLAlchemy's asyncpg dialect that psycopg refuses."""
 
 
 def engine_for(source: EngineOrUrl) -> Engine:
-    """An engine on psycopg for what the application has: a URL, an Engine or an AsyncEngine."""
+    """Return a sync engine on psycopg that connects as `source` does.
+
+    Args:
+        source: A URL, an Engine or an AsyncEngine. A sync Engine on psycopg is returned as it is.
+    """
     if isinstance(source, str | URL):
         return _from_url(make_url(source))
     if source.dialect.driver != "psycopg":
@@ -48,18 +49,14 @@ def engine_for(source: EngineOrUrl) -> Engine:
     return engine
 
 
-def _from_url(url: URL) -> Engine:
-    return create_engine(**settings_of(url))
-
-
 def settings_of(url: URL) -> dict[str, Any]:
-    """The arguments of create_engine, or create_async_engine, for psycopg and a URL.
+    """Return the arguments of `create_engine` or `create_async_engine` for `url` on psycopg.
 
-    `?prepare_threshold=none` is for poolers that keep no prepared statements: psycopg knows that setting, but no URL of
-    its own can say it.
+    `?prepare_threshold=none` turns prepared statements off, for poolers that don't support them. psycopg
+    knows this setting as an argument, but not as a URL parameter.
     """
     query: dict[str, Any] = {name: value for name, value in url.query.items() if name not in _ASYNCPG_ONLY}
-    if "ssl" in query:  # asyncpg's word
+    if "ssl" in query:  # asyncpg's name of sslmode
         query["sslmode"] = query.pop("ssl")
     connect_args: dict[str, Any] = {name: value for name, value in _TCP_SETTINGS.items() if name not in query}
     if (threshold := query.pop(PREPARE_THRESHOLD, None)) is not None:
@@ -72,15 +69,24 @@ def settings_of(url: URL) -> dict[str, Any]:
 
 
 def connect_args_of(engine: Engine | AsyncEngine) -> dict[str, Any] | None:
-    """What an engine gives its driver: the parts of its URL, and its connect_args. None: it has a `creator`, and only that
-    knows."""
-    # Nothing public says it: create_engine leaves it with the function that its pool calls.
-    creator = engine.pool._creator  # noqa: SLF001 - so says the line above
+    """Return the arguments that an engine gives its driver: the parts of its URL and its `connect_args`.
+
+    Returns:
+        None if the engine was made with a `creator`, because then only that function knows the arguments.
+    """
+    creator = engine.pool._creator  # noqa: SLF001 - create_engine keeps the arguments in this function's closure only
     known = getclosurevars(creator).nonlocals if isfunction(creator) else {}
     return dict(known["cparams"]) if "cparams" in known else None
 
 
 def copy_connect_listeners(engine: Engine, example: Engine) -> None:
-    """Have `engine`, of the same driver, ask who is asked before `example` connects: for tokens that expire."""
+    """Add the `do_connect` listeners of `example` to `engine`, which has the same driver.
+
+    Such a listener may supply a password that expires.
+    """
     for listener in example.dialect.dispatch.do_connect:
         event.listen(engine, "do_connect", listener)
+
+
+def _from_url(url: URL) -> Engine:
+    return create_engine(**settings_of(url))

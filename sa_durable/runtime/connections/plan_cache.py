@@ -19,9 +19,10 @@ _KEY = "sa_durable_planned"
 class PlanCache:
     """Has what took long planned anew, on all connections that share this, at most once a second.
 
-    A prepared statement keeps its plan. Made while a queue is empty, and vacuumed, it reads whole tables, and goes on
-    doing so when 20,000 tasks are there, 64 ms a claim instead of 3, until autovacuum has looked at the table, which it
-    does once a minute (docs/decisions/0009). No wording helps there: an empty table costs nothing to read.
+    A prepared statement keeps its plan. Made while a queue is empty, and vacuumed, it reads whole tables, and
+    goes on doing so when 20,000 tasks are there, 64 ms a claim instead of 3, until autovacuum has looked at
+    the table, which it does once a minute (docs/decisions/0009). No wording helps there: an empty table costs
+    nothing to read.
     """
 
     def __init__(self) -> None:

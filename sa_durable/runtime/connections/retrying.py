@@ -1,7 +1,7 @@
-"""Running the library's own transactions again, in one way: after which errors, after which pauses, for how long.
+"""Retry the library's own transactions: after which errors, after which pauses, and for how long.
 
-Callers' transactions are theirs, and nothing here ever runs one. Threads that do their work again anyway
-(`chores.Chore`) take only the pauses.
+The application's transactions are never retried here. A `PeriodicThread` repeats its work anyway, so it uses
+only `backoff`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,29 @@ T = TypeVar("T")
 logger = logging.getLogger("sa_durable")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
-GIVE_UP_AFTER_S = (
-    60.0  # seconds without the database; a server has restarted by then, or somebody should know
-)
+GIVE_UP_AFTER_S = 60.0
+"""How long a transaction is retried by default. By then a server has restarted, or needs an operator."""
 
 
 def backoff(failures: int, *, first: float = FIRST_PAUSE_S, longest: float = LONGEST_PAUSE_S) -> float:
-    """Seconds until the next try after `failures` in a row: twice as long each time up to `longest`, less up to half of
-    it by chance. Those that were cut off together don't come back together."""
+    """Return the seconds to wait after `failures` in a row.
+
+    The pause doubles with each failure up to `longest`. Up to half of it is subtracted at random, so that
+    processes which lost the database at the same time don't come back at the same time.
+    """
     full: float = min(first * 2.0 ** min(failures - 1, 60), longest)
     return full * (1 - random.random() / 2)  # noqa: S311 - spreads load, protects nothing
 
 
 def retry_transient(work: Callable[[], T], pause: Callable[[int], float]) -> T:
-    """What `work`, which is one whole transaction, returns: run again after errors that pass (it lost a race, or the
-    database is away), until it raises something else. `pause`: seconds after so many failures."""
+    """Return what `work` returns, and call it again after transient errors, without a limit of time.
+
+    Args:
+        work: One whole transaction. Raises another error when it must not be repeated any more.
+        pause: Returns the seconds to wait after so many failures.
+    """
     try:
-        return work()  # past tenacity: that takes 14 us, which a step would notice
+        return work()  # without tenacity, whose 14 us would be a tenth of a step
     except Exception as error:  # noqa: BLE001 - raised below
         first = [error]
 
@@ -48,15 +54,22 @@ def retry_transient(work: Callable[[], T], pause: Callable[[int], float]) -> T:
 
 
 def retry_until(what: str, work: Callable[[], T], *, limit: float = GIVE_UP_AFTER_S) -> T:
-    """As `again`, for somebody who waits for `what`: for `limit` seconds; then the error is raised as it is. That it
-    takes longer is logged, once."""
+    """Return what `work` returns, and call it again after transient errors for up to `limit` seconds.
+
+    Then the last error is raised as it is. The first failure is logged.
+
+    Args:
+        what: Name of the work in the log.
+        work: One whole transaction.
+        limit: Seconds from the first call to the last one.
+    """
     return Retrying(**_policy(backoff), **_limited(what, limit))(work)
 
 
 async def retry_until_async(
     what: str, work: Callable[[], Awaitable[T]], *, limit: float = GIVE_UP_AFTER_S
 ) -> T:
-    """As `patiently`, awaited."""
+    """Await what `retry_until` would return."""
     return await AsyncRetrying(**_policy(backoff), **_limited(what, limit))(work)
 
 
@@ -69,9 +82,11 @@ def _policy(pause: Callable[[int], float]) -> dict[str, Any]:
 
 
 def _limited(what: str, limit: float) -> dict[str, Any]:
-    def tell(state: RetryCallState) -> None:
+    def log_first_failure(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if error is not None and state.attempt_number == 1:
-            logger.warning("%s: %s; trying again for up to %.3g s", what, describe_for_log(error), limit)
+            logger.warning(
+                "database error: %s (%s); retrying for up to %.3g s", what, describe_for_log(error), limit
+            )
 
-    return {"stop": stop_after_delay(limit), "before_sleep": tell}
+    return {"stop": stop_after_delay(limit), "before_sleep": log_first_failure}

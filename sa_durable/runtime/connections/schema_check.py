@@ -1,4 +1,4 @@
-"""What a worker asks before it starts: is this the schema that its code needs?"""
+"""Compare the database with the schema that this version needs, before a worker starts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sa_durable.worker")
 
 INSUFFICIENT_PRIVILEGE = "42501"
-MAX_SHOWN = 5  # differences in an error's text
+"""SQLSTATE that a role gets if it may not read what the check reads. The check is then skipped."""
+
+MAX_SHOWN = 5
+"""How many differences the text of an error lists."""
 
 
 def check_schema(database: Database, queues: Iterable[type[DurableTask]]) -> None:
-    """Raise SchemaOutdated if the tables of `queues` lack something that this version can't work without. Other
-    differences are logged. A database that is away is not waited for: a worker starts without it."""
+    """Compare the tables of `queues` with their models. Log differences that this version can work with.
+
+    If the database is unavailable, the check is skipped: a worker starts without its database.
+
+    Raises:
+        SchemaOutdated: The tables lack something that this version needs.
+    """
     mapped: list[Any] = []
     for model in queues:
         mapped += [model, model.Run, model.Checkpoint, model.Event, model.Wait, model.Queue]
@@ -34,13 +42,15 @@ def check_schema(database: Database, queues: Iterable[type[DurableTask]]) -> Non
     except DBAPIError as error:
         if not is_transient(error) and sqlstate(error) != INSUFFICIENT_PRIVILEGE:
             raise
-        logger.warning("the schema was not checked: %s", describe_for_log(error))
+        logger.warning("schema not checked (%s); the worker starts anyway", describe_for_log(error))
         return
     if breaking := [str(difference) for difference in found if difference.breaks]:
         more = f" (and {len(breaking) - MAX_SHOWN} more)" if len(breaking) > MAX_SHOWN else ""
         raise SchemaOutdated(
-            f"the database is behind sa_durable's schema: {'; '.join(breaking[:MAX_SHOWN])}{more}. Nothing was started; "
-            "run `alembic upgrade head`"
+            f"the database is behind sa_durable's schema: {'; '.join(breaking[:MAX_SHOWN])}{more}. "
+            "Nothing was started. Run `alembic upgrade head`."
         )
     for difference in found:
-        logger.warning("the schema differs, run `alembic revision --autogenerate`: %s", difference)
+        logger.warning(
+            "schema differs: %s; the worker starts anyway, run `alembic revision --autogenerate`", difference
+        )

@@ -31,10 +31,10 @@ class CheckpointSaver:
             return None
         began = monotonic()
         try:
-            line = prepared_connection(kept[0])
+            line = prepared_connection(kept.session)
             return line.save(statement, statement.parameters(run.claim, name, text)) if line.usable else None
         finally:
-            self._database.release(kept, took=monotonic() - began)
+            self._database.release(kept, duration_s=monotonic() - began)
 
     def _statement(self, model: type[DurableTask]) -> SaveStatement:
         if model not in self._statements:
