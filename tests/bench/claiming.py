@@ -192,7 +192,7 @@ def passing(bench: Bench) -> Iterator[Figure]:
         for quarter in range(1, 5):
             pass_through(bench.times(25_000))
             yield from now(f"{quarter}/4 through, xmin held")
-    yield from now("it is let go")
+    yield from now("released")
     vacuum(engine, PassingTask)
     yield from now("vacuumed")
 

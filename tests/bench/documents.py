@@ -1,4 +1,4 @@
-"""docs/benchmarks out of the JSON of a run: the tables in README.md, and the chart. `make bench-docs` does both."""
+"""Write docs/benchmarks from the JSON of a run: the tables in README.md, and the chart (`make bench-docs`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from textwrap import wrap
 
 from tests.bench.results import Results, Row, from_json, short
 
@@ -24,7 +25,7 @@ def write(folder: Path) -> None:
 
 
 def renewed(page: str, results: Results) -> str:
-    """The page with this run's tables between the marks."""
+    """Return the page with this run's tables between the marks."""
     head, rest = page.split(BEGIN)
     return "\n".join([head + BEGIN, *_run(results), END + rest.split(END)[1]])
 
@@ -34,10 +35,13 @@ def _run(results: Results) -> Iterator[str]:
     yield ""
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     settings = ", ".join(f"{name} = {value}" for name, value in machine.settings.items())
-    yield f"{machine.date}, commit {machine.commit}: {machine.cores} cores ({machine.processor}), {machine.memory_gb:g} GB,"
-    yield f"{machine.system}, load {machine.load:g} before it began. {versions}."
-    yield f"PostgreSQL: {settings}. {results.rounds} rounds, scale {results.scale:g}, {results.big:,} rows in the big tables,"
-    yield f"{results.tasks:,} tasks through the queue that grows; {results.seconds / 60:.0f} minutes in all."
+    yield from paragraph(
+        f"{machine.date}, commit {machine.commit}: {machine.cores} cores ({machine.processor}), "
+        f"{machine.memory_gb:g} GB, {machine.system}, load {machine.load:g} before it began. {versions}. "
+        f"PostgreSQL: {settings}. {results.rounds} rounds, scale {results.scale:g}, {results.big:,} rows in "
+        f"the big tables, {results.tasks:,} tasks through the queue that grows; "
+        f"{results.seconds / 60:.0f} minutes in all."
+    )
     yield ""
     goals = [row for row in results.rows if row.goal is not None]
     missed = [row for row in goals if not row.met]
@@ -53,6 +57,11 @@ def _run(results: Results) -> Iterator[str]:
     for _, rows in groupby(results.rows, key=lambda row: row.workload):
         yield from (_line(row, first=at == 0) for at, row in enumerate(rows))
     yield ""
+
+
+def paragraph(content: str, *, indent: str = "") -> list[str]:
+    """Return the lines of a paragraph, or of a list item if `indent` is given, at most 100 columns each."""
+    return wrap(content, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _number(row: Row) -> str:

@@ -229,11 +229,11 @@ def _spawns(what: Callable[..., Callable[[], object]]):
 COMMITTERS = {"8 committers": ratio_at_least(0.90)}
 WORKLOADS = [
     Workload(13, "idle pick-up", "raw NOTIFY", pick_up, {"p50": at_most(4), "p95": at_most(8)}),
-    Workload(None, "notify cost: spawns while a worker runs them", "nobody notifies", cost, COMMITTERS),
+    Workload(None, "notify cost: spawns while a worker runs them", "without NOTIFY", cost, COMMITTERS),
     pair(
         None,
-        "spawn, looking who wants a NOTIFY",
-        limit="not looking",
+        "spawn with the NOTIFY subquery",
+        limit="without the subquery",
         goal=ratio_at_least(0.98),
         operations=1000,
         block=20,

@@ -1,4 +1,4 @@
-"""What a run came to: JSON, a table for the terminal, and one in Markdown for the docs."""
+"""Report the results of a run: JSON, a table for the terminal, and one in Markdown for the docs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.documents import paragraph
 from tests.bench.figures import Spread, p95, spread
 from tests.bench.machine import Machine
 from tests.bench.peers.contenders import Driver
@@ -122,7 +123,7 @@ def print_table(done: Results) -> None:
 
 
 def renewed(page: str, done: Results) -> str:
-    """The page with this run's table between the marks."""
+    """Return the page with this run's table between the marks."""
     head, rest = page.split(BEGIN)
     return "\n".join([head + BEGIN, "", *markdown(done), "", END + rest.split(END)[1]])
 
@@ -130,9 +131,12 @@ def renewed(page: str, done: Results) -> str:
 def markdown(done: Results) -> Iterator[str]:
     machine, names = done.machine, list(done.versions)
     settings = ", ".join(f"{name} = {value}" for name, value in machine.settings.items())
-    yield f"{machine.date}, commit {machine.commit}: {machine.cores} cores ({machine.processor}), {machine.memory_gb:g} GB,"
-    yield f"{machine.system}, load {machine.load:g} before it began. Python {machine.versions['Python']}, PostgreSQL"
-    yield f"{machine.versions['PostgreSQL']}: {settings}. {done.rounds} rounds, scale {done.scale:g}, {done.seconds / 60:.0f} minutes."
+    yield from paragraph(
+        f"{machine.date}, commit {machine.commit}: {machine.cores} cores ({machine.processor}), "
+        f"{machine.memory_gb:g} GB, {machine.system}, load {machine.load:g} before it began. "
+        f"Python {machine.versions['Python']}, PostgreSQL {machine.versions['PostgreSQL']}: {settings}. "
+        f"{done.rounds} rounds, scale {done.scale:g}, {done.seconds / 60:.0f} minutes."
+    )
     yield ""
     for name, versions in done.versions.items():
         yield f"- {name}: {', '.join(f'{package} {version}' for package, version in versions.items())}"
@@ -141,7 +145,8 @@ def markdown(done: Results) -> Iterator[str]:
         cells = [_cell(row.figures.get(name), "<br><small>", "</small>", "failed") for name in names]
         yield f"| {row.name}, {row.unit} | {' | '.join(cells)} |"
     yield ""
-    yield from (f"- {line}" for line in _goals(done))
+    for line in _goals(done):
+        yield from paragraph(f"- {line}", indent="  ")
 
 
 def _cell(figure: Figure | None, low: str, end: str, failed: str) -> str:
