@@ -16,11 +16,11 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable, Fail, InvalidOptions, TaskError
 from sa_durable.runtime.execution import executor
 from sa_durable.runtime.runs.errors import (
-    FIELD_LENGTH,
-    FIELDS_LENGTH,
+    MAX_FIELD_CHARS,
+    MAX_FIELDS_CHARS,
     LEFT_OUT,
-    MESSAGE_LENGTH,
-    TRACEBACK_LENGTH,
+    MAX_MESSAGE_CHARS,
+    MAX_TRACEBACK_CHARS,
     UNREADABLE,
     retryable,
     to_task_error,
@@ -213,11 +213,11 @@ def test_what_is_stored_of_an_error_is_bounded(verbs):
     """B27"""
     fields = {f"{'n' * 500}{n}": "é" * 100_000 for n in range(200)} | {"list": list(range(1_000_000))}
     stored = to_task_error(Fail("m" * 100_000, **fields))
-    assert len(stored.message) <= MESSAGE_LENGTH and len(stored.traceback or "") <= TRACEBACK_LENGTH
+    assert len(stored.message) <= MAX_MESSAGE_CHARS and len(stored.traceback or "") <= MAX_TRACEBACK_CHARS
     assert stored.fields is not None and len(stored.fields) <= 64
     assert list(stored.fields.values())[-1] == LEFT_OUT
-    assert max(len(field) for field in stored.fields.values()) <= FIELD_LENGTH
-    assert sum(len(field) for field in stored.fields.values() if field != LEFT_OUT) <= FIELDS_LENGTH
+    assert max(len(field) for field in stored.fields.values()) <= MAX_FIELD_CHARS
+    assert sum(len(field) for field in stored.fields.values() if field != LEFT_OUT) <= MAX_FIELDS_CHARS
     app.seen.append(Fail("m" * 100_000, **fields))
     task_id = verbs.spawn(app.raises_what_it_is_given.call())
     with working(verbs.engine, VerbTask):

@@ -14,7 +14,7 @@ from sa_durable import DeclarationError, InvalidParams, InvalidResult
 from sa_durable.runtime.context.replay import NotYetRun, Replay, Replayed, check_step_name
 from sa_durable.runtime.context.steps import UNTYPED, coder_for_function, decode, encode
 from sa_durable.runtime.runs.capacity import PREFETCH_LIMIT, Capacity
-from sa_durable.runtime.runs.errors import MESSAGE_LENGTH, TRACEBACK_LENGTH, retryable, to_task_error
+from sa_durable.runtime.runs.errors import MAX_MESSAGE_CHARS, MAX_TRACEBACK_CHARS, retryable, to_task_error
 from sa_durable.runtime.threads.pool import DaemonThreadPool
 
 
@@ -73,10 +73,10 @@ class Unprintable(Exception):
 
 def test_every_exception_can_be_stored():
     stored = to_task_error(ValueError("\0\ud800" + "é" * 10_000))
-    assert stored.type == "ValueError" and len(stored.message) <= MESSAGE_LENGTH + 20
+    assert stored.type == "ValueError" and len(stored.message) <= MAX_MESSAGE_CHARS + 20
     assert "\0" not in stored.message and stored.message.encode()
-    assert "ValueError" in stored.traceback and len(stored.traceback) <= TRACEBACK_LENGTH + 20
-    assert to_task_error(Unprintable()).message == "(its message could not be made)"
+    assert "ValueError" in stored.traceback and len(stored.traceback) <= MAX_TRACEBACK_CHARS + 20
+    assert to_task_error(Unprintable()).message == "(no message: __str__ failed)"
 
     def deep(n: int) -> Any:
         return deep(n + 1)
@@ -84,7 +84,7 @@ def test_every_exception_can_be_stored():
     try:
         deep(0)
     except RecursionError as error:
-        assert len(to_task_error(error).traceback) <= TRACEBACK_LENGTH
+        assert len(to_task_error(error).traceback) <= MAX_TRACEBACK_CHARS
 
 
 def test_what_is_wrong_for_good_is_not_retried():

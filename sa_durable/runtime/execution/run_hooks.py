@@ -1,4 +1,4 @@
-"""The hooks around a run."""
+"""Run the application's hooks (`telemetry.around_run`) around a handler."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from ... import telemetry
 from ..context.base import Context
 
 logger = logging.getLogger("sa_durable.worker")
-_nothing = nullcontext()
+
+_NO_HOOKS = nullcontext()
 
 
 def run_hooks(context: Context) -> AbstractContextManager[object]:
-    """What `telemetry.around_run` registered, entered in that order and left in the opposite one."""
-    return _RunHooks(context) if telemetry.run_hooks else _nothing
+    """Return a context manager that enters the registered hooks in order and leaves them in reverse order."""
+    return _RunHooks(context) if telemetry.run_hooks else _NO_HOOKS
 
 
 class _RunHooks:
-    """An ExitStack would let a hook hide how the run ended, or end it itself: here it can do neither."""
+    """Enter and leave the hooks of one run.
+
+    Unlike with an ExitStack, a hook can neither end the run nor hide how the run ended: errors of hooks are
+    logged.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -31,8 +36,8 @@ class _RunHooks:
             try:
                 manager = hook(self._context)
                 manager.__enter__()
-            except BaseException:  # the worker's shell: a hook is no part of the run
-                logger.exception("run hook %r failed; the run goes on without it", hook)
+            except BaseException:  # a hook must not end the run
+                logger.exception("run hook failed: %r; the run goes on without it", hook)
             else:
                 self._entered.append(manager)
 
@@ -44,5 +49,5 @@ class _RunHooks:
             try:
                 manager.__exit__(kind, error, tb)
             except BaseException as raised:
-                if raised is not error:  # else it let it through
-                    logger.exception("leaving run hook %r failed", manager)
+                if raised is not error:  # otherwise the hook passed on the handler's own error
+                    logger.exception("run hook failed: %r (at the run's end); the outcome is kept", manager)

@@ -1,4 +1,4 @@
-"""Ending executions whose time is over."""
+"""Fail runs that take longer than their handler's timeout."""
 
 from __future__ import annotations
 
@@ -14,47 +14,56 @@ from ..runs.errors import timeout_error
 from ..runs.stack import format_current_stack
 from ..threads.periodic import PeriodicThread
 
-RECHECK_S = 0.05  # seconds: it is just going to sleep, or to end
+RECHECK_S = 0.05
+"""Time until an overdue run that is finishing is checked again."""
 
 
 class Timeouts:
-    """Fails executions that take longer than their handler's `timeout`. In a thread of its own: a handler that blocks
-    the event loop is the one that takes too long."""
+    """A thread that fails runs whose time is over. A handler that blocks the event loop is failed, too.
 
-    def __init__(self, live: ActiveRuns, flusher: Completer) -> None:
-        self._active, self._completer = live, flusher
-        self._next = inf
+    Args:
+        active: The worker's runs.
+        completer: Stores the failures.
+    """
+
+    def __init__(self, active: ActiveRuns, completer: Completer) -> None:
+        self._active, self._completer = active, completer
+        self._next_check = inf
+        """`time.monotonic()` of the next check. inf: none is planned."""
         self.thread = PeriodicThread("timeouts", self._end_overdue)
 
     def watch(self, run: ActiveRun, timeout: timedelta) -> None:
-        """From now on the execution has `timeout`."""
+        """Give a run `timeout` from now on."""
         run.timeout = timeout
         run.ends_at = monotonic() + timeout.total_seconds()
-        if run.ends_at < self._next:
+        if run.ends_at < self._next_check:
             self.thread.wakeup.set()
 
     def _end_overdue(self) -> float | None:
-        self._next = inf  # whoever comes while we look wakes us
-        now, ends = monotonic(), inf
+        """Fail overdue runs. Return the seconds until the next check, or None if no run has a timeout."""
+        self._next_check = inf  # a `watch` during this check then wakes the thread
+        now, next_end = monotonic(), inf
         for run in self._active.all():
             if run.signal is not None or run.ends_at == inf:
                 continue
             if run.ends_at > now:
-                ends = min(ends, run.ends_at)
+                next_end = min(next_end, run.ends_at)
             elif run.finishing:
-                ends = min(ends, now + RECHECK_S)
+                next_end = min(next_end, now + RECHECK_S)
             else:
-                self._end(run)
-        self._next = ends
-        return None if ends == inf else max(0.001, ends - monotonic())
+                self._fail(run)
+        self._next_check = next_end
+        return None if next_end == inf else max(0.001, next_end - monotonic())
 
-    def _end(self, run: ActiveRun) -> None:
+    def _fail(self, run: ActiveRun) -> None:
         claim, seconds = run.claim, run.timeout.total_seconds()
-        run.finishing = True  # in this order, as the closer does
-        what = f"attempt {claim.attempt} took longer than the {seconds:g} s that its handler has"
-        where = format_current_stack(run)  # before it is told
-        if run.end(LeaseLost(f"task {claim.task_id}: {what}")):
-            self._completer.submit(run, runs.failed(claim, timeout_error(what, seconds, where)))
-        else:  # it had just ended otherwise, and left it to us to forget it
+        # `finishing` before `end`, so that the executor leaves the run to the completer. Shutdown does the
+        # same.
+        run.finishing = True
+        message = f"attempt {claim.attempt} exceeded its timeout of {seconds:g} s"
+        stack = format_current_stack(run)  # before `end` cancels the handler
+        if run.end(LeaseLost(f"task {claim.task_id}: {message}")):
+            self._completer.submit(run, runs.failed(claim, timeout_error(message, seconds, stack)))
+        else:  # another signal had ended it, and its thread left the removal to this one
             run.finishing = False
             self._active.remove([run])

@@ -1,4 +1,4 @@
-"""Runs that live in this process: from their claim until their end is stored."""
+"""Runs that this process has claimed and whose outcome is not stored yet."""
 
 from __future__ import annotations
 
@@ -25,9 +25,13 @@ logger = logging.getLogger("sa_durable.worker")
 
 
 class ActiveRun:
-    """A claim that this process holds, and whether it still may act on it.
+    """A claim of this process, and whether its handler may still write.
 
-    Once a signal has ended it, that is final: whatever the handler does with the signal, nothing more is written.
+    The first signal that ends the run is final. Whatever the handler does with the signal, nothing more is
+    written.
+
+    Thread safety: no lock. Each field is assigned in one step, and readers accept a value that is just being
+    replaced.
     """
 
     __slots__ = (
@@ -44,27 +48,53 @@ class ActiveRun:
         "timeout",
     )
 
+    model: Model
+    """The task class of the queue."""
+    claim: Claim
+    deadline: float
+    """`time.monotonic()` at which the run stops writing: its lease may be over soon after (see lease.py)."""
+    checkpoints: Mapping[str, Json]
+    """The values of the steps that earlier runs of the task have completed, by name."""
+    signal: Signal | None
+    """The signal that ended the run. None while the handler may write."""
+    started: float
+    """`time.monotonic()` at which the handler started. Until then: when the run began to wait for a slot."""
+    ends_at: float
+    """`time.monotonic()` at which the handler's `timeout` is over. inf: it has none."""
+    timeout: timedelta
+    """The handler's `timeout`."""
+    finishing: bool
+    """Whether the outcome is being stored. The database may say already that the task has ended or sleeps, so
+    a heartbeat that finds the claim gone must not report it as lost."""
+    task: asyncio.Task[Any] | None
+    """The asyncio task of an async handler, while it runs."""
+    thread: int | None
+    """Identifier of the thread that runs the handler, or the handler's event loop."""
+
     def __init__(self, model: Model, claim: Claim, deadline: float) -> None:
         self.model, self.claim = model, claim
-        self.deadline = deadline  # of time.monotonic(): when its lease may be over, less a margin
-        self.checkpoints: Mapping[str, Json] = {}
-        self.signal: Signal | None = None
+        self.deadline = deadline
+        self.checkpoints = {}
+        self.signal = None
         self.started = 0.0
-        self.ends_at = inf  # of time.monotonic(): when its `timeout` is over
+        self.ends_at = inf
         self.timeout = timedelta.max
-        self.finishing = False  # the handler has ended; its outcome is on its way to the database
-        self.task: asyncio.Task[Any] | None = None  # of an async handler
-        self.thread: int | None = None  # that runs the handler, or its event loop: the ident
+        self.finishing = False
+        self.task = None
+        self.thread = None
 
     def check(self) -> None:
-        """Raise the signal that ended this run, if one has. The lease is judged by this process's own clock, from
-        before the claim or extension was sent: no message has to arrive for that."""
+        """Raise the signal that ended the run, if there is one.
+
+        Also ends the run if its lease may be over. This process's own clock decides that, counted from before
+        the claim or its last extension was sent, so no message has to arrive.
+        """
         self.end_if_overdue()
         if self.signal is not None:
             self._raise(self.signal)
 
     def end_if_overdue(self) -> None:
-        """End it if its lease may be over."""
+        """End the run if its lease may be over."""
         if self.signal is None and monotonic() > self.deadline:
             self.end(LeaseLost(f"task {self.claim.task_id}: the lease could not be extended in time"))
 
@@ -75,51 +105,68 @@ class ActiveRun:
 
     @property
     def lease_remaining(self) -> float:
-        """Seconds until the lease may be over."""
+        """Seconds until the run stops writing."""
         return max(0.0, self.deadline - monotonic())
 
     @contextmanager
     def finishing_block(self) -> Iterator[None]:
-        """While its row may already say that it sleeps or has ended: a heartbeat must not take it for lost."""
+        """Set `finishing` during the block."""
         self.finishing = True
         try:
             yield
         finally:
             self.finishing = False
 
-    def _raise(self, signal: Signal) -> NoReturn:
-        raise type(signal)(*signal.args)  # a new one each time: no endless traceback
-
     def end(self, signal: Signal) -> bool:
-        """Nothing more is written for this run; an async handler is cancelled. False: it had ended before."""
+        """End the run: nothing more is written for it, and an async handler is cancelled.
+
+        Returns:
+            Whether this call ended it. False: an earlier signal had.
+        """
         if self.signal is not None:
             return False
         self.signal = signal
         level = logging.INFO if isinstance(signal, Cancelled) else logging.WARNING
-        what = type(signal).__name__
-        logger.log(level, "%s: attempt %d of %s: %s", what, self.claim.attempt, self.claim.name, signal)
+        logger.log(
+            level,
+            "run ended: %s, attempt %d (%s: %s); what its handler does from now on is discarded",
+            self.claim.name,
+            self.claim.attempt,
+            type(signal).__name__,
+            signal,
+        )
         if (task := self.task) is not None:
             loop = task.get_loop()
-            with suppress(RuntimeError):  # the loop is closed: nothing runs on it any more
+            with suppress(RuntimeError):  # the loop is closed, so the handler no longer runs
                 loop.call_soon_threadsafe(task.cancel)
         return True
 
     def runs_as(self, task: asyncio.Task[Any]) -> None:
+        """Set the asyncio task of an async handler, which `end` cancels."""
         self.task = task
 
     def suspend(self) -> NoReturn:
-        """End a run that sleeps, from within its own handler."""
+        """End a run whose task sleeps, by raising a signal in its handler."""
         self._raise(self.mark_asleep())
 
     def mark_asleep(self) -> Signal:
-        """Its row says that it sleeps: that ends the run, before anything else of it can take its claim for lost."""
+        """Return the signal that ends a run whose row says that the task sleeps.
+
+        Sets the signal at once, before a heartbeat can report the claim as lost.
+        """
         if self.signal is None:
             self.signal = Suspend(f"task {self.claim.task_id} sleeps")
         return self.signal
 
+    def _raise(self, signal: Signal) -> NoReturn:
+        raise type(signal)(*signal.args)  # a new instance each time: its traceback would grow without end
+
 
 class ActiveRuns:
-    """The live runs of a worker, for those who extend leases and for the end of the process."""
+    """The table of a worker's active runs. The heartbeat, the timeouts and the shutdown read it.
+
+    Thread safety: any thread may call any method.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -130,11 +177,13 @@ class ActiveRuns:
             return sum(map(len, self._runs.values()))
 
     def add(self, runs: Iterable[ActiveRun]) -> None:
+        """Add runs that were claimed just now."""
         with self._lock:
             for run in runs:
                 self._runs[run.model][run.claim.task_id] = run
 
     def remove(self, runs: Iterable[ActiveRun]) -> None:
+        """Remove runs whose outcome is stored, or whose claim is lost."""
         with self._lock:
             for run in runs:
                 known = self._runs[run.model]
@@ -142,14 +191,16 @@ class ActiveRuns:
                     del known[run.claim.task_id]
 
     def end_overdue(self) -> None:
-        """End those whose lease may be over."""
+        """End the runs whose lease may be over."""
         for run in self.all():
             if not run.finishing:
                 run.end_if_overdue()
 
     def by_queue(self) -> dict[Model, list[ActiveRun]]:
+        """Return the runs of each queue that has any."""
         with self._lock:
             return {model: list(runs.values()) for model, runs in self._runs.items() if runs}
 
     def all(self) -> list[ActiveRun]:
+        """Return all runs."""
         return [run for runs in self.by_queue().values() for run in runs]

@@ -1,4 +1,4 @@
-"""What is stored of an exception."""
+"""Turn an exception into the error that is stored with a task. Decide whether another attempt may help."""
 
 from __future__ import annotations
 
@@ -17,42 +17,62 @@ from ...codec import dumps
 from ...errors import DeclarationError, Fail, InvalidParams, InvalidResult
 from ...values import Json, TaskError
 
-MESSAGE_LENGTH = 4 * 1024
-TRACEBACK_LENGTH = 16 * 1024
-FIELD_LENGTH = 4 * 1024  # of one field as JSON text
-FIELDS_LENGTH = 16 * 1024  # of all
-FIELDS = 64
-UNREADABLE = "(it could not be read)"
+MAX_NAME_CHARS = 255
+"""Of an error's type, and of the name of a field."""
+
+MAX_MESSAGE_CHARS = 4 * 1024
+MAX_TRACEBACK_CHARS = 16 * 1024
+MAX_FIELD_CHARS = 4 * 1024
+"""Of the JSON text of one field."""
+
+MAX_FIELDS_CHARS = 16 * 1024
+"""Of the JSON text of all fields."""
+
+MAX_FIELDS = 64
+UNREADABLE = "(could not be read)"
+"""Stored instead of a field that can't be read or can't be stored."""
+
 LEFT_OUT = "(left out: the fields are too large)"
+"""Stored instead of a field beyond `MAX_FIELDS_CHARS`."""
+
 _FINAL = (Fail, InvalidParams, InvalidResult, DeclarationError)
-_HERE = str(Path(__file__).parents[1])
+_RUNTIME_DIRECTORY = str(Path(__file__).parents[1])
 
 
 def to_task_error(error: BaseException) -> TaskError:
-    """The type, message, traceback and fields of an error, bounded in size and always storable."""
+    """Return an exception's type, message, traceback and fields, limited in size and always storable."""
     return TaskError(
-        _storable(type(error).__qualname__, 255),
-        _storable(_message(error), MESSAGE_LENGTH),
-        _storable(_traceback(error), TRACEBACK_LENGTH),
+        _storable(type(error).__qualname__, MAX_NAME_CHARS),
+        _storable(_message(error), MAX_MESSAGE_CHARS),
+        _storable(_traceback(error), MAX_TRACEBACK_CHARS),
         next(filter(None, map(_fields, _leaves(error))), None),
     )
 
 
-def timeout_error(what: str, seconds: float, where: str) -> TaskError:
-    """What is stored of an execution whose time was over: `where` it was then takes the place of a traceback."""
+def timeout_error(message: str, seconds: float, stack: str) -> TaskError:
+    """Return the error of a run that exceeded its handler's timeout.
+
+    Args:
+        message: What happened.
+        seconds: The timeout.
+        stack: Where the handler was then. Stored in place of a traceback.
+    """
     name = TaskError.HANDLER_TIMEOUT
-    traceback = _storable(f"Its time was over here:\n{where}{name}: {what}\n", TRACEBACK_LENGTH)
-    return TaskError(name, what, traceback, {"timeout_seconds": seconds})
+    text = _storable(f"Timed out at:\n{stack}{name}: {message}\n", MAX_TRACEBACK_CHARS)
+    return TaskError(name, message, text, {"timeout_seconds": seconds})
 
 
 def retryable(error: BaseException, non_retryable: tuple[type[BaseException], ...] = ()) -> bool:
-    """Whether another attempt can do better: not after Fail, an error of `non_retryable`, or a group (of a TaskGroup)
-    that has one; and what is declared, called or returned in a wrong way stays so."""
+    """Return whether another attempt may succeed.
+
+    It can't after Fail, after an error of `non_retryable`, and after wrong declarations, parameters and
+    results. An exception group is retryable if all of its members are.
+    """
     return not any(isinstance(leaf, (*_FINAL, *non_retryable)) for leaf in _leaves(error))
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """An error itself; of a group its members."""
+    """Yield the error itself, or all members of an exception group."""
     if isinstance(error, BaseExceptionGroup):
         for member in error.exceptions:
             yield from _leaves(member)
@@ -60,46 +80,52 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+# The following functions catch every Exception. They run code of the application's exceptions (`__str__`,
+# `__repr__`, properties), and a run must end even if that code fails.
+
+
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - an exception's own __str__ may fail; its run must end all the same
-        return "(its message could not be made)"
+    except Exception:  # noqa: BLE001 - see above
+        return "(no message: __str__ failed)"
 
 
 def _traceback(error: BaseException) -> str:
     try:
-        return "".join(traceback.format_exception(type(error), error, _without_ours(error.__traceback__)))
-    except Exception:  # noqa: BLE001 - as above
-        return "(its traceback could not be made)"
+        frames = _without_library_frames(error.__traceback__)
+        return "".join(traceback.format_exception(type(error), error, frames))
+    except Exception:  # noqa: BLE001 - see above
+        return "(no traceback: formatting failed)"
 
 
-def _without_ours(tb: TracebackType | None) -> TracebackType | None:
-    """The traceback from the handler on."""
+def _without_library_frames(tb: TracebackType | None) -> TracebackType | None:
+    """Return the traceback from the handler on."""
     first = tb
-    while first is not None and first.tb_frame.f_code.co_filename.startswith(_HERE):
+    while first is not None and first.tb_frame.f_code.co_filename.startswith(_RUNTIME_DIRECTORY):
         first = first.tb_next
     return first or tb
 
 
 def _fields(error: BaseException) -> dict[str, Json] | None:
-    """What an exception declares as its fields; what can't be stored is replaced by text."""
+    """Return the fields that an exception declares. Text replaces a field that can't be stored."""
     try:
         return _read_fields(error)
-    except Exception:  # noqa: BLE001 - as above: its declaration is no list of names
+    except Exception:  # noqa: BLE001 - see above; here, `__durable_fields__` is no list of names
         return None
 
 
 def _read_fields(error: BaseException) -> dict[str, Json] | None:
-    room, fields = FIELDS_LENGTH, {}
-    for name, read in islice(_declared(error), FIELDS):
+    available, fields = MAX_FIELDS_CHARS, {}
+    for name, read in islice(_declared(error), MAX_FIELDS):
         field = _field(read)
-        room -= len(dumps(field))
-        fields[_storable(name, 255)] = field if room >= 0 else LEFT_OUT
+        available -= len(dumps(field))
+        fields[_storable(name, MAX_NAME_CHARS)] = field if available >= 0 else LEFT_OUT
     return fields or None
 
 
 def _declared(error: BaseException) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield the names of the fields, and functions that read them."""
     if isinstance(error, Fail):
         for name, value in error.fields.items():
             yield name, partial(_same, value)
@@ -115,17 +141,18 @@ def _same(value: Any) -> Any:
 
 def _field(read: Callable[[], Any]) -> Json:
     try:
-        plain = _clean(to_jsonable_python(read(), bytes_mode="base64", fallback=repr))
-        text = dumps(plain)
-    except Exception:  # noqa: BLE001 - as above: no such attribute, no repr, it contains itself, or takes megabytes
+        value = _clean(to_jsonable_python(read(), bytes_mode="base64", fallback=repr))
+        text = dumps(value)
+    except Exception:  # noqa: BLE001 - see above; also for a value that contains itself, or an int of 10,000 digits
         return UNREADABLE
-    return plain if len(text) <= FIELD_LENGTH else _storable(text, FIELD_LENGTH)
+    return value if len(text) <= MAX_FIELD_CHARS else _storable(text, MAX_FIELD_CHARS)
 
 
 def _clean(value: Json) -> Json:
+    """Replace text and numbers that PostgreSQL can't store as JSON."""
     match value:
         case str():
-            return _storable(value, FIELDS_LENGTH)
+            return _storable(value, MAX_FIELDS_CHARS)
         case float() if not isfinite(value):
             return str(value)
         case list():
@@ -137,7 +164,7 @@ def _clean(value: Json) -> Json:
 
 
 def _storable(text: str, length: int) -> str:
-    """`text` with its middle left out if it is too long; NUL and lone surrogates escaped."""
+    """Return `text` without its middle if it is too long, with NUL and lone surrogates escaped."""
     if len(text) > length:
         end = length * 2 // 3
         text = f"{text[: length - end - 5]} ... {text[-end:]}"

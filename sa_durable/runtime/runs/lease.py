@@ -1,58 +1,65 @@
-"""Leases of runs in this process: extending them, and writing for as long as they last."""
+"""Extend the leases of active runs, and retry their writes for as long as the lease lasts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ...errors import Signal
 from ...services import claims
 from ..connections.database import Database
+from ..connections.retrying import backoff, retry_transient
 from .active import ActiveRun
 
 if TYPE_CHECKING:
     from ...models import DurableTask
 
+T = TypeVar("T")
 
-from collections.abc import Callable
-from typing import TypeVar
-
-from ..connections.retrying import backoff, retry_transient
-
-MARGIN = 0.1  # of a lease: a run gives up this long before others may take its task
+MARGIN_FRACTION = 0.1
+"""Share of a lease. A run stops writing this long before other workers may claim its task."""
 
 
 def local_lifetime(lease: timedelta) -> float:
-    """Seconds from before a claim or extension is sent until its run is given up."""
-    return lease.total_seconds() * (1 - MARGIN)
+    """Return for how many seconds after a claim or an extension was sent its run may write."""
+    return lease.total_seconds() * (1 - MARGIN_FRACTION)
 
 
 def extend(database: Database, model: type[DurableTask], runs: Sequence[ActiveRun], lease: timedelta) -> None:
-    """Extend the leases of runs of a queue, now, and end those whose claims no longer stand."""
-    held = {run.claim.task_id: run.claim.token for run in runs}
-    sent = monotonic()
+    """Extend the leases of runs of one queue. End the runs whose claim was lost or cancelled.
+
+    Args:
+        database: The connections to use.
+        model: The task class of the queue.
+        runs: Runs of that queue.
+        lease: How long the leases last from now on.
+    """
+    tokens = {run.claim.task_id: run.claim.token for run in runs}
+    sent_at = monotonic()
     with database.autocommit() as session:
-        kept = claims.extend(session, model, held, lease=lease)
-        lost = {i: token for i, token in held.items() if i not in kept}
-        standing = claims.claim_status(session, model, lost) if lost else {}
+        extended = claims.extend(session, model, tokens, lease=lease)
+        lost = {task_id: token for task_id, token in tokens.items() if task_id not in extended}
+        statuses = claims.claim_status(session, model, lost) if lost else {}
     for run in runs:
-        if run.claim.task_id in kept:
-            run.deadline = max(run.deadline, sent + local_lifetime(lease))
-        elif isinstance(signal := standing[run.claim.task_id], Signal) and not run.finishing:
-            run.end(signal)  # one that is settling finds out by itself; or its end has just been stored
-
-
-T = TypeVar("T")
+        if run.claim.task_id in extended:
+            run.deadline = max(run.deadline, sent_at + local_lifetime(lease))
+        elif isinstance(signal := statuses[run.claim.task_id], Signal) and not run.finishing:
+            run.end(signal)  # a finishing run's outcome may be stored by now, which releases its claim
 
 
 def write_while_leased(run: ActiveRun, write: Callable[[], T]) -> T:
-    """What `write` returns; it is tried again while the database is away, for as long as the run's lease may last:
-    what a step did is not thrown away because a server restarted. Raises the signal that ends the run."""
+    """Return what `write` returns. Retry it after transient errors for as long as the run's lease may last.
+
+    A restart of the server thus doesn't throw away the result of a step.
+
+    Raises:
+        Signal: The run has ended; the lease may be over.
+    """
 
     def attempt() -> T:
-        run.check()  # raises once the lease may be over: that ends it
+        run.check()  # raises once the lease may be over, which ends the retries
         return write()
 
     try:

@@ -1,4 +1,4 @@
-"""Where a handler is that doesn't come to its end."""
+"""Format the current stack of a running handler."""
 
 from __future__ import annotations
 
@@ -12,35 +12,41 @@ from typing import Any
 
 from .active import ActiveRun
 
-_HERE = str(Path(__file__).parents[1])
+_RUNTIME_DIRECTORY = str(Path(__file__).parents[1])
 
 
 def format_current_stack(run: ActiveRun) -> str:
-    """The lines that it is at now, from the handler on, as a traceback has them; from any thread.
+    """Return the lines that a run's handler executes now, in the format of a traceback. From any thread.
 
-    Of an async handler that waits: those that await each other, down to what isn't a coroutine.
+    The frames of the library around the handler are left out. For an async handler that waits, the result has
+    the coroutines that await each other, down to the innermost one.
     """
-    task = run.task  # which another thread may take away
+    task = run.task  # read once: another thread may clear it
     coroutine: Any = task.get_coro() if task else None
     waits = coroutine is not None and not coroutine.cr_running
     frames = _awaiting(coroutine) if waits else _running(run.thread)
     stack = list(StackSummary.extract(frames))
     executors = [
-        place for place, frame in enumerate(stack) if frame.filename.endswith("executor.py") and _ours(frame)
+        place
+        for place, frame in enumerate(stack)
+        if frame.filename.endswith("executor.py") and _is_library_frame(frame)
     ]
-    return "".join(StackSummary(dropwhile(_ours, stack[max(executors, default=-1) + 1 :])).format())
+    handler_on = stack[max(executors, default=-1) + 1 :]
+    return "".join(StackSummary(dropwhile(_is_library_frame, handler_on)).format())
 
 
-def _ours(frame: FrameSummary) -> bool:
-    return frame.filename.startswith(_HERE)
+def _is_library_frame(frame: FrameSummary) -> bool:
+    return frame.filename.startswith(_RUNTIME_DIRECTORY)
 
 
 def _running(thread: int | None) -> Iterator[tuple[FrameType, int]]:
-    frame = sys._current_frames().get(thread or 0)  # noqa: SLF001 - documented; threads have no other way to be seen
+    """Yield the frames of a thread, outermost first."""
+    frame = sys._current_frames().get(thread or 0)  # noqa: SLF001 - documented, and there is no other way
     yield from reversed(list(walk_stack(frame))) if frame else ()
 
 
 def _awaiting(coroutine: Any) -> Iterator[tuple[FrameType, int]]:
+    """Yield the frames of a waiting coroutine and of those that it awaits."""
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
         yield frame, frame.f_lineno
         coroutine = coroutine.cr_await
