@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable, Fail, InvalidOptions, TaskError
 from sa_durable.runtime.execution import executor
 from sa_durable.runtime.runs.errors import (
+    LEFT_OUT,
     MAX_FIELD_CHARS,
     MAX_FIELDS_CHARS,
-    LEFT_OUT,
     MAX_MESSAGE_CHARS,
     MAX_TRACEBACK_CHARS,
     UNREADABLE,
