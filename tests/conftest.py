@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable.embedded import postgres
 from tests.databases import throwaway, url_of
+from tests.selection import pytest_addoption, pytest_collection_modifyitems  # noqa: F401 - hooks
 from tests.shop import Base
 
 _server = ExitStack()
