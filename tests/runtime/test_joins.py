@@ -137,7 +137,7 @@ def test_a_failure_two_levels_down_arrives_with_its_message(home, flavour):
     with working(home.engine, ParentTask, ChildTask):
         error = home.ended(top, model=model).error
     assert error["type"] == "TaskFailed"
-    assert "ChildFailed: task" in error["message"] and "LookupError: no such toy" in error["message"]
+    assert "TaskFailed: task" in error["message"] and "LookupError: no such toy" in error["message"]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
