@@ -88,10 +88,11 @@ def set_check(targets: Targets, name: str, definition: str) -> list[SchemaStep]:
             f" WHERE old.definition IS DISTINCT FROM {literal(definition)}",
             brief=True,
         ),
-        SchemaStep(
-            f"SELECT format('ALTER TABLE %s VALIDATE CONSTRAINT %I', name, {literal(name)})"
-            f" FROM {targets.rows}"
-            f" WHERE EXISTS (SELECT {_check(name)} AND NOT k.convalidated)",
+        _alter(
+            targets,
+            "VALIDATE CONSTRAINT %I",
+            name,
+            f"EXISTS (SELECT {_check(name)} AND NOT k.convalidated)",
             brief=False,
         ),
     ]
@@ -99,36 +100,26 @@ def set_check(targets: Targets, name: str, definition: str) -> list[SchemaStep]:
 
 def drop_check(targets: Targets, name: str) -> list[SchemaStep]:
     """Drop check `name`."""
-    return [
-        SchemaStep(
-            f"SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', name, {literal(name)}) FROM {targets.rows}"
-            f" WHERE EXISTS (SELECT {_check(name)})",
-            brief=True,
-        )
-    ]
+    return [_alter(targets, "DROP CONSTRAINT %I", name, f"EXISTS (SELECT {_check(name)})")]
 
 
 def add_column(targets: Targets, name: str, specification: str) -> list[SchemaStep]:
     """Add column `name`. `specification` is the column as CREATE TABLE spells it."""
-    return [
-        SchemaStep(
-            f"SELECT format('ALTER TABLE %s ADD COLUMN %s', name, {literal(specification)})"
-            f" FROM {targets.rows}"
-            f" WHERE NOT EXISTS ({_column(name)})",
-            brief=True,
-        )
-    ]
+    return [_alter(targets, "ADD COLUMN %s", specification, f"NOT EXISTS ({_column(name)})")]
 
 
 def drop_column(targets: Targets, name: str) -> list[SchemaStep]:
     """Drop column `name`."""
-    return [
-        SchemaStep(
-            f"SELECT format('ALTER TABLE %s DROP COLUMN %I', name, {literal(name)}) FROM {targets.rows}"
-            f" WHERE EXISTS ({_column(name)})",
-            brief=True,
-        )
-    ]
+    return [_alter(targets, "DROP COLUMN %I", name, f"EXISTS ({_column(name)})")]
+
+
+def _alter(targets: Targets, action: str, argument: str, where: str, *, brief: bool = True) -> SchemaStep:
+    """Alter each target that satisfies `where`. `action` formats `argument` with %I or %s."""
+    return SchemaStep(
+        f"SELECT format('ALTER TABLE %s {action}', name, {literal(argument)})"
+        f" FROM {targets.rows} WHERE {where}",
+        brief=brief,
+    )
 
 
 def _index(name: str, where: str = "true") -> str:

@@ -3,10 +3,10 @@
 import sys
 
 try:
-    import click as _click  # noqa: F401 - only to say in time what is missing
+    import click as _click  # noqa: F401 - only to report early that it is missing
 except ModuleNotFoundError:
     print(
-        'the command line needs packages that are not installed: pip install "sa-durable[cli]"',
+        'the command line needs packages that are not installed. Run: pip install "sa-durable[cli]"',
         file=sys.stderr,
     )
     raise SystemExit(2) from None

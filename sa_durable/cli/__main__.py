@@ -1,4 +1,4 @@
-"""`python -m sa_durable.cli`, where the script `sa-durable` is not on PATH."""
+"""Entry point of `python -m sa_durable.cli`, for when the script `sa-durable` is not on PATH."""
 
 from . import main
 

@@ -1,4 +1,4 @@
-"""`sa-durable cleanup`: delete what is over and old."""
+"""The command `sa-durable cleanup`: delete old tasks and events."""
 
 from __future__ import annotations
 
@@ -24,19 +24,28 @@ from . import application
     "--days",
     type=click.FloatRange(min=0),
     required=True,
-    help="Keep what ended less than this many days ago; 0.5 is twelve hours.",
+    help="Keep tasks and events that ended less than this many days ago. 0.5 means twelve hours.",
 )
-@click.option("--queue", "names", multiple=True, metavar="NAME", help="Only this queue; may be repeated.")
-@click.option("--database-url", metavar="URL", help="Instead of SA_DURABLE_DATABASE_URL or DATABASE_URL.")
+@click.option("--queue", "names", multiple=True, metavar="NAME", help="Only this queue. Can be repeated.")
 @click.option(
-    "--batch", type=click.IntRange(min=1), default=1000, show_default=True, help="Tasks in a transaction."
+    "--database-url",
+    metavar="URL",
+    help="Database URL. [default: SA_DURABLE_DATABASE_URL, then DATABASE_URL, then the module's `engine`]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Number of tasks, and of events, per transaction.",
 )
 def cleanup(
     module: str, *, days: float, names: tuple[str, ...], database_url: str | None, batch: int
 ) -> None:
-    """Delete ended tasks, with their history, and settled events of the queues that MODULE declares (a dotted name).
+    """Delete ended tasks, with their history, and settled events of the queues that MODULE declares.
 
-    What somebody still waits for stays. Workers do the same for queues that have a retention.
+    MODULE is a dotted name, such as app.tasks. Tasks and events that another task waits for are kept. Workers
+    do the same for queues that have a retention.
     """
     loaded = application.load(module)
     try:
@@ -56,8 +65,8 @@ def cleanup(
                 try:
                     cleaned = retry_until(f"cleanup of {queue.__queue__}", delete)
                 except (DurableError, DBAPIError) as error:
-                    said = describe_for_log(error) if isinstance(error, DBAPIError) else error
-                    raise click.ClickException(f"{queue.__queue__}: {said}") from error
+                    cause = describe_for_log(error) if isinstance(error, DBAPIError) else error
+                    raise click.ClickException(f"{queue.__queue__}: {cause}") from error
                 tasks, events = tasks + cleaned.tasks, events + cleaned.events
                 more = batch in (cleaned.tasks, cleaned.events)
             print(f"{queue.__queue__}: {tasks} tasks, {events} events deleted")

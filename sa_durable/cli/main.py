@@ -1,4 +1,4 @@
-"""The group of commands."""
+"""The command group `sa-durable`."""
 
 import click
 
@@ -10,7 +10,7 @@ from .worker import worker
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sa-durable")
 def main() -> None:
-    """Durable tasks in your own SQLAlchemy models and PostgreSQL."""
+    """Run and maintain durable tasks in your own SQLAlchemy models and PostgreSQL."""
 
 
 main.add_command(worker)

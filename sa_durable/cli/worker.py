@@ -1,4 +1,4 @@
-"""`sa-durable worker`: run the tasks of an application's queues."""
+"""The command `sa-durable worker`: run the tasks of an application's queues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ..errors import DurableError, SchemaOutdated
 from ..runtime import Worker
 from . import application
 
-EXIT_SECONDS = 3.0  # after the worker has let go of everything; what still runs then hangs
+EXIT_AFTER_S = 3.0  # after all tasks are stored or released; a handler that still runs then hangs
+FLUSH_TIMEOUT_S = 1.0
 
 Seconds = click.FloatRange(min=0, min_open=True)
 
@@ -24,44 +25,66 @@ Seconds = click.FloatRange(min=0, min_open=True)
 @click.command()
 @click.argument("module")
 @click.option(
-    "--concurrency", type=click.IntRange(min=1), default=10, show_default=True, help="Handlers at once."
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Maximum number of concurrent handlers.",
 )
-@click.option("--queue", "names", multiple=True, metavar="NAME", help="Only this queue; may be repeated.")
-@click.option("--database-url", metavar="URL", help="Instead of SA_DURABLE_DATABASE_URL or DATABASE_URL.")
+@click.option("--queue", "names", multiple=True, metavar="NAME", help="Only this queue. Can be repeated.")
 @click.option(
-    "--prefetch", type=click.IntRange(min=0), help="Tasks claimed ahead. [default: follows their pace]"
+    "--database-url",
+    metavar="URL",
+    help="Database URL. [default: SA_DURABLE_DATABASE_URL, then DATABASE_URL, then the module's `engine`]",
+)
+@click.option(
+    "--prefetch",
+    type=click.IntRange(min=0),
+    help="Number of tasks claimed ahead. [default: adapts to how long tasks take]",
 )
 @click.option(
     "--lease",
     type=Seconds,
     default=60.0,
     show_default=True,
-    help="Seconds until a lost worker's tasks run elsewhere.",
+    help="Lease of a task, in seconds. Tasks of a dead worker are retried after it expires.",
 )
 @click.option(
-    "--poll-interval", type=Seconds, default=0.25, show_default=True, help="Seconds between looks while idle."
+    "--poll-interval",
+    type=Seconds,
+    default=0.25,
+    show_default=True,
+    help="Poll interval while idle, in seconds.",
 )
+@click.option("--no-notify", is_flag=True, help="Find tasks by polling only, without LISTEN/NOTIFY.")
 @click.option(
-    "--no-notify", is_flag=True, help="Find tasks by polling only: nobody sends a NOTIFY, nobody listens."
+    "--listen-url",
+    metavar="URL",
+    help="Direct URL for the listening connection, if --database-url points to a pooler.",
 )
-@click.option("--listen-url", metavar="URL", help="The database itself, where --database-url is a pooler's.")
 @click.option(
     "--sweep-interval",
     type=Seconds,
     default=5.0,
     show_default=True,
-    help="Seconds between sweeps of lost leases.",
+    help="Interval between checks for expired leases, in seconds.",
 )
 @click.option(
     "--shutdown-timeout",
     type=click.FloatRange(min=0),
     default=30.0,
     show_default=True,
-    help="Seconds that running tasks get after SIGTERM.",
+    help="How long running tasks may continue after SIGTERM, in seconds.",
 )
-@click.option("--worker-id", help="How this worker is called in tasks and runs. [default: host:pid:random]")
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--worker-id", help="Name of this worker in tasks, runs and log lines. [default: host:pid:random]"
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Least severe log lines that are printed.",
 )
 def worker(
     module: str,
@@ -79,10 +102,10 @@ def worker(
     worker_id: str | None,
     log_level: str,
 ) -> None:
-    """Run the tasks of the queues that MODULE declares (a dotted name), until SIGTERM or Ctrl-C.
+    """Run the tasks of the queues that MODULE declares, until SIGTERM or Ctrl-C.
 
-    The first signal stops claiming and lets running tasks finish; the second one gives them back at once. Either
-    way no attempt is lost, and the exit status is 0.
+    MODULE is a dotted name, such as app.tasks. The first signal stops claiming and lets running tasks finish.
+    The second signal releases them at once. Neither counts an attempt, and the exit status is 0.
     """
     logging.basicConfig(
         stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -104,26 +127,29 @@ def worker(
         )
     except (DurableError, ArgumentError) as error:
         raise click.UsageError(str(error)) from error
-    Thread(target=_leave, args=(running,), daemon=True).start()
+    Thread(target=_exit_when_closed, args=(running,), daemon=True).start()
     try:
         running.run()
     except SchemaOutdated as error:
         raise click.ClickException(str(error)) from error
 
 
-def _leave(running: Worker) -> None:
-    """Exit although a handler blocks the loop, or its thread: everything is stored or given back by then."""
+def _exit_when_closed(running: Worker) -> None:
+    """Exit the process even if a handler blocks the event loop or its thread.
+
+    All tasks are stored or released by then.
+    """
     running.closed.wait()
-    time.sleep(EXIT_SECONDS)
-    logging.getLogger("sa_durable.worker").warning("a handler doesn't end: leaving without it")
+    time.sleep(EXIT_AFTER_S)
+    logging.getLogger("sa_durable.worker").warning("exiting while a handler is still running")
     logging.shutdown()
-    flushing = Thread(target=_flush, daemon=True)  # what hangs may hang in a print
+    flushing = Thread(target=_flush, daemon=True)  # a handler that hangs in a print holds the stream's lock
     flushing.start()
-    flushing.join(1)
+    flushing.join(FLUSH_TIMEOUT_S)
     os._exit(0)
 
 
 def _flush() -> None:
-    """What handlers have printed; os._exit would lose it."""
+    """Flush what handlers have printed, because os._exit would lose it."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -160,8 +160,8 @@ def test_without_a_module_a_queue_or_a_database_the_command_says_what_is_missing
     monkeypatch.delenv("SA_DURABLE_DATABASE_URL", raising=False)
     for arguments, url, said in (
         (["no.such_module"], None, "no module 'no.such_module'"),
-        (["tests.runtime.app"], None, "which database?"),
-        (["tests.runtime.app", "--queue", "nope"], runtime_url, "no queue called nope"),
+        (["tests.runtime.app"], None, "no database given"),
+        (["tests.runtime.app", "--queue", "nope"], runtime_url, "unknown queue: nope"),
         (["tests.runtime.app"], "not a url", "Could not parse"),
         (["tests.runtime.app", "--concurrency", "0"], runtime_url, "0 is not in the range"),
     ):
@@ -183,11 +183,11 @@ from importlib import import_module
 from threading import Event
 from types import SimpleNamespace
 command = import_module("sa_durable.cli.worker")
-command.EXIT_SECONDS = 0
+command.EXIT_AFTER_S = 0
 print("printed")
 closed = Event()
 closed.set()
-command._leave(SimpleNamespace(closed=closed))
+command._exit_when_closed(SimpleNamespace(closed=closed))
 """
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
