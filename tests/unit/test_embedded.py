@@ -106,7 +106,7 @@ def test_the_error_of_a_server_that_does_not_start_ends_with_its_log(temporary):
 
 
 def test_a_server_that_is_not_ready_in_time_is_given_up_and_the_error_says_so(temporary, monkeypatch):
-    monkeypatch.setattr(server_, "START_SECONDS", 0.0)
+    monkeypatch.setattr(server_, "START_TIMEOUT_S", 0.0)
     monkeypatch.setattr(server_._PrivateServer, "_postmaster", lambda _: [])  # however slow we are ourselves
     with pytest.raises(EmbeddedServerError, match="did not start within 0 s"), postgres(environ={}):
         pytest.fail("it started")
@@ -122,7 +122,7 @@ def test_what_an_interrupted_initdb_goes_on_writing_is_removed_too(temporary, mo
     for name, script in (("initdb", initdb), ("postgres", "echo postgres")):
         (programs_ / name).write_text(f"#!/bin/sh\n{script}\n")
         (programs_ / name).chmod(0o755)
-    monkeypatch.setattr(server_, "START_SECONDS", 0.5)
+    monkeypatch.setattr(server_, "START_TIMEOUT_S", 0.5)
     try:
         with (
             pytest.raises(EmbeddedServerError, match="did not start"),
@@ -206,24 +206,24 @@ def test_programs_in_a_closed_directory_are_copied_and_the_directory_stays_as_it
 
 
 def test_a_start_sweeps_the_directories_that_nobody_holds(temporary):
-    ours, lock = directory.claim(None)
-    stale = temporary / f"{directory.PREFIX}stale{directory.CLAIMED}"
+    ours, lock = directory.create(None)
+    stale = temporary / f"{directory.PREFIX}stale{directory.SUFFIX}"
     (stale / "data").mkdir(parents=True)
     unrelated = temporary / "sa-durable-notes"
     unrelated.mkdir()
-    another, second_lock = directory.claim(None)
+    another, second_lock = directory.create(None)
     assert set(temporary.iterdir()) == {ours, another, unrelated}
-    directory.drop(lock)
-    directory.drop(second_lock)
+    directory.close(lock)
+    directory.close(second_lock)
 
 
 @pytest.mark.parametrize("name", ["deep" * 20, "a,b"], ids=["deep", "comma"])
 def test_a_temporary_directory_that_no_url_of_a_socket_can_name_is_not_used(temporary, monkeypatch, name):
     (temporary / name).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / name))
-    home, lock = directory.claim(None)
+    home, lock = directory.create(None)
     home.rmdir()
-    directory.drop(lock)
+    directory.close(lock)
     assert home.parent == Path("/tmp")
 
 

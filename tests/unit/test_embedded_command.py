@@ -10,7 +10,7 @@ import pytest
 
 import sa_durable
 from sa_durable.embedded import programs
-from sa_durable.embedded.__main__ import STOPS, main
+from sa_durable.embedded.__main__ import STOP_SIGNALS, main
 from sa_durable.embedded.server import URL_VARIABLE
 from tests.children import read_line
 from tests.embedding import (
@@ -63,7 +63,7 @@ while True:
 )
 def test_a_command_that_ends_without_a_status_gets_a_shells(server_url, monkeypatch, arguments, status):
     monkeypatch.setenv(URL_VARIABLE, server_url)
-    handlers = [(number, signal.getsignal(number)) for number in STOPS]
+    handlers = [(number, signal.getsignal(number)) for number in STOP_SIGNALS]
     try:
         assert main(["--", *arguments]) == status
     finally:
@@ -78,7 +78,7 @@ def test_without_programs_the_command_says_what_to_do(monkeypatch, capsys):
     assert main(["--", "true"]) == 2
     said = capsys.readouterr().err
     assert 'pip install "sa-durable[embedded]"' in said
-    assert "install PostgreSQL" in said
+    assert "install the PostgreSQL server" in said
     assert programs.BIN_VARIABLE in said
     assert URL_VARIABLE in said
 
