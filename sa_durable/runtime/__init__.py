@@ -42,7 +42,7 @@ No lock guards the following, on purpose:
 
 from .context.aio import AsyncTaskContext
 from .context.current import current_context
-from .context.manual_step import Step
+from .context.step import Step
 from .context.sync import TaskContext
 from .results import wait_for, wait_for_async
 from .worker import Worker

@@ -64,13 +64,13 @@ def insert_without_conflict_clause() -> None:
 def checkpoint_outside() -> None:
     """A step's record commits in a transaction of its own, just before the rows that it is about."""
 
-    def record(self: Any, session: Session, value: Any) -> transaction_record.Found:
-        text_ = transaction_record.encode(self._coder, value, self._key)
+    def record(self: Any, session: Session, value: Any) -> transaction_record.RecordedStep:
+        text_ = self._step.encode(self._run, value)
         with Session(session.get_bind(self._run.model)) as other, other.begin():
             claim = self._run.claim
-            saved = checkpoints.save_first(other, self._run.model, claim, self._key, text_)
+            saved = checkpoints.save_first(other, self._run.model, claim, self._step.key, text_)
         time.sleep(COMMIT)
-        return transaction_record.Found(saved)
+        return transaction_record.RecordedStep(saved)
 
     transaction_record.StepRecord.record = record
 

@@ -120,7 +120,10 @@ def test_there_is_no_current_context_outside_of_a_handler():
 def test_a_context_of_the_other_kind_is_refused(verbs):
     task_id = verbs.spawn(app.asks_for_the_other_kind.call())
     with working(verbs.engine, VerbTask):
-        assert "has TaskContext, not AsyncTaskContext" in verbs.ended(task_id).result
+        assert (
+            "current_context(AsyncTaskContext): the handler that runs here has a TaskContext"
+            in verbs.ended(task_id).result
+        )
 
 
 @pytest.mark.parametrize("handler", [app.begins, app.abegins])
@@ -142,7 +145,7 @@ def test_a_step_is_completed_once_by_the_run_that_began_it(verbs, handler):
         task = verbs.ended(task_id)
     *early, twice, done_elsewhere, foreign = app.seen
     assert early == ["StepMisuse", "InvalidResult", "DeclarationError"]
-    assert "step 'pay' is done" in twice
+    assert "step 'pay': is done already" in twice
     assert "in another execution" in done_elsewhere and "in another execution" in foreign
     assert task.result == [7]
     assert verbs.steps(task_id) == {"pay": {"number": 7, "total": "1"}}

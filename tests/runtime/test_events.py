@@ -110,7 +110,9 @@ def test_a_wait_times_out_once_and_replays_see_the_same_timeout_at_once(home, fl
         task = home.spawn(handler(f"{flavour}_times_out").call(name="e", seconds=0.02))
         wait_until(lambda: home.task(task).attempt == 2)
         wait_until(lambda: home.task(task).state == "sleeping")
-        assert len(app.seen) >= 2 and set(app.seen) == {"$await:e: it didn't come in time"}
+        assert len(app.seen) >= 2 and set(app.seen) == {
+            "$await:e: the event wasn't emitted within the timeout"
+        }
         assert home.steps(task)["$await:e"] == {"timed_out": True}
         assert home.task(task).available_at is None  # the second await has no timeout
         emit(home, "e", "late")

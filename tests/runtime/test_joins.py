@@ -240,7 +240,7 @@ def test_a_task_that_would_wait_for_itself_fails_at_once(home, flavour):
     with working(home.engine, ParentTask):
         failed = home.ended(task)
     assert (failed.state, failed.attempt, failed.error["type"]) == ("failed", 1, "DeclarationError")
-    assert "its own end" in failed.error["message"]
+    assert "can't join itself" in failed.error["message"]
 
 
 # Workers that run different queues

@@ -12,7 +12,7 @@ import pytest
 
 from sa_durable import DeclarationError, InvalidParams, InvalidResult
 from sa_durable.runtime.context.replay import NotYetRun, Replay, Replayed, check_step_name
-from sa_durable.runtime.context.steps import UNTYPED, coder_for_function, decode, encode
+from sa_durable.runtime.context.step_values import UNTYPED, coder_for_function, decode, encode
 from sa_durable.runtime.runs.capacity import PREFETCH_LIMIT, Capacity
 from sa_durable.runtime.runs.errors import MAX_MESSAGE_CHARS, MAX_TRACEBACK_CHARS, retryable, to_task_error
 from sa_durable.runtime.threads.pool import DaemonThreadPool
@@ -110,7 +110,7 @@ def test_a_steps_values_are_typed_by_its_function():
     assert decode(coder_for_function(lambda: 1, set[int]), [1, 1], "s") == {1}
     with pytest.raises(InvalidResult, match="step 's'"):
         encode(UNTYPED, object(), "s")
-    with pytest.raises(InvalidResult, match="doesn't fit"):
+    with pytest.raises(InvalidResult, match=r"step 's': saved value: .*retry the task"):
         decode(coder_for_function(typed, None), ["x"], "s")
 
     def unresolved() -> Nowhere: ...  # noqa: F821 - that it is undefined is the point

@@ -93,7 +93,7 @@ def test_a_swallowed_commit_changes_nothing_and_savepoints_are_the_applications_
             enter(session, 2)
             1 / 0  # noqa: B018 - to roll back
         for commit in (session.commit, lambda: session.begin_nested() and session.commit()):
-            with pytest.raises(TypeError, match="don't commit"):
+            with pytest.raises(TypeError, match="must not be committed"):
                 commit()
         assert entries(books) == []
         ledger.tries.append(None)

@@ -1,1 +1,1 @@
-"""What handlers are given."""
+"""The contexts that handlers are given, and their durable operations."""

@@ -1,4 +1,4 @@
-"""Saving checkpoints the short way, where it works."""
+"""Save checkpoints without SQLAlchemy, where that works."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 
 class CheckpointSaver:
-    """Saves what nothing stands in the way of, on connections that sessions of `database` keep. Whatever else it is
-    (none is kept yet, the claim is over, the name is taken, the connection is lost, the reply says something unexpected):
-    it answers None, and `services.checkpoints.save`, which may be called again, finds out what it means.
+    """Save checkpoints by a prepared statement, on the connections of cached sessions.
+
+    Only success is handled here: see `connections.fast_checkpoint`.
+
+    Args:
+        database: Has the cached sessions.
     """
 
     def __init__(self, database: Database) -> None:
@@ -25,16 +28,28 @@ class CheckpointSaver:
         self._statements: dict[type[DurableTask], SaveStatement] = {}
 
     def save(self, run: ActiveRun, name: str, text: str) -> Saved | None:
-        """In one round trip, waiting for it."""
+        """Save a checkpoint in one round trip.
+
+        Args:
+            run: The run whose step it is.
+            name: The step's key.
+            text: The value, as JSON text.
+
+        Returns:
+            The stored value. None if no cached session is free, the claim is no longer valid, the step has a
+            checkpoint already, or the connection failed: `services.checkpoints.save` must do it.
+        """
         statement = self._statement(run.model)
-        if (kept := self._database.acquire()) is None:
+        if (cached := self._database.acquire()) is None:
             return None
-        began = monotonic()
+        started = monotonic()
         try:
-            line = prepared_connection(kept.session)
-            return line.save(statement, statement.parameters(run.claim, name, text)) if line.usable else None
+            connection = prepared_connection(cached.session)
+            if not connection.usable:
+                return None
+            return connection.save(statement, statement.parameters(run.claim, name, text))
         finally:
-            self._database.release(kept, duration_s=monotonic() - began)
+            self._database.release(cached, duration_s=monotonic() - started)
 
     def _statement(self, model: type[DurableTask]) -> SaveStatement:
         if model not in self._statements:

@@ -1,4 +1,4 @@
-"""The context of the handler that is running here."""
+"""Find the context of the handler that is running."""
 
 from __future__ import annotations
 
@@ -20,25 +20,34 @@ def current_context() -> TaskContext | AsyncTaskContext: ...
 @overload
 def current_context(kind: type[C], /) -> C: ...
 def current_context(kind: type[Any] = Context, /) -> Any:
-    """The context of the handler that runs here, from anywhere below it: functions, steps, asyncio tasks.
+    """Return the context of the handler that is running, from anywhere below it.
 
     ::
 
         def log_progress(done: int) -> None:
             current_context(TaskContext).heartbeat()
 
-    `kind` is what the caller can use, TaskContext or AsyncTaskContext. Raises NoContext outside of a handler, and where
-    the handler is of the other kind. It is a context variable: asyncio's tasks and `asyncio.to_thread` inherit it, a
-    thread of your own doesn't, unless you start it with `contextvars.copy_context().run`.
+    The context is a context variable: asyncio tasks and `asyncio.to_thread` inherit it. A thread that you
+    start yourself doesn't, unless you start it with `contextvars.copy_context().run`.
+
+    Args:
+        kind: The class that the caller can use, TaskContext or AsyncTaskContext.
+
+    Raises:
+        NoContext: No handler is running here, or its context is of the other kind.
     """
     context = _current.get(None)
     if context is None:
-        raise NoContext("no handler runs here: current_context() is for what a worker runs")
+        raise NoContext(
+            "current_context(): no handler runs here. Call it in a handler, or in what a handler calls"
+        )
     if not isinstance(context, kind):
-        raise NoContext(f"the handler that runs here has {type(context).__name__}, not {kind.__name__}")
+        raise NoContext(
+            f"current_context({kind.__name__}): the handler that runs here has a {type(context).__name__}"
+        )
     return context
 
 
 def make_current(context: Context) -> None:
-    """From here on, in this thread or asyncio task, and in what it starts."""
+    """Set the context of the current thread or asyncio task, and of the tasks that it starts."""
     _current.set(context)

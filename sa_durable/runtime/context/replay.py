@@ -1,77 +1,93 @@
-"""Which step is this, and has it already happened? Pure bookkeeping, no I/O."""
+"""Match the steps of a run with the checkpoints of its task. Pure bookkeeping, no I/O."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from threading import Lock
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ...errors import DeclarationError
 from ...values import Json
 
 STEP_NAME_LENGTH = 255
+"""Longest name of a step, in characters."""
+
 RESERVED_PREFIXES = ("~", "$")
+"""First characters of the names that the library gives to its own steps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """The step has happened; this is what it left."""
+class Replayed(NamedTuple):
+    """A step that has a checkpoint: it isn't run again."""
 
     key: str
+    """Name of the checkpoint."""
+
     value: Json
+    """The saved value."""
 
 
-@dataclass(frozen=True, slots=True)
-class NotYetRun:
-    """The step has not happened yet, or left nothing."""
+class NotYetRun(NamedTuple):
+    """A step without a checkpoint: it is run now."""
 
     key: str
+    """Name under which the step's checkpoint is to be saved."""
 
 
-Slot: TypeAlias = Replayed | NotYetRun
+StepState: TypeAlias = Replayed | NotYetRun
 
 
 class Replay:
-    """Match the steps that a run asks for with those that are saved.
+    """Find the checkpoints of the steps that a run asks for, in the order in which it asks.
 
-    >>> journal = Journal({"charge": 40})
-    >>> journal.next("charge")
-    Recorded(key='charge', value=40)
-    >>> journal.next("charge")  # the same name again is the second step
-    Missing(key='charge#2')
+    A name that is asked for again is another step: its second checkpoint has the key `name#2`.
 
-    Threads of one handler may ask at the same time; which of two equal names is the first is then theirs to say.
+    >>> replay = Replay({"charge": 40})
+    >>> replay.next("charge")
+    Replayed(key='charge', value=40)
+    >>> replay.next("charge")
+    NotYetRun(key='charge#2')
+
+    Thread safety: threads of one handler may ask at the same time. If they use the same name, the number that
+    each of them gets depends on the order in which they arrive here.
+
+    Args:
+        checkpoints: The saved values of the task's steps, by key.
     """
 
-    __slots__ = ("_lock", "_saved", "_seen")
+    __slots__ = ("_checkpoints", "_counts", "_lock")
 
-    def __init__(self, saved: Mapping[str, Json]) -> None:
-        self._saved = saved
-        self._seen: Counter[str] = Counter()
+    def __init__(self, checkpoints: Mapping[str, Json]) -> None:
+        self._checkpoints = checkpoints
+        self._counts: dict[str, int] = {}
         self._lock = Lock()
 
-    def next(self, name: str) -> Slot:
+    def next(self, name: str) -> StepState:
+        """Return the next step of this name: replayed if it has a checkpoint."""
         with self._lock:
-            self._seen[name] += 1
-            nth = self._seen[name]
-        key = name if nth == 1 else f"{name}#{nth}"
-        return Replayed(key, self._saved[key]) if key in self._saved else NotYetRun(key)
+            number = self._counts[name] = self._counts.get(name, 0) + 1
+        key = name if number == 1 else f"{name}#{number}"
+        checkpoints = self._checkpoints
+        return Replayed(key, checkpoints[key]) if key in checkpoints else NotYetRun(key)
 
 
-def library_step_name(kind: str, name: str) -> str:
-    """The library's own step of a kind, about `name`: whose `#` are doubled, so that none looks like a repeated one.
+def library_step_name(prefix: str, name: str) -> str:
+    """Return the name of a step of the library's own, such as the wait for event `name`.
 
-    >>> about("$await:", "paid#2")
+    Doubles each `#` of `name`, so that no name looks like the key of a repeated step.
+
+    >>> library_step_name("$await:", "paid#2")
     '$await:paid##2'
     """
-    return kind + name.replace("#", "##")
+    return prefix + name.replace("#", "##")
 
 
 def check_step_name(name: str) -> str:
-    """`name` itself, if a step can be called so: 1 to 255 printable characters, no `#`, no reserved `~` or `$` at
-    its start. Raises DeclarationError."""
+    """Return `name` if a step of the application's can have it.
+
+    Raises:
+        DeclarationError: The name is empty or too long, has unprintable characters or a `#`, or starts with a
+            reserved `~` or `$`.
+    """
     if (
         not isinstance(name, str)
         or not 1 <= len(name) <= STEP_NAME_LENGTH
@@ -80,7 +96,7 @@ def check_step_name(name: str) -> str:
         or name.startswith(RESERVED_PREFIXES)
     ):
         raise DeclarationError(
-            f"step name {name!r}: 1 to {STEP_NAME_LENGTH} printable characters, without '#' (it numbers repeated "
-            "steps), and not starting with '~' or '$' (the library's own)"
+            f"step name {name!r}: must be 1 to {STEP_NAME_LENGTH} printable characters, without '#' (it "
+            "numbers repeated steps) and not starting with '~' or '$' (reserved for the library)"
         )
     return name

@@ -1,4 +1,4 @@
-"""The context of plain handlers."""
+"""The context of sync handlers."""
 
 from __future__ import annotations
 
@@ -16,29 +16,12 @@ from ...errors import DeclarationError
 from ...handlers import Call
 from ...ids import uuid7
 from ...models import DurableTask
-from ...services import child_tasks, clock, events
 from ...services.durable import task_ref
-from ...services.waits import Awaited, AwaitedEvent
-from ...values import Json, SpawnKeywords, SpawnResult
-from . import waits
-from .base import (
-    AWAIT,
-    EMIT,
-    JOIN,
-    NOW,
-    RANDOM,
-    SLEEP,
-    SPAWN,
-    UUID7,
-    Context,
-    check_delay,
-    check_moment,
-    check_timeout,
-    read_moment,
-)
-from .manual_step import Step
-from .replay import NotYetRun, Replayed, check_step_name, library_step_name
-from .steps import coder_for_function, coder_for_type, decode, encode
+from ...values import SpawnKeywords, SpawnResult
+from .base import RANDOM, UUID7, Context
+from .moments import check_delay, check_moment
+from .prepared import Blocking, InSession, Prepared, Ready, Waiting
+from .step import Step
 from .transaction_record import StepRecord
 
 P = ParamSpec("P")
@@ -46,7 +29,7 @@ R = TypeVar("R")
 
 
 class TaskContext(Context):
-    """The context of a plain `def` handler.
+    """The context of a sync (`def`) handler: its first argument.
 
     ::
 
@@ -56,8 +39,8 @@ class TaskContext(Context):
             ctx.sleep_for(timedelta(days=3))                 # holds no thread meanwhile
             return ctx.step("receipt", send_receipt, payment)
 
-    Every method raises Cancelled or LeaseLost once the run must stop, and goes on doing so: what a handler does
-    after that is not stored.
+    Every method raises Cancelled or LeaseLost once the run must stop, and again if the handler catches that.
+    Nothing that the handler does afterwards is stored.
     """
 
     @overload
@@ -65,78 +48,84 @@ class TaskContext(Context):
     @overload
     def step(self, name: str, fn: Callable[..., Any], *args: Any, returns: type[R], **kwargs: Any) -> R: ...
     def step(self, name: str, fn: Callable[..., Any], *args: Any, returns: Any = None, **kwargs: Any) -> Any:
-        """The value of `fn(*args, **kwargs)`, saved under `name`: a finished step never runs again.
+        """Run `fn(*args, **kwargs)` once and save its value: a step that has a saved value never runs again.
 
-        What comes back is the saved value decoded, the first time too: by `returns` or the return annotation of
-        `fn`, else as plain JSON (a tuple is a list then). The same name again is another step. A step that raises
-        saves nothing. Raises InvalidResult for a value that JSON can't hold, DeclarationError for a name or
-        annotation that can't work.
+        A step that raises saves nothing. A name that is used again is another step: they are numbered in
+        order.
+
+        Args:
+            name: The name of the step: 1 to 255 printable characters, without `#`, not starting with `~` or
+                `$`.
+            fn: The function to run.
+            *args: Its positional arguments.
+            returns: The type of the value; by default the return annotation of `fn`. Without either, the
+                value is plain JSON, where a tuple becomes a list.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            The saved value, decoded; the first time too.
+
+        Raises:
+            DeclarationError: The name can't be used, the annotation can't be resolved, or `fn` is async.
+            InvalidResult: JSON can't hold the value, or the saved value doesn't match the type.
         """
-        coder = coder_for_function(fn, returns)
-        slot = self._next(check_step_name(name))
-        if isinstance(slot, Replayed):
-            return decode(coder, slot.value, slot.key)
+        step = self._begin_function(name, fn, returns)
+        if step.done:
+            return step.value
         value = fn(*args, **kwargs)
         if inspect.isawaitable(value):
             if inspect.iscoroutine(value):
                 value.close()
-            raise DeclarationError(f"step {name!r} is async: its handler must be an async def")
-        stored = self._operations.steps.save(self._run, slot.key, encode(coder, value, slot.key))
-        return decode(coder, stored, slot.key)
+            raise DeclarationError(
+                f"step {name!r}: an async function needs an async handler (async def). Nothing was saved"
+            )
+        return self.complete_step(step, value)
 
     def complete_step(self, step: Step[R], value: R) -> R:
-        """Save the value of a step that `begin_step` began; returns it as `step` does. Raises StepMisuse for a step that
-        is done, or was begun by another run."""
+        """Save the value of a step that `begin_step` began, and return it, decoded.
+
+        Args:
+            step: The step.
+            value: Its value.
+
+        Raises:
+            StepMisuse: The step is done already, or another execution of the handler began it.
+            InvalidResult: JSON can't hold the value.
+        """
         return step.complete(self._operations.steps.save(self._run, step.key, step.encode(self._run, value)))
 
     def now(self) -> datetime:
-        """The database's time, in UTC: remembered, so a replay sees the same."""
-        if self._session is not None:
-            return clock.now(self._session)
-        slot = self._next(NOW)
-        if isinstance(slot, Replayed):
-            return read_moment(slot.value)
-        return read_moment(self._operations.steps.now(self._run, slot.key))
+        """Return the database's time, in UTC. It is saved, so a replay gets the same time."""
+        return self._perform(self._prepare_now())
 
     def random(self) -> float:
-        """A random number from 0 up to 1, which it never is: remembered, so a replay sees the same."""
+        """Return a random number from 0 to 1, without 1. It is saved, so a replay gets the same number."""
         return self._draw(RANDOM, random.random, float)
 
     def uuid7(self) -> UUID:
-        """A new UUIDv7 (RFC 9562), for keys and names elsewhere: remembered, so a replay sees the same."""
+        """Return a new UUIDv7 (RFC 9562), for keys elsewhere. It is saved, so a replay gets the same id."""
         return self._draw(UUID7, uuid7, UUID)
 
-    def _draw(self, name: str, draw: Callable[[], R], kind: type[R]) -> R:
-        if self._session is not None:  # one transaction: nothing of an earlier draw is left
-            return draw()
-        slot, coder = self._next(name), coder_for_type(kind)
-        if isinstance(slot, Replayed):
-            return decode(coder, slot.value, slot.key)  # type: ignore[no-any-return]  # of this kind
-        stored = self._operations.steps.save(self._run, slot.key, encode(coder, draw(), slot.key))
-        return decode(coder, stored, slot.key)  # type: ignore[no-any-return]  # as above
-
     def heartbeat(self) -> None:
-        """Extend the lease now, and learn whether the run may go on: raises Cancelled or LeaseLost if not.
+        """Extend the lease now, and stop if the run must stop. Can be called from any thread.
 
-        One short statement, from any thread. Leases are extended anyway while a handler runs; call this in long loops
-        that have no steps, so that a cancellation ends them.
+        A worker extends the leases of running handlers anyway. Call this in long loops without steps, so that
+        a cancellation ends them: it raises Cancelled or LeaseLost. It executes one short statement.
         """
-        self._operations.steps.extend(self._run)
+        self._perform(self._prepare_heartbeat())
 
     def sleep_for(self, delay: timedelta) -> None:
-        """Suspend the task; it goes on after `delay`, by the database's clock, in the same run and attempt.
+        """Suspend the task for `delay`, measured by the database's clock. It holds no thread meanwhile.
 
-        The handler starts again from the top then, its finished steps are replayed and this returns.
+        Then the handler starts again from the top, in the same run and attempt: its finished steps are
+        replayed, and this call returns. Raises InvalidOptions for a negative delay, or one of more than 36500
+        days.
         """
         self._sleep(check_delay(delay), None)
 
     def sleep_until(self, moment: datetime) -> None:
-        """As `sleep_for`, until an aware datetime; a past one doesn't suspend."""
+        """Suspend the task, as `sleep_for`, until an aware datetime; not at all if that has passed."""
         self._sleep(None, check_moment(moment))
-
-    def _sleep(self, delay: timedelta | None, until: datetime | None) -> None:
-        if self._operations.steps.sleep(self._run, self._next(SLEEP).key, delay, until):
-            self._suspend()
 
     @overload
     def transaction(
@@ -149,12 +138,7 @@ class TaskContext(Context):
     def transaction(
         self, name: str, fn: Callable[..., Any], *args: Any, returns: Any = None, **kwargs: Any
     ) -> Any:
-        """The value of `fn(session, *args, **kwargs)`, a step whose rows are written **exactly once**.
-
-        What `fn` does with the session and the record that it happened commit in one transaction, or not at all,
-        whenever this process dies. `fn` doesn't commit; it may run again from its start if PostgreSQL refused the
-        transaction for what others did at the same time, so it should do nothing beside. Everything else is as `step`
-        has it.
+        """Run `fn(session, *args, **kwargs)` as a step that writes its rows **exactly once**.
 
         ::
 
@@ -164,21 +148,36 @@ class TaskContext(Context):
                 return payment.id
 
             payment_id = ctx.transaction("book", book, order_id)
+
+        The rows and the step's checkpoint commit in one transaction, or not at all, whenever this process
+        dies. `fn` must not commit. It runs again from its start if PostgreSQL refuses the transaction because
+        of concurrent ones, so it should have no other side effects.
+
+        Args:
+            name: The name of the step, as for `step`.
+            fn: The function to run; its first argument is a session of the application's engine.
+            *args: Its other positional arguments.
+            returns: The type of the value, as for `step`.
+            **kwargs: Its keyword arguments.
+
+        Raises:
+            DeclarationError: As for `step`; or `fn` committed, or used the context's other operations.
+            InvalidResult: As for `step`.
         """
-        coder = coder_for_function(fn, returns)
-        slot = self._next(check_step_name(name))
-        if isinstance(slot, Replayed):
-            return decode(coder, slot.value, slot.key)
-
-        def work(session: Session) -> Any:
-            return fn(session, *args, **kwargs)
-
-        found = self._operations.transactions.execute(self._run, work, StepRecord(self._run, slot.key, coder))
-        return decode(coder, found.value, slot.key)
+        step = self._begin_function(name, fn, returns)
+        if step.done:
+            return step.value
+        transactions, record = self._operations.transactions, StepRecord(self._run, step)
+        recorded = transactions.execute(self._run, lambda session: fn(session, *args, **kwargs), record)
+        return step.complete(recorded.value)
 
     @property
     def session(self) -> Session:
-        """The session of a transactional handler. It commits when the handler has returned, together with its result."""
+        """The session of a transactional handler.
+
+        It commits when the handler has returned, together with the handler's result. In other handlers, this
+        raises DeclarationError.
+        """
         session: Session = self._own_session()
         return session
 
@@ -187,47 +186,57 @@ class TaskContext(Context):
     @overload
     def await_event(self, name: str, *, returns: type[R], timeout: timedelta | None = None) -> R: ...
     def await_event(self, name: str, *, returns: Any = Any, timeout: timedelta | None = None) -> Any:
-        """The payload of event `name` of this queue, as soon as it is emitted, at once if it was; of type `returns`.
+        """Wait for an event of this queue and return its payload. Holds no thread meanwhile.
 
-        The task sleeps meanwhile and holds no thread. Raises TimedOut when `timeout` has passed since the first time,
-        by the database's clock; a replay sees that again at once, another await of the name waits anew.
+        Returns at once if the event was emitted before.
+
+        Args:
+            name: The name of the event.
+            returns: The type of its payload. Without it, the payload is plain JSON.
+            timeout: Longest time to wait, from the first execution of this call, by the database's clock.
+
+        Raises:
+            TimedOut: The timeout has passed. A replay raises it again; a second await of the event is a new
+                wait.
+            InvalidEvent: An event can't have this name.
+            InvalidResult: The payload doesn't match the type.
         """
-        coder = coder_for_type(returns)
-        slot, timeout = self._next(library_step_name(AWAIT, events.check_name(name))), check_timeout(timeout)
-        value = self._wait(slot, AwaitedEvent(self._run.model, name), timeout)
-        return waits.payload(coder, value, slot.key)
+        return self._perform(self._prepare_await_event(name, returns, timeout))
 
     def emit_event(self, name: str, payload: Any = None) -> None:
-        """Emit an event in this queue, once, whatever happens to this process. As Durable.emit."""
-        text = events.encode(events.check_name(name), payload)
-        if self._session is not None:
-            events.emit_encoded(self._session, self._run.model, name, text)
-        elif isinstance(slot := self._next(library_step_name(EMIT, name)), NotYetRun):
-            self._operations.waits.emit(self._run, slot.key, name, text)
+        """Emit an event in this queue, once, whatever happens to this process.
+
+        Args:
+            name: The name of the event.
+            payload: Its payload: plain JSON, or what pydantic can encode. See `Durable.emit_event`.
+
+        Raises:
+            InvalidEvent: An event can't have this name or payload.
+        """
+        self._perform(self._prepare_emit(name, payload))
 
     def spawn(self, call: Call[Any, R], **options: Unpack[SpawnKeywords]) -> SpawnResult[R]:
-        """Spawn a child of this task, in any queue of its Base: one, however often the handler runs.
+        """Spawn a child of this task, once, however often the handler runs.
 
-        It is cancelled with this task when that fails or is cancelled. With a key, an existing task may be what
-        it returns. Options as Durable.spawn has them.
+        A child is cancelled when this task fails or is cancelled. With a key, an existing task may be
+        returned.
+
+        Args:
+            call: The call to spawn, of a handler of any queue of the same Base.
+            **options: As for `Durable.spawn`, which also raises the same errors.
         """
         return self.spawn_many([call], **options)[0]
 
     def spawn_many(
         self, calls: Iterable[Call[Any, R]], **options: Unpack[SpawnKeywords]
     ) -> list[SpawnResult[R]]:
-        """Spawn children in a few statements, in the order of the calls; one step. As Durable.spawn_many."""
-        batch = list(calls)
-        if self._session is not None:
-            return child_tasks.spawn_in(self._session, self._run.model, self._run.claim, batch, options)
-        if not batch:
-            return []
-        slot = self._next(library_step_name(SPAWN, batch[0].name))
-        if isinstance(slot, Replayed):
-            return child_tasks.from_checkpoint(batch, slot.value)
-        return child_tasks.from_checkpoint(
-            batch, self._operations.waits.spawn(self._run, slot.key, batch, options)
-        )
+        """Spawn children in a few statements, as one step. Returns tasks in the order of the calls.
+
+        Args:
+            calls: The calls to spawn.
+            **options: As for `Durable.spawn_many`, which also raises the same errors.
+        """
+        return self._perform(self._prepare_spawn(calls, options))
 
     @overload
     def join(self, task: SpawnResult[R], /, *, timeout: timedelta | None = None) -> R: ...
@@ -235,27 +244,54 @@ class TaskContext(Context):
     def join(
         self, queue: type[DurableTask], task_id: UUID, /, *, timeout: timedelta | None = None
     ) -> Any: ...
-    def join(self, *what: Any, timeout: timedelta | None = None) -> Any:
-        """The result of another task, once it has ended: what a spawn returned, or a queue's model and a task's id. The
-        task sleeps meanwhile.
+    def join(self, *task: Any, timeout: timedelta | None = None) -> Any:
+        """Wait until another task has ended and return its result. Holds no thread meanwhile.
 
-        Raises ChildFailed, ChildCancelled, TaskNotFound, and TimedOut when `timeout` has passed since the first time; the
-        other task goes on then. What it raised or returned is remembered.
+        The outcome is saved, so a replay returns or raises the same.
+
+        Args:
+            *task: What a spawn returned, or the model of a queue and the id of a task.
+            timeout: Longest time to wait, from the first execution of this call. The other task goes on.
+
+        Raises:
+            TaskFailed: The task failed.
+            TaskCancelled: The task was cancelled.
+            TaskNotFound: The task doesn't exist.
+            TimedOut: The timeout has passed.
+            InvalidResult: The result doesn't match the return type of its handler.
         """
-        return self._join([task_ref(*what)], timeout)[0]
+        return self._perform(self._prepare_join([task_ref(*task)], timeout))[0]
 
     def join_all(self, tasks: Iterable[SpawnResult[R]], *, timeout: timedelta | None = None) -> list[R]:
-        """The results of several tasks, in their order, once all have ended. Raises for the first, in that order, that
-        failed or was cancelled; else as `join`."""
-        return self._join([task_ref(task) for task in tasks], timeout)
+        """Wait until several tasks have ended and return their results, in the order of the tasks.
 
-    def _join(self, tasks: list[waits.Ref], timeout: timedelta | None) -> list[Any]:
-        ends = self._ends(tasks)
-        slot, timeout = self._next(JOIN), check_timeout(timeout)
-        return waits.results(ends.tasks, self._wait(slot, ends, timeout), slot.key)
+        Args:
+            tasks: What spawns returned.
+            timeout: Longest time to wait for all of them, as for `join`.
 
-    def _wait(self, slot: Replayed | NotYetRun, what: Awaited, timeout: timedelta | None) -> Json:
-        if isinstance(slot, Replayed):
-            return slot.value
-        value = self._operations.waits.wait(self._run, slot.key, what, timeout)
-        return value if value is not None else self._suspend()
+        Raises:
+            DurableError: The first of the tasks, in their order, that has no result raises as `join` does.
+        """
+        return self._perform(self._prepare_join(map(task_ref, tasks), timeout))
+
+    def _draw(self, name: str, draw: Callable[[], R], kind: type[R]) -> R:
+        if self._session is not None:  # the handler is one transaction: no earlier draw can have been kept
+            return draw()
+        step = self._begin_draw(name, kind)
+        return step.value if step.done else self.complete_step(step, draw())
+
+    def _sleep(self, delay: timedelta | None, until: datetime | None) -> None:
+        if self._perform(self._prepare_sleep(delay, until)):
+            self._suspend()
+
+    def _perform(self, prepared: Prepared[R]) -> R:
+        match prepared:
+            case Ready(value):
+                return value
+            case InSession(call):
+                return call(self.session)
+            case Blocking(call):
+                return call()
+            case Waiting(step, awaited, timeout):
+                saved = self._operations.waits.wait(self._run, step, awaited, timeout)
+                return self._arrived(prepared, saved)

@@ -1,4 +1,4 @@
-"""How often a transaction is run again, and when."""
+"""Decide whether a transaction of a run is executed again, and when."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
+from types import TracebackType
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from ...errors import RetryTransaction
+from ...errors import RetryTransaction, Signal
 from ...services.checkpoints import AlreadySaved
 from ..connections.errors import LOST_RACE, describe_for_log, is_transient, sqlstate
 from ..connections.retrying import GIVE_UP_AFTER_S, backoff
@@ -18,76 +19,110 @@ from ..runs.active import ActiveRun
 
 logger = logging.getLogger("sa_durable.worker")
 
-MAX_TRIES = (
-    10  # of a transaction that lost a race with others, or its connection: its own statements may be why
-)
+MAX_TRIES = 10
+"""Attempts at a transaction that loses races or its connection: its own statements may be the cause."""
 
 
 class TransactionRetry:
-    """The tries of one transaction of a run.
+    """The attempts at one transaction of a run.
 
-    `in_doubt`: a COMMIT was sent and no answer came. That is found out before anything else, for as long as the run
-    has its lease: whoever has the task after that finds the record, or doesn't.
+    Enter it as a context manager around each attempt, in a loop. It passes on errors that end the
+    transaction. It suppresses errors after which the transaction is to be executed again, in `pause_s`
+    seconds.
+
+    Args:
+        run: The run that executes the transaction.
     """
 
     def __init__(self, run: ActiveRun) -> None:
         self.run = run
+        self.pause_s = 0.0
+        """Seconds to wait before the next attempt."""
+        self.committing = False
+        """Whether the COMMIT of this attempt may have been sent."""
+        self.in_doubt = False
+        """Whether a COMMIT was sent and no answer came.
+
+        Then the next attempt looks up the record before anything else, for as long as the run has its lease.
+        After that, the next claim of the task finds the record, or doesn't.
+        """
         self._pauses = self._failures = 0
-        self._error: Exception | None = None
+        self._doubted_error: Exception | None = None
         self._connecting = False
-        self._since: float | None = None  # there is no connection
-        self.committing = self.in_doubt = False
+        self._unreachable_since: float | None = None
+
+    def __enter__(self) -> None:
+        self.run.check()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        if isinstance(error, Signal):
+            self.run.end(error)
+        if not isinstance(error, Exception) or (pause := self.pause_after(error)) is None:
+            return False
+        self.pause_s = pause
+        return True
 
     @contextmanager
     def connecting(self) -> Iterator[None]:
-        """Nothing of the application's has run yet: an error in here is none of its own."""
+        """Mark the block that connects: its errors can't come from the application's statements."""
         self._connecting = True
         yield
-        self._connecting, self._since = False, None
+        self._connecting, self._unreachable_since = False, None
 
     def not_committed(self) -> None:
-        """The doubt is over. Raises what has caused it, if that has happened often enough."""
+        """Resolve the doubt: the last COMMIT had no effect.
+
+        Raises:
+            Exception: The error that caused the doubt, if the transaction has failed MAX_TRIES times.
+        """
         self.in_doubt = False
-        if self._error is not None and self._failures >= MAX_TRIES:
-            raise self._error
+        if self._doubted_error is not None and self._failures >= MAX_TRIES:
+            raise self._doubted_error
 
     def pause_after(self, error: Exception) -> float | None:
-        """Seconds until the next try; None: there is none, the error is for the application to see."""
-        passes = self._lost(error) or _raced(error) or isinstance(error, AlreadySaved)
+        """Return the seconds until the next attempt; None if there is none, so that `error` is raised."""
+        retryable = self._is_lost_connection(error) or _is_lost_race(error) or isinstance(error, AlreadySaved)
         if self.in_doubt:
-            again = passes
+            retry = retryable
         elif self._connecting:
-            again = passes and self._patient()
+            retry = retryable and self._may_wait_for_database()
         else:
             self._failures += 1
-            if isinstance(error, AlreadySaved) or (self.committing and self._lost(error)):
-                self.in_doubt, self._error = True, error
-            again = passes and (self.in_doubt or self._failures < MAX_TRIES)
+            if isinstance(error, AlreadySaved) or (self.committing and self._is_lost_connection(error)):
+                self.in_doubt, self._doubted_error = True, error
+            retry = retryable and (self.in_doubt or self._failures < MAX_TRIES)
         self.committing = self._connecting = False
-        if not again:
+        if not retry:
             return None
         claim = self.run.claim
         logger.info(
-            "task %s (%s): a transaction is run again: %s", claim.task_id, claim.name, describe_for_log(error)
+            "transaction failed: task %s (%s) (%s); retrying it",
+            claim.task_id,
+            claim.name,
+            describe_for_log(error),
         )
         self._pauses += 1
         return min(backoff(self._pauses), self.run.lease_remaining + 0.001)
 
-    def _lost(self, error: Exception) -> bool:
-        """Whether the connection is, or there never was one."""
+    def _is_lost_connection(self, error: Exception) -> bool:
+        """Return whether the connection was lost, or none could be made."""
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True
-        if isinstance(error, OSError):  # asyncpg passes on what the socket raises, and so may the application
+        if isinstance(
+            error, OSError
+        ):  # asyncpg passes on the socket's errors; the application may raise its own
             return self.in_doubt or self.committing or self._connecting
         return isinstance(error, PoolTimeoutError) or (
             (self.in_doubt or self._connecting) and is_transient(error)
         )
 
-    def _patient(self) -> bool:
+    def _may_wait_for_database(self) -> bool:
         now = monotonic()
-        self._since = self._since or now
-        return now - self._since < GIVE_UP_AFTER_S  # without a connection to begin on
+        self._unreachable_since = self._unreachable_since or now
+        return now - self._unreachable_since < GIVE_UP_AFTER_S
 
 
-def _raced(error: Exception) -> bool:
+def _is_lost_race(error: Exception) -> bool:
     return isinstance(error, RetryTransaction) or sqlstate(error) in LOST_RACE

@@ -1,4 +1,4 @@
-"""Waiting and telling: events, children, joins. Blocking functions, as contexts call them."""
+"""Wait for events and tasks, emit events and spawn children: blocking functions that contexts call."""
 
 from __future__ import annotations
 
@@ -22,36 +22,59 @@ from ..connections.database import Database
 from ..runs.active import ActiveRun
 from ..runs.lease import write_while_leased
 from ..threads.wakeup import Wakeup
-from .steps import UNTYPED, decode
+from .step_values import UNTYPED, decode
 
 if TYPE_CHECKING:
     from ...models import DurableTask
 
+TaskRef = tuple[type["DurableTask"], UUID]
+
 
 class Waits:
-    """What a run waits for, and what it spawns and emits. Each raises the signal that ends the run."""
+    """Operations of a run on events and other tasks.
+
+    Each of them raises the signal that ends the run (Cancelled, LeaseLost), if one has.
+
+    Args:
+        database: The worker's database.
+        asleep: Set when a run has gone to sleep or an event was emitted.
+        ready: Set when a task was spawned.
+    """
 
     def __init__(self, database: Database, *, asleep: Wakeup, ready: Wakeup) -> None:
-        """`asleep` is hinted when a run has gone to sleep or an event was emitted, `ready` when there is a new task."""
         self._database, self._asleep, self._ready = database, asleep, ready
 
-    def wait(self, run: ActiveRun, step: str, what: Awaited, timeout: timedelta | None) -> Json:
-        """What was waited for, as its checkpoint says; None: the run sleeps."""
+    def wait(self, run: ActiveRun, step: str, awaited: Awaited, timeout: timedelta | None) -> Json:
+        """Return the checkpoint of a wait, or put the run to sleep.
+
+        Args:
+            run: The run that waits.
+            step: Key of the wait's checkpoint.
+            awaited: The event or the tasks to wait for.
+            timeout: Longest time to wait, from when the wait was first registered; None for no limit.
+
+        Returns:
+            What was saved when it arrived, or when the timeout had passed. None if the run sleeps now.
+        """
         while True:
-            found = self.register(run, step, what, timeout) or self._fall_asleep(run, step, what)
-            match found:
+            match self.register(run, step, awaited, timeout) or self._fall_asleep(run, step, awaited):
                 case Arrived(value):
                     return value
-                case Prerequisites():
-                    self._run_prerequisites(run, found)
+                case Prerequisites() as missing:
+                    self._run_prerequisites(run, missing)
                 case None:
                     self._asleep.set()
                     return None
 
-    def register(self, run: ActiveRun, step: str, what: Awaited, timeout: timedelta | None) -> Arrived | None:
-        """What is waited for, if it is there. None: its end wakes the run, once that sleeps."""
+    def register(
+        self, run: ActiveRun, step: str, awaited: Awaited, timeout: timedelta | None
+    ) -> Arrived | None:
+        """Return the arrival if it has happened; else register the wait, which wakes the run once it sleeps.
+
+        Takes the arguments of `wait`.
+        """
         while True:
-            match write_while_leased(run, lambda: self._check_and_register(run, step, what, timeout)):
+            match write_while_leased(run, lambda: self._check_and_register(run, step, awaited, timeout)):
                 case Prerequisites() as missing:
                     self._run_prerequisites(run, missing)
                 case Registered():
@@ -61,31 +84,38 @@ class Waits:
 
     def _run_prerequisites(self, run: ActiveRun, missing: Prerequisites) -> None:
         for act in missing.first:
-            write_while_leased(run, partial(self._act, act))
+            write_while_leased(run, partial(self._in_transaction, act))
 
-    def _fall_asleep(self, run: ActiveRun, step: str, what: Awaited) -> Arrived | Prerequisites | None:
+    def _fall_asleep(self, run: ActiveRun, step: str, awaited: Awaited) -> Arrived | Prerequisites | None:
         with run.finishing_block():
-            found = write_while_leased(run, lambda: self._sleep(run, step, what))
+            found = write_while_leased(run, lambda: self._check_and_sleep(run, step, awaited))
             if found is None:
                 run.mark_asleep()
         return found
 
     def _check_and_register(
-        self, run: ActiveRun, step: str, what: Awaited, timeout: timedelta | None
+        self, run: ActiveRun, step: str, awaited: Awaited, timeout: timedelta | None
     ) -> Arrived | Registered | Prerequisites:
         with self._database.transaction() as session:
-            return waits.look(session, run.model, run.claim, step, what, timeout=timeout)
+            return waits.look(session, run.model, run.claim, step, awaited, timeout=timeout)
 
-    def _sleep(self, run: ActiveRun, step: str, what: Awaited) -> Arrived | Prerequisites | None:
+    def _check_and_sleep(self, run: ActiveRun, step: str, awaited: Awaited) -> Arrived | Prerequisites | None:
         with self._database.transaction() as session:
-            return waits.sleep(session, run.model, run.claim, step, what)
+            return waits.sleep(session, run.model, run.claim, step, awaited)
 
-    def _act(self, act: Callable[[Session], object]) -> None:
+    def _in_transaction(self, act: Callable[[Session], object]) -> None:
         with self._database.transaction() as session:
             act(session)
 
     def emit(self, run: ActiveRun, step: str, name: str, payload: str) -> None:
-        """Emit an event, once."""
+        """Emit an event, once.
+
+        Args:
+            run: The run that emits it.
+            step: Key of the checkpoint that says that it was emitted.
+            name: The event's name.
+            payload: The payload, as JSON text.
+        """
 
         def write() -> None:
             with suppress(AlreadySaved), self._database.transaction() as session:
@@ -98,7 +128,14 @@ class Waits:
     def spawn(
         self, run: ActiveRun, step: str, calls: Sequence[Call[Any, Any]], keywords: SpawnKeywords
     ) -> Json:
-        """Spawn children, once; returns what the step remembers of them."""
+        """Spawn children, once, and return the checkpoint that names them.
+
+        Args:
+            run: The parent's run.
+            step: Key of the checkpoint.
+            calls: The calls to spawn.
+            keywords: Spawn options of all of them.
+        """
 
         def write() -> Json:
             try:
@@ -112,20 +149,41 @@ class Waits:
         return spawned
 
 
-Ref = tuple[type["DurableTask"], UUID]
+def read_payload(coder: Coder, saved: Json, step: str) -> Any:
+    """Return the payload of the event that arrived.
+
+    Args:
+        coder: Decodes the payload.
+        saved: The checkpoint of the wait.
+        step: Its key, for errors.
+
+    Raises:
+        TimedOut: The timeout passed before the event was emitted.
+        InvalidResult: The payload doesn't match the type.
+    """
+    if _has_timed_out(saved):
+        raise TimedOut(f"{step}: the event wasn't emitted within the timeout")
+    return decode(coder, saved["payload"], step)
 
 
-def payload(coder: Coder, value: Json, step: str) -> Any:
-    """The payload of the event that came. Raises TimedOut."""
-    _check_in_time(value, step)
-    return decode(coder, value["payload"], step)
+def read_results(tasks: Sequence[TaskRef], saved: Json, step: str) -> list[Any]:
+    """Return the results of the tasks that have ended, in order.
 
+    Args:
+        tasks: The tasks that were joined.
+        saved: The checkpoint of the wait.
+        step: Its key, for errors.
 
-def results(tasks: Sequence[Ref], value: Json, step: str) -> list[Any]:
-    """The results of the tasks that have ended. Raises TimedOut, or for the first that has none ChildFailed,
-    ChildCancelled or TaskNotFound."""
-    _check_in_time(value, step)
-    return [_result(model, task_id, end, step) for (model, task_id), end in zip(tasks, value, strict=True)]
+    Raises:
+        TimedOut: The timeout passed before all tasks had ended.
+        TaskFailed: The first task without a result failed.
+        TaskCancelled: The first task without a result was cancelled.
+        TaskNotFound: The first task without a result doesn't exist.
+        InvalidResult: A result doesn't match its handler's return type.
+    """
+    if _has_timed_out(saved):
+        raise TimedOut(f"{step}: the tasks didn't end within the timeout")
+    return [_result(model, task_id, end, step) for (model, task_id), end in zip(tasks, saved, strict=True)]
 
 
 def _result(model: type[DurableTask], task_id: UUID, end: Mapping[str, Json], step: str) -> Any:
@@ -141,6 +199,5 @@ def _result(model: type[DurableTask], task_id: UUID, end: Mapping[str, Json], st
             raise TaskNotFound(model.__queue__, task_id)
 
 
-def _check_in_time(value: Json, step: str) -> None:
-    if isinstance(value, dict) and value.get(TIMED_OUT):
-        raise TimedOut(f"{step}: it didn't come in time")
+def _has_timed_out(saved: Json) -> bool:
+    return isinstance(saved, dict) and bool(saved.get(TIMED_OUT))
