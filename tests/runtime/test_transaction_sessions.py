@@ -64,7 +64,7 @@ def test_what_the_application_made_its_engine_with_counts_for_every_connection(b
 
     async def plays(ctx: Any) -> None:
         await ctx.transaction("async", look)
-        with ctx._verbs.steps._database.transaction() as session:  # one of the worker's own
+        with ctx._operations.steps._database.transaction() as session:  # one of the worker's own
             seen.append(tuple(session.execute(show).one()))
 
     play(plays)
