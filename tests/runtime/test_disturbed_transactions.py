@@ -184,7 +184,7 @@ def test_a_connection_that_is_lost_in_between_runs_it_again(books, script, handl
 def test_more_transactions_than_connections_take_turns(books, script, caplog):
     caplog.set_level(logging.INFO, "sa_durable.worker")
     engine = create_engine(books.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.05)
-    script(lambda _: wait_until(lambda: "run again: TimeoutError" in caplog.text) and None)
+    script(lambda _: wait_until(lambda: "(TimeoutError); retrying it" in caplog.text) and None)
     tasks = [books.spawn(ledger.scripted.call()) for _ in range(6)]
     with working(books.engine, LedgerTask, session_factory=sessionmaker(engine)):
         assert {(task.state, task.attempt) for task in books.ended(*tasks)} == {("completed", 1)}

@@ -98,7 +98,7 @@ class TransactionRetry:
             return None
         claim = self.run.claim
         logger.info(
-            "transaction failed: task %s (%s) (%s); retrying it",
+            "transaction failed: task %s, handler %s (%s); retrying it",
             claim.task_id,
             claim.name,
             describe_for_log(error),
