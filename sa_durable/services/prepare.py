@@ -1,4 +1,4 @@
-"""Spawns, resolved and encoded, before anything is sent."""
+"""Resolve, check and encode spawns before anything is sent. Pure: no function here touches a database."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from ..models import DurableTask
 
 Model = type["DurableTask"]
-Parent = tuple[str, UUID]  # a queue's name and a task's id
+Parent = tuple[str, UUID]
+"""The queue's name and the id of a parent task."""
 
 _NO_DELAY = timedelta(0)
 _NO_COLUMNS: Mapping[str, Any] = {}
@@ -36,26 +37,35 @@ _NO_COLUMNS: Mapping[str, Any] = {}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpawnTemplate:
-    """What spawns of one task with the same options have in common; made once for all of them."""
+    """What all spawns of one task with the same options share. Made once, then cached."""
 
     model: Model
     name: str
-    options: SpawnOptions  # but for key, headers and columns, which are each spawn's own
-    row: Mapping[str, Any]  # parameters of statements.spawn.insert_task
-    hold: Mapping[str, Any]  # those that go with a key
+    options: SpawnOptions
+    """The options, without key, headers and columns: these belong to a single spawn."""
+    row: Mapping[str, Any]
+    """Parameters of statements.spawn.insert_task."""
+    hold: Mapping[str, Any]
+    """More parameters, for a spawn with a key."""
 
 
 class PreparedSpawn(NamedTuple):
-    """A spawn, resolved and encoded: what is inserted, and what happens if its key is held. A tuple, as batches keep
-    many: it is made, and looked over by the garbage collector, in half the time."""
+    """A checked and encoded spawn: the values to insert, and what to do if the key is held.
+
+    A tuple, because a batch makes thousands: creation and garbage collection take half the time of a dataclass.
+    """
 
     template: SpawnTemplate
     key: str | None
     params: str
+    """JSON text."""
     headers: str | None
-    own: Mapping[str, Any]  # the application's columns, by the table's keys
+    """JSON text."""
+    app_columns: Mapping[str, Any]
+    """Values of the application's own columns, by the table's column keys."""
     parent: Parent | None
-    position: int  # in its batch
+    position: int = 0
+    """Index of the call in its batch."""
 
     @property
     def model(self) -> Model:
@@ -66,7 +76,7 @@ class PreparedSpawn(NamedTuple):
         return self.template.options
 
     def row(self) -> dict[str, Any]:
-        """A new task's parameters of statements.spawn.insert_task, with ids that no other has; without `own`."""
+        """Return the parameters of statements.spawn.insert_task, without `app_columns`. Each call makes new ids."""
         parent_queue, parent_id = self.parent or (None, None)
         row = {
             **self.template.row,
@@ -86,62 +96,68 @@ class PreparedSpawn(NamedTuple):
 def prepare_all(
     calls: Iterable[Call[Any, Any]], keywords: SpawnKeywords, parent: Parent | None = None
 ) -> Iterator[PreparedSpawn]:
-    """As `prepare`, for the calls of a batch. Most have nothing of their own but a key, and the rest of their options is
-    looked up once for all of a handler's."""
-    shared: dict[tuple[object, str], tuple[SpawnKeywords, SpawnTemplate | None]] = {}
+    """Prepare the calls of a batch, one by one as they come.
+
+    Most calls have no option of their own but a key. They share one template for each handler.
+    """
+    templates: dict[tuple[object, str], tuple[SpawnKeywords, SpawnTemplate | None]] = {}
     for position, call in enumerate(calls):
         if not isinstance(call, Call):
             raise InvalidOptions(
                 f"spawn_many takes calls, such as charge.call(...), not a {type(call).__qualname__}"
             )
         key = call.options.get("idempotency_key")
-        if len(call.options) == (key is not None) and not telemetry.spawn_hooks:
-            defaults, kind = shared.get((call.model, call.name), (None, None))
+        has_only_a_key = len(call.options) == (key is not None)
+        if has_only_a_key and not telemetry.spawn_hooks:
+            defaults, template = templates.get((call.model, call.name), (None, None))
             if defaults is not call.defaults:
-                kind = _shared_template(call, keywords)
-                shared[call.model, call.name] = call.defaults, kind
-            if kind is not None:
+                template = _shared_template(call, keywords)
+                templates[call.model, call.name] = call.defaults, template
+            if template is not None:
                 if key is not None:
                     check_key(key)
-                yield PreparedSpawn(kind, key, call.params_text, None, _NO_COLUMNS, parent, position)
+                yield PreparedSpawn(template, key, call.params_text, None, _NO_COLUMNS, parent, position)
                 continue
         yield prepare(call, keywords, parent, position)
 
 
 def _shared_template(call: Call[Any, Any], keywords: SpawnKeywords) -> SpawnTemplate | None:
-    """The kind of calls that have the defaults of this one, and no options but perhaps a key; None, where more of their
-    own follows from their defaults, or from having a key or none."""
+    """Return the template of all calls with the defaults of `call` and no option of their own but a key.
+
+    Returns None if these calls differ in more: a default that belongs to a single spawn, a derived key, or an
+    `on_duplicate` that only works with a key.
+    """
     model = queue_of(call.model)
     merged = spawn_options.merge(keywords, call.defaults, model.__spawn_defaults__)
     if not merged.keys().isdisjoint(spawn_options.PER_TASK):
         return None
-    kind = _template_for(model, call.name, merged)
-    plain = kind.options.on_duplicate is OnDuplicate.RETURN and not kind.options.only_once
-    return kind if plain else None
+    template = _template_for(model, call.name, merged)
+    options = template.options
+    return template if options.on_duplicate is OnDuplicate.RETURN and not options.only_once else None
 
 
 def prepare(
     call: Call[Any, Any], keywords: SpawnKeywords, parent: Parent | None = None, position: int = 0
 ) -> PreparedSpawn:
-    """Resolve the options of a call and encode what it inserts. Raises InvalidOptions; touches no database."""
+    """Resolve the options of a call and encode the values that it inserts. Raises InvalidOptions or InvalidKey."""
     model, name = queue_of(call.model), call.name
     merged = spawn_options.merge(keywords, call.options, call.defaults, model.__spawn_defaults__)
     key = merged.pop("idempotency_key", None)
     headers, columns = merged.pop("headers", None), merged.pop("columns", None)
-    kind = _template_for(model, name, merged)
-    spawn_options.check_own(kind.options, idempotency_key=key, headers=headers, columns=columns)
-    if key is None and kind.options.only_once:
+    template = _template_for(model, name, merged)
+    spawn_options.check_own(template.options, idempotency_key=key, headers=headers, columns=columns)
+    if key is None and template.options.only_once:
         key = once_key(name, call.params)
     headers_text = encode_headers(spawn_headers(model.__queue__, name, headers))
-    own = _own_columns(model, columns) if columns else _NO_COLUMNS
-    return PreparedSpawn(kind, key, call.params_text, headers_text, own, parent, position)
+    app_columns = _app_columns(model, columns) if columns else _NO_COLUMNS
+    return PreparedSpawn(template, key, call.params_text, headers_text, app_columns, parent, position)
 
 
 def _template_for(model: Model, name: str, merged: Mapping[str, Any]) -> SpawnTemplate:
     try:
-        # With their types: 1 equals True, and is no option where that one is.
+        # With the types of the values: 1 equals True, so the cache would take a bad option for a good one.
         return _template(model, name, tuple(merged.items()), tuple(map(type, merged.values())))  # type: ignore[arg-type]  # a class hashes; mypy looks at its instances
-    except TypeError:  # one of them doesn't hash; so it is no option, most likely
+    except TypeError:  # a value doesn't hash: most likely a bad option, which resolve_shared refuses
         return _template.__wrapped__(model, name, tuple(merged.items()), ())
 
 
@@ -165,18 +181,18 @@ def _template(
     )
 
 
-def _own_columns(model: Model, columns: Mapping[str, Any]) -> dict[str, Any]:
-    own = own_attributes(model)
-    if unknown := sorted(set(columns) - own.keys()):
+def _app_columns(model: Model, columns: Mapping[str, Any]) -> dict[str, Any]:
+    attributes = app_attributes(model)
+    if unknown := sorted(set(columns) - attributes.keys()):
         raise InvalidOptions(
-            f"columns {shown(unknown)} are no columns of your own on {model.__name__}; it has {sorted(own) or 'none'}"
+            f"columns {shown(unknown)} are no columns of your own on {model.__name__}; it has {sorted(attributes) or 'none'}"
         )
-    return {own[name]: value for name, value in columns.items()}
+    return {attributes[name]: value for name, value in columns.items()}
 
 
 @cached_statement
-def own_attributes(model: Model) -> Mapping[str, str]:
-    """The application's own columns of a task model: attribute to the table's column key."""
+def app_attributes(model: Model) -> Mapping[str, str]:
+    """Return the application's own columns of a task model: the table's column key of each attribute."""
     library = task_columns().keys()
     table = table_of(model)
     return {

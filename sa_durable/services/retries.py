@@ -26,7 +26,7 @@ from ..telemetry import SpawnOutcome
 from ..values import SpawnResult, TaskState
 from .execute import connection_for, execute, execute_on
 from .notifications import can_notify
-from .prepare import own_attributes
+from .prepare import app_attributes
 from .spawn import MAX_ROUNDS
 from .spawn_results import TaskAttacher
 
@@ -123,6 +123,6 @@ def _copied(model: Model) -> tuple[str, ...]:
     columns = table_of(model).c
     return tuple(
         key
-        for key in own_attributes(model).values()
+        for key in app_attributes(model).values()
         if columns[key].computed is None and columns[key].identity is None
     )

@@ -24,7 +24,7 @@ from ..values import OnDuplicate, SpawnKeywords, SpawnResult, TaskError, TaskRes
 from .cancellation import cancel, lock
 from .execute import connection_for, execute, execute_on
 from .notifications import can_notify
-from .prepare import PreparedSpawn, own_attributes, prepare
+from .prepare import PreparedSpawn, app_attributes, prepare
 from .spawn_results import TaskAttacher
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def insert_or_get(session: Session, prepared: PreparedSpawn, *, wait: bool = Tru
         keyed=prepared.key is not None,
         scheduled=stmt.DELAY in row,
         limited=stmt.MAX_DURATION in row,
-        own=tuple(prepared.own),
+        own=tuple(prepared.app_columns),
         notify=can_notify(connection),
     )
-    parameters = {**row, **prepared.own} if prepared.own else row
+    parameters = {**row, **prepared.app_columns} if prepared.app_columns else row
     replaced = False
     for number in range(MAX_ROUNDS):
         created = execute_on(connection, insert, parameters).first() if wait or number else None
@@ -129,8 +129,12 @@ def duplicate_result(session: Session, prepared: PreparedSpawn, holder: Any) -> 
 
 def _update(session: Session, prepared: PreparedSpawn, holder: Any) -> SpawnResult[Any] | None:
     values = {**stmt.NO_OPTION, **prepared.row(), "id": holder.id}
-    names = own_attributes(prepared.model)
-    own = {attribute: prepared.own[key] for attribute, key in names.items() if key in prepared.own}
+    names = app_attributes(prepared.model)
+    own = {
+        attribute: prepared.app_columns[key]
+        for attribute, key in names.items()
+        if key in prepared.app_columns
+    }
     notify = can_notify(session.connection(bind_arguments={"mapper": prepared.model}))
     statement = key_stmt.update_waiting(prepared.model, values, own, notify=notify)
     updated = execute(session, statement, model=prepared.model).first()

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from sa_durable import DuplicateTask, Durable, IdempotencyConflict, InvalidOptions, TaskState
-from sa_durable.services import spawn_many
+from sa_durable.services import insert_many
 from tests.services.moves import LIVES, live
 from tests.services.observed import statements
 from tests.shop import BillingTask, Invoice, MailTask, Order, charge, refund, send_mail
@@ -182,7 +182,7 @@ def test_a_bad_call_in_a_batch_is_refused_before_anything_is_sent(engine, sessio
 def test_a_batch_of_any_size_is_a_few_statements(engine, session):
     durable = Durable(session)
     durable.spawn(charge.call(0))
-    size = 2 * spawn_many.CHUNK + 10
+    size = 2 * insert_many.ROWS_PER_STATEMENT + 10
     calls = [keyed(i, f"k{i % (size - 5)}") for i in range(size)]
     with statements(engine) as sent:
         batch = durable.spawn_many(calls)
@@ -209,7 +209,7 @@ def test_a_batch_of_any_size_is_a_few_statements(engine, session):
 
 
 def test_long_params_go_in_more_statements(engine, session, monkeypatch):
-    monkeypatch.setattr(spawn_many, "_LETTERS", 1000)
+    monkeypatch.setattr(insert_many, "_PARAMS_CHARS_PER_STATEMENT", 1000)
     durable = Durable(session)
     durable.spawn(charge.call(0))
     calls = [send_mail.call(600 * "x" if i % 4 == 0 else "x") for i in range(9)]
@@ -249,7 +249,7 @@ def test_results_of_a_batch_are_a_sequence(scratch):
 
 
 def test_calls_without_a_key_are_sent_as_they_come(engine, session):  # issue 5, workload 18
-    size = 2 * spawn_many.CHUNK + 1
+    size = 2 * insert_many.ROWS_PER_STATEMENT + 1
     Durable(session).spawn(charge.call(0))  # the transaction has begun
     before = []
 
@@ -260,7 +260,11 @@ def test_calls_without_a_key_are_sent_as_they_come(engine, session):  # issue 5,
 
     with statements(engine) as sent:
         batch = Durable(session).spawn_many(calls())
-    assert [before[n] for n in (0, spawn_many.CHUNK, 2 * spawn_many.CHUNK)] == [0, 1, 2]
+    assert [before[n] for n in (0, insert_many.ROWS_PER_STATEMENT, 2 * insert_many.ROWS_PER_STATEMENT)] == [
+        0,
+        1,
+        2,
+    ]
     by_id = select(BillingTask.params["order_id"].as_integer()).order_by(BillingTask.id).offset(1)
     assert session.scalars(by_id).all() == list(range(size))
     assert [s.task_id for s in batch] == sorted(s.task_id for s in batch)
@@ -269,9 +273,9 @@ def test_calls_without_a_key_are_sent_as_they_come(engine, session):  # issue 5,
 def test_a_generator_of_calls_is_not_kept_in_memory(scratch):  # issue 5, workload 18
     durable = Durable(scratch)
     durable.spawn_many(
-        charge.call(n) for n in range(2 * spawn_many.CHUNK)
+        charge.call(n) for n in range(2 * insert_many.ROWS_PER_STATEMENT)
     )  # what is compiled and cached once
-    size = 20 * spawn_many.CHUNK
+    size = 20 * insert_many.ROWS_PER_STATEMENT
     tracemalloc.start()
     try:
         batch = durable.spawn_many(charge.call(n) for n in range(size))
@@ -280,12 +284,12 @@ def test_a_generator_of_calls_is_not_kept_in_memory(scratch):  # issue 5, worklo
         tracemalloc.stop()
     assert len(batch) == size
     # The results, and two chunks that are on their way; a call and its row take 2 kB.
-    assert peak < 32 * size * 1.2 + 2 * spawn_many.CHUNK * 3_000
+    assert peak < 32 * size * 1.2 + 2 * insert_many.ROWS_PER_STATEMENT * 3_000
 
 
 def test_calls_that_fail_while_they_are_made_undo_the_batch(scratch):
     def calls():
-        yield from (charge.call(n) for n in range(spawn_many.CHUNK + 1))
+        yield from (charge.call(n) for n in range(insert_many.ROWS_PER_STATEMENT + 1))
         raise LookupError("no more orders")
 
     with pytest.raises(LookupError):
