@@ -1,11 +1,12 @@
--- Least privileges for sa_durable: four roles that nobody logs in as. Give them to those who do:
+-- Least privileges for sa_durable: four roles without login. Grant them to the roles that log in:
 --
 --     GRANT durable_migrate TO deploy;  GRANT durable_spawn TO web;
 --     GRANT durable_work TO worker;     GRANT durable_view TO dashboard;
 --
--- Run it after each migration that adds a queue (queues are found by their tables' comments, in every schema), as often as
--- you like: the first time as a superuser, or as the owner of the tables, who needs CREATEROLE; then as whoever has
--- durable_migrate, which owns the library's tables from now on.
+-- Run this script after each migration that adds a queue. It finds queues by their tables' comments, in every
+-- schema, and can be run any number of times. Run it the first time as a superuser, or as the owner of the
+-- tables with CREATEROLE. Afterwards, run it as a role that has durable_migrate, which then owns the library's
+-- tables.
 
 DO $$
 DECLARE
@@ -31,7 +32,7 @@ BEGIN
             c.oid::regclass AS table,
             n.nspname AS schema,
             split_part(d.description, ':', 3) AS part,
-            -- Of a task, what an application may change: it neither runs tasks, nor says what came of them.
+            -- The columns of a task that an application may change. It neither runs tasks nor writes outcomes.
             (SELECT string_agg(quote_ident(a.attname), ', ')
              FROM pg_attribute a
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attname NOT IN
@@ -42,7 +43,8 @@ BEGIN
         JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
         WHERE c.relkind IN ('r', 'p') AND d.description ~ '^sa_durable:[^:]*:[a-z]+$'
     LOOP
-        -- Who changes tables owns them; makes new ones, and temporary ones to compare with and for backfills.
+        -- durable_migrate owns the tables, because only the owner may change them. It creates new tables, and
+        -- temporary tables for schema comparisons and backfills.
         IF NOT has_schema_privilege('durable_migrate', durable.schema, 'CREATE') THEN
             EXECUTE format('GRANT USAGE, CREATE ON SCHEMA %I TO durable_migrate', durable.schema);
         END IF;
@@ -52,20 +54,20 @@ BEGIN
         EXECUTE format('ALTER TABLE %s OWNER TO durable_migrate', durable.table);
         FOR needs IN
             SELECT role, privileges FROM (VALUES
-                -- The application: spawns, emits, cancels, retries, releases keys, waits for ends, looks.
+                -- The application: spawn, emit, cancel, retry, release keys, wait for tasks, read results.
                 ('tasks', 'durable_spawn', format('SELECT, INSERT, UPDATE (%s)', durable.changeable)),
                 ('runs', 'durable_spawn', 'SELECT, INSERT'),
                 ('events', 'durable_spawn', 'INSERT'),
                 ('waits', 'durable_spawn', 'SELECT, UPDATE (settled), DELETE'),  -- retry
                 ('queues', 'durable_spawn', 'SELECT'),
-                -- Workers: run, sweep, clean up; they spawn and emit, too. An idle one asks for notifications.
+                -- Workers: run, sweep, clean up, spawn and emit. An idle worker turns notifications on.
                 ('tasks', 'durable_work', 'SELECT, INSERT, UPDATE, DELETE'),
                 ('runs', 'durable_work', 'SELECT, INSERT'),
                 ('checkpoints', 'durable_work', 'SELECT, INSERT'),
                 ('events', 'durable_work', 'SELECT, INSERT, UPDATE, DELETE'),
                 ('waits', 'durable_work', 'SELECT, INSERT, UPDATE, DELETE'),
                 ('queues', 'durable_work', 'SELECT, INSERT (name, notify_until), UPDATE (notify_until)'),
-                -- Dashboards and people: look.
+                -- Dashboards and people: read.
                 ('tasks', 'durable_view', 'SELECT'),
                 ('runs', 'durable_view', 'SELECT'),
                 ('checkpoints', 'durable_view', 'SELECT'),

@@ -1,4 +1,4 @@
-"""Two orders from the click to the doormat: `python -m fulfilment`, with the database's URL in DATABASE_URL."""
+"""Run two orders from start to finish: `python -m fulfilment`, with the database's URL in DATABASE_URL."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sa_durable import Worker, wait_for
 from .models import Base, Mail, MailTask, Order, OrderTask, ParcelTask, Payment, Product
 from .web import place_order, warehouse_webhook
 
-PATIENCE = timedelta(seconds=30)
+TIMEOUT = timedelta(seconds=30)
 
 
-def a_day(engine: Engine) -> None:
-    """Two orders come in. The warehouse packs the first; the second one's customer is promised too much."""
+def run_a_day(engine: Engine) -> None:
+    """Place two orders. The warehouse packs the first; the second misses its deadline and is refunded."""
     with Session(engine) as session, session.begin():
         session.add(Product(sku="kettle", price=Decimal("24.50"), available=9))
     with Session(engine, expire_on_commit=False) as session, session.begin():
@@ -30,11 +30,11 @@ def a_day(engine: Engine) -> None:
     with Session(engine) as session, session.begin():
         warehouse_webhook(session, first, ["box A", "box B"])
     for task in (sent, lost):
-        print(wait_for(engine, task, timeout=PATIENCE).value)
+        print(wait_for(engine, task, timeout=TIMEOUT).value)
 
     with Session(engine) as session:
         for mail_task in session.scalars(select(MailTask).order_by(MailTask.id)):
-            wait_for(engine, mail_task, timeout=PATIENCE)
+            wait_for(engine, mail_task, timeout=TIMEOUT)
         for order in session.scalars(select(Order).order_by(Order.id)):
             paid = session.scalars(select(Payment.amount).where(Payment.order_id == order.id)).all()
             print(f"order {order.id}: {order.state}, paid {', '.join(map(str, paid))}")
@@ -46,7 +46,7 @@ async def main() -> None:
     engine = create_engine(os.environ["DATABASE_URL"])
     Base.metadata.create_all(engine)
     async with Worker(engine, [OrderTask, ParcelTask, MailTask]):
-        await asyncio.to_thread(a_day, engine)
+        await asyncio.to_thread(run_a_day, engine)
     engine.dispose()
 
 

@@ -1,4 +1,4 @@
-"""The carrier: somebody else's computer. It knows nothing of our transactions."""
+"""The carrier: an external system that doesn't take part in our transactions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from zlib import crc32
 
 
 async def book(reference: str) -> str:
-    """Book a parcel, and get its tracking number. The same reference again is the same parcel, as good APIs have it."""
+    """Book a parcel and return its tracking number.
+
+    The same reference returns the same parcel, as in a good API.
+    """
     await asyncio.sleep(0.001)
     return f"P{crc32(reference.encode()):010}"

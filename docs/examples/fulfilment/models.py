@@ -1,4 +1,4 @@
-"""The shop's tables, and its three queues beside them."""
+"""The shop's tables, and its three queues."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ class Order(Base):
 
 
 class Payment(Base):
-    """What the customer paid; negative: what went back. No constraint makes it one an order: ctx.transaction does."""
+    """A payment of the customer, or a refund, which is negative.
+
+    No constraint limits it to one per order: `ctx.transaction` writes it once.
+    """
 
     __tablename__ = "payments"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -58,7 +61,7 @@ class Parcel(Base):
 
 
 class Mail(Base):
-    """What was sent to customers."""
+    """A mail that was sent to a customer."""
 
     __tablename__ = "mails"
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -1,4 +1,4 @@
-"""What the shop does with its rows. Plain functions of a session: they know nothing of tasks."""
+"""The shop's changes to its own rows: ordinary functions of a session, without any knowledge of tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def charge(session: Session, order_id: int) -> None:
 
 
 def reserve(session: Session, order_id: int) -> bool:
-    """Take the goods off the shelf. False: there are not enough."""
+    """Reserve the goods of an order. Returns False if there are not enough."""
     order = session.get_one(Order, order_id)
     enough = (Product.sku == order.sku) & (Product.available >= order.quantity)
     taken = update(Product).where(enough).values(available=Product.available - order.quantity)
@@ -28,7 +28,7 @@ def reserve(session: Session, order_id: int) -> bool:
 
 
 def undo(session: Session, order_id: int) -> None:
-    """The goods go back on the shelf, if they were taken, and the money to the customer."""
+    """Return reserved goods to the shelf, and the money to the customer."""
     order = session.get_one(Order, order_id)
     held = select(Reservation).where(Reservation.order_id == order.id, Reservation.state == "held")
     for reservation in session.scalars(held):

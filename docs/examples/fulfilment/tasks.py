@@ -1,4 +1,4 @@
-"""The workflow: `fulfil` is a plain function, `send_parcel` an async one, `notify` is one transaction."""
+"""The workflow: `fulfil` is a sync handler, `send_parcel` an async handler, `notify` a single transaction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .models import Mail, MailTask, Order, OrderTask, ParcelTask
 
 @dataclass(frozen=True)
 class Shipment:
-    """What the warehouse says when it has packed an order."""
+    """The payload of the warehouse's event: an order was packed."""
 
     boxes: list[str]
 
@@ -26,7 +26,7 @@ class Outcome:
 
 @OrderTask.handler()
 def fulfil(ctx: TaskContext, order_id: int, ship_within: timedelta = timedelta(days=3)) -> Outcome:
-    """Charge, reserve, wait for the warehouse, send each box, tell the customer."""
+    """Charge, reserve, wait for the warehouse, send each box, notify the customer."""
     ctx.transaction("charge", orders.charge, order_id)
     if not ctx.transaction("reserve", orders.reserve, order_id):
         return give_up(ctx, order_id, "it is sold out")
@@ -42,7 +42,7 @@ def fulfil(ctx: TaskContext, order_id: int, ship_within: timedelta = timedelta(d
 
 
 def give_up(ctx: TaskContext, order_id: int, why: str) -> Outcome:
-    """A part of `fulfil`: goods and money go back where they came from."""
+    """Return goods and money. A part of `fulfil`."""
     ctx.transaction("undo", orders.undo, order_id)
     ctx.spawn(notify.call(order_id, f"You have your money back: {why}"))
     return Outcome("refunded", [])
@@ -50,8 +50,9 @@ def give_up(ctx: TaskContext, order_id: int, why: str) -> Outcome:
 
 @ParcelTask.handler()
 async def send_parcel(ctx: AsyncTaskContext, order_id: int, box: str) -> str:
-    """Book one box with the carrier; the result is its tracking number."""
-    # A step: if we die after the carrier's answer and before it is saved, it runs again. Hence the reference.
+    """Book one box with the carrier and return its tracking number."""
+    # This step runs again if the process dies after the carrier's answer and before the checkpoint. The
+    # reference makes the second booking return the same parcel.
     tracking = await ctx.step("book", carrier.book, f"{order_id}/{box}")
     await ctx.transaction("record", orders.record_parcel, order_id, box, tracking)
     return tracking
@@ -59,6 +60,6 @@ async def send_parcel(ctx: AsyncTaskContext, order_id: int, box: str) -> str:
 
 @MailTask.handler(transactional=True)
 def notify(ctx: TaskContext, order_id: int, text: str) -> None:
-    """Tell the customer: the mail, and that this task is done, are written together or not at all."""
+    """Notify the customer. The mail and the completion of this task commit together."""
     order = ctx.session.get_one(Order, order_id)
     ctx.session.add(Mail(to=order.email, text=text))

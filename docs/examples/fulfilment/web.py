@@ -1,4 +1,4 @@
-"""What the shop's web application does: take orders, and hear from the warehouse."""
+"""The shop's web application: place orders, and receive the warehouse's messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tasks import Outcome, Shipment, fulfil
 def place_order(
     session: Session, email: str, sku: str, quantity: int, *, ship_within: timedelta = timedelta(days=3)
 ) -> SpawnResult[Outcome]:
-    """The order and the task that fulfils it: both exist once the caller commits, or neither."""
+    """Add an order and the task that fulfils it. Both exist once the caller commits, or neither."""
     product = session.get_one(Product, sku)
     order = Order(email=email, sku=sku, quantity=quantity, total=quantity * product.price)
     session.add(order)
@@ -29,5 +29,5 @@ def place_order(
 
 
 def warehouse_webhook(session: Session, order_id: int, boxes: list[str]) -> None:
-    """The warehouse has packed an order. It may tell us twice: the first one counts."""
+    """Record that the warehouse has packed an order. It may call this twice: the first event counts."""
     Durable(session).emit_event(OrderTask, f"packed:{order_id}", Shipment(boxes))
