@@ -19,7 +19,7 @@ RECHECK_S = 0.05
 
 
 class Timeouts:
-    """A thread that fails runs whose time is over. A handler that blocks the event loop is failed, too.
+    """A thread that fails overdue runs. A handler that blocks the event loop is failed, too.
 
     Args:
         active: The worker's runs.

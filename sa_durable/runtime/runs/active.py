@@ -52,7 +52,7 @@ class ActiveRun:
     """The task class of the queue."""
     claim: Claim
     deadline: float
-    """`time.monotonic()` at which the run stops writing: its lease may be over soon after (see lease.py)."""
+    """`time.monotonic()` at which the run stops writing: its lease may expire soon after (see lease.py)."""
     checkpoints: Mapping[str, Json]
     """The values of the steps that earlier runs of the task have completed, by name."""
     signal: Signal | None
@@ -60,7 +60,7 @@ class ActiveRun:
     started: float
     """`time.monotonic()` at which the handler started. Until then: when the run began to wait for a slot."""
     ends_at: float
-    """`time.monotonic()` at which the handler's `timeout` is over. inf: it has none."""
+    """`time.monotonic()` at which the handler's `timeout` expires. inf: it has none."""
     timeout: timedelta
     """The handler's `timeout`."""
     finishing: bool
@@ -86,15 +86,15 @@ class ActiveRun:
     def check(self) -> None:
         """Raise the signal that ended the run, if there is one.
 
-        Also ends the run if its lease may be over. This process's own clock decides that, counted from before
-        the claim or its last extension was sent, so no message has to arrive.
+        Also ends the run if its lease may have expired. This process's own clock decides that, counted from
+        before the claim or its last extension was sent, so no message has to arrive.
         """
         self.end_if_overdue()
         if self.signal is not None:
             self._raise(self.signal)
 
     def end_if_overdue(self) -> None:
-        """End the run if its lease may be over."""
+        """End the run if its lease may have expired."""
         if self.signal is None and monotonic() > self.deadline:
             self.end(LeaseLost(f"task {self.claim.task_id}: the lease could not be extended in time"))
 
@@ -191,7 +191,7 @@ class ActiveRuns:
                     del known[run.claim.task_id]
 
     def end_overdue(self) -> None:
-        """End the runs whose lease may be over."""
+        """End the runs whose lease may have expired."""
         for run in self.all():
             if not run.finishing:
                 run.end_if_overdue()

@@ -55,11 +55,11 @@ def write_while_leased(run: ActiveRun, write: Callable[[], T]) -> T:
     A restart of the server thus doesn't throw away the result of a step.
 
     Raises:
-        Signal: The run has ended; the lease may be over.
+        Signal: The run has ended, or its lease may have expired.
     """
 
     def attempt() -> T:
-        run.check()  # raises once the lease may be over, which ends the retries
+        run.check()  # raises once the lease may have expired, which ends the retries
         return write()
 
     try:
