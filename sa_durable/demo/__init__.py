@@ -1,1 +1,1 @@
-"""A small host application: payments, their webhooks, and the tasks that follow from them."""
+"""A small host application: payments, their webhooks, and the tasks that handle them."""

@@ -1,8 +1,8 @@
-"""The demo: four processes see the same webhook deliveries, and each event is handled once, whoever is killed.
+"""The demo: four processes read the same webhooks, some are killed, and each event is handled exactly once.
 
     python -m sa_durable.demo [--events FILE] [--database-url URL]
 
-Exit status 1 if an event was lost or handled twice; 2 if it can't start.
+The exit status is 1 if an event was lost or handled twice, and 2 if the demo can't start.
 """
 
 from __future__ import annotations
@@ -29,21 +29,25 @@ CONFIG = Path("alembic.ini")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m sa_durable.demo", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--events", type=Path, default=deliveries.LOG, help="a log of deliveries, JSON Lines")
     parser.add_argument(
-        "--database-url", help="use this server (a database is made there, and dropped at the end)"
+        "--events", type=Path, default=deliveries.LOG, help="log of deliveries, in JSON Lines format"
     )
-    parser.add_argument("--keep", action="store_true", help="don't drop that database")
+    parser.add_argument(
+        "--database-url", help="server to use (the demo creates a database there, and drops it at the end)"
+    )
+    parser.add_argument("--keep", action="store_true", help="don't drop the database")
     options = parser.parse_args()
     console = Console()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the exit stops all child processes
     try:
         log = list(deliveries.read(options.events))
     except (OSError, ValueError) as error:
         console.print(f"[red]{error}", highlight=False)
         return 2
     if not CONFIG.exists():
-        console.print(f"[red]{CONFIG} is not here: run the demo from the root of the repository (make demo)")
+        console.print(
+            f"[red]no {CONFIG} in the current directory: run the demo in the repository's root (make demo)"
+        )
         return 2
     with ExitStack() as stack:
         try:
@@ -52,7 +56,7 @@ def main() -> int:
             console.print(f"[red]{error}", highlight=False)
             return 2
         url = stack.enter_context(_database(server_url, keep=options.keep))
-        os.environ["SA_DURABLE_DATABASE_URL"] = url  # for Alembic and the processes we start
+        os.environ["SA_DURABLE_DATABASE_URL"] = url  # for Alembic and the child processes
         demo = stack.enter_context(Demo(url, options.events, log, console))
         demo.migrate()
         demo.spawn()
@@ -62,7 +66,7 @@ def main() -> int:
 
 @contextmanager
 def _database(server_url: str, *, keep: bool) -> Iterator[str]:
-    """A new database on the server, so that nobody's tables are touched."""
+    """Create a database on the server, so that existing tables are not touched. Drops it at the end."""
     name = f"sa_durable_demo_{uuid4().hex[:8]}"
     admin = create_engine(
         make_url(server_url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"

@@ -1,4 +1,4 @@
-"""The application's tasks: what happens for each payment event. `sa-durable worker sa_durable.demo.app` runs them."""
+"""The application's tasks, one for each payment event. `sa-durable worker sa_durable.demo.app` runs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .deliveries import Event
 from .models import LedgerEntry, MailTask, PaymentTask, StepRun
 
 engine = create_engine(os.environ["SA_DURABLE_DATABASE_URL"])
-NETWORK = 0.02  # seconds that the provider, the bank and the mail server take to answer
+NETWORK_S = 0.02  # how long the provider, the bank and the mail server take to answer
 
 
 class BankTimeout(Exception):
@@ -28,21 +28,23 @@ class BankTimeout(Exception):
     max_attempts=6, retry=Exponential(base=timedelta(milliseconds=100), cap=timedelta(seconds=1))
 )
 def handle_event(ctx: TaskContext, event: Event) -> str:
-    """Confirm the event with the provider, book it, tell the customer."""
+    """Confirm the event with the provider, book it, notify the customer."""
 
     def confirm() -> str:
-        _ran(event, "confirm", ctx.attempt)
-        time.sleep(NETWORK)
+        _count_step(event, "confirm", ctx.attempt)
+        time.sleep(NETWORK_S)
         return event.type.removeprefix("payment.")
 
     def book(state: str) -> None:
-        _ran(event, "book", ctx.attempt)
-        time.sleep(NETWORK)
-        # Now and then the bank doesn't answer: for every fifth event on its first attempt, for some on the second.
+        _count_step(event, "book", ctx.attempt)
+        time.sleep(NETWORK_S)
+        # The bank doesn't answer every fifth call. A retry is another call, so most events succeed on the
+        # second attempt.
         if crc32(f"{event.id}/{ctx.attempt}".encode()) % 5 == 0:
             raise BankTimeout(f"no answer about {event.data.payment_id}")
         with Session(engine) as session, session.begin():
-            # A step that is interrupted between its effect and its checkpoint runs again: the ledger takes it once.
+            # A step that is interrupted between its effect and its checkpoint runs again. ON CONFLICT DO
+            # NOTHING keeps the ledger from booking the event twice.
             entry = {
                 "event_id": event.id,
                 "payment_id": event.data.payment_id,
@@ -52,8 +54,8 @@ def handle_event(ctx: TaskContext, event: Event) -> str:
             session.execute(insert(LedgerEntry).values(entry).on_conflict_do_nothing())
 
     def notify() -> str:
-        _ran(event, "notify", ctx.attempt)
-        time.sleep(NETWORK)
+        _count_step(event, "notify", ctx.attempt)
+        time.sleep(NETWORK_S)
         return f"mail about {event.data.payment_id}"
 
     state = ctx.step("confirm", confirm)
@@ -64,11 +66,11 @@ def handle_event(ctx: TaskContext, event: Event) -> str:
 @MailTask.handler()
 def send(ctx: TaskContext, to: str, subject: str) -> str:
     """Send a mail."""
-    ctx.step("send", time.sleep, NETWORK)
+    ctx.step("send", time.sleep, NETWORK_S)
     return f"{subject} to {to}"
 
 
-def _ran(event: Event, step: str, attempt: int) -> None:
-    """Count what really ran, whatever became of it."""
+def _count_step(event: Event, step: str, attempt: int) -> None:
+    """Record that a step function runs, in a transaction of its own: steps that fail are counted too."""
     with Session(engine) as session, session.begin():
         session.add(StepRun(event_id=event.id, step=step, attempt=attempt, pid=os.getpid()))

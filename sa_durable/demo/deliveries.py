@@ -1,4 +1,4 @@
-"""The webhook log: what the payment provider delivered, often more than once, and not in order."""
+"""The webhook log: the payment provider's deliveries, with repetitions and out of order."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ LOG = Path(__file__).with_name("deliveries.jsonl")
 
 
 class PaymentData(BaseModel):
+    """The payment that an event is about."""
+
     payment_id: str
     amount: Decimal
     currency: str
 
 
 class Event(BaseModel):
-    """A fact at the provider. Its id is the same in every delivery of it."""
+    """A change of a payment. Every delivery of the event has the same event id."""
 
     id: str
     type: str
@@ -28,7 +30,7 @@ class Event(BaseModel):
 
 
 class Delivery(BaseModel):
-    """One HTTP request of the provider's."""
+    """One HTTP request from the provider."""
 
     delivery: str
     attempt: int
@@ -37,7 +39,11 @@ class Delivery(BaseModel):
 
 
 def read(path: Path) -> Iterator[Delivery]:
-    """The deliveries of a JSON Lines file. Raises ValueError with the line that is none."""
+    """Read the deliveries of a JSON Lines file.
+
+    Raises:
+        ValueError: A line is not a delivery. The message has its number.
+    """
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:

@@ -1,4 +1,4 @@
-"""The demo application's models: payments of its own, and two queues beside them."""
+"""The demo application's models: its own tables for payments, and two queues."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from ..models import DurableTask
 
 
 class Base(DeclarativeBase):
-    """The application's own base. Its metadata has the application's tables and those of its queues."""
+    """The application's declarative base. Its metadata also has the tables of the queues."""
 
 
 class Payment(Base):
-    """A payment, as the provider's webhooks tell of it."""
+    """A payment that the provider's webhooks report."""
 
     __tablename__ = "payments"
 
-    id: Mapped[str] = mapped_column(Text, primary_key=True)  # the provider's, "pay_..."
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    """The provider's id, "pay_..."."""
     amount: Mapped[Decimal] = mapped_column(Numeric(12, 2))
     currency: Mapped[str] = mapped_column(Text)
     tasks: Mapped[list[PaymentTask]] = relationship(back_populates="payment")
 
 
 class PaymentTask(DurableTask, Base):
-    """What has to be done about a payment: one task per webhook delivery, keyed by the event's id."""
+    """The handling of a payment event: one task per event. The event's id is its idempotency key."""
 
     __queue__ = "payments"
 
@@ -35,13 +36,13 @@ class PaymentTask(DurableTask, Base):
 
 
 class MailTask(DurableTask, Base):
-    """Mail to be sent."""
+    """A mail to be sent."""
 
     __queue__ = "mail"
 
 
 class LedgerEntry(Base):
-    """What was booked for an event: the effect that must happen once."""
+    """The booking of an event: the effect that must happen exactly once."""
 
     __tablename__ = "ledger"
 
@@ -52,7 +53,7 @@ class LedgerEntry(Base):
 
 
 class StepRun(Base):
-    """That a step's function was called, whatever became of it: the demo counts them."""
+    """One call of a step function, successful or not. The demo counts them."""
 
     __tablename__ = "step_runs"
 

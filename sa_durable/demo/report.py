@@ -1,4 +1,4 @@
-"""What became of the deliveries, computed from the database."""
+"""Report how the deliveries were handled, computed from the database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = 3
 
 
 def show(engine: Engine, log: list[Delivery], spawns: list[tuple[int, int]], console: Console) -> int:
-    """Print the table and the check. Returns the exit status."""
+    """Print the table of counts and the result of the checks. Returns the exit status."""
     events = {delivery.event.id: delivery.event for delivery in log}
     run, checkpoint = PaymentTask.Run, PaymentTask.Checkpoint
     with Session(engine) as session:
@@ -41,7 +41,7 @@ def show(engine: Engine, log: list[Delivery], spawns: list[tuple[int, int]], con
         ("distinct events among them", len(events)),
         (f"deliveries that {len(spawns)} processes spawned a task for", sum(seen for seen, _ in spawns)),
         ("of which deduplicated", sum(seen - created for seen, created in spawns)),
-        ("tasks spawned, with those from before keys", tasks),
+        ("tasks spawned, including those older than keys", tasks),
         ("tasks completed", completed),
         ("attempts that failed and were retried", failed - lost),
         ("attempts that died with the worker", lost),
@@ -53,16 +53,16 @@ def show(engine: Engine, log: list[Delivery], spawns: list[tuple[int, int]], con
     wrong: dict[str, Collection[object]] = {
         "events never handled": events.keys() - handled.keys(),
         "events handled twice": {key for key, times in handled.items() if times != 1},
-        "tasks that belong to no event": handled.keys() - events.keys(),
-        "events not booked once, with their amount": {
+        "tasks without an event": handled.keys() - events.keys(),
+        "events not booked exactly once with their amount": {
             key for key, event in events.items() if booked.get(key, Decimal(-1)) != event.data.amount
         },
         "tasks whose steps were not each saved once": {row.task_id for row in resaved},
         "tasks that are not completed": set(range(tasks - completed)),
     }
-    for what, which in wrong.items():
-        if which:
-            console.print(f"[red]WRONG: {len(which)} {what}: {sorted(map(str, which))[:5]}", highlight=False)
+    for what, found in wrong.items():
+        if found:
+            console.print(f"[red]WRONG: {len(found)} {what}: {sorted(map(str, found))[:5]}", highlight=False)
     if any(wrong.values()):
         return 1
     console.print(f"[green]Each of the {len(events)} distinct events was handled exactly once.")

@@ -1,6 +1,6 @@
-"""One of the web processes: reads the log and spawns a task for each delivery, keyed by its event.
+"""One of the web processes: read the log and spawn a task for each delivery, with the event's id as its key.
 
-Prints how many deliveries it has committed and how many tasks it created, after each.
+After each delivery, it prints how many deliveries it has committed and how many tasks it created.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from . import deliveries
 from .app import engine, handle_event
 from .models import Payment
 
-PACE = 0.001  # seconds between two deliveries: they don't come all at once
+DELIVERY_INTERVAL_S = 0.001
 
 
 def main(path: Path) -> None:
+    """Spawn a task for each delivery in the file."""
     created = 0
     for number, delivery in enumerate(deliveries.read(path), 1):
         event = delivery.event
@@ -30,12 +31,12 @@ def main(path: Path) -> None:
             spawned = Durable(session).spawn(
                 handle_event.call(event),
                 idempotency_key=event.id,
-                hold="forever",  # an event that was handled last year is not handled again
+                hold="forever",  # an event is never handled again, even if it is delivered a year later
                 columns={"payment_id": event.data.payment_id},
             )
         created += spawned.created
         print(number, created, flush=True)
-        time.sleep(PACE)
+        time.sleep(DELIVERY_INTERVAL_S)
 
 
 if __name__ == "__main__":

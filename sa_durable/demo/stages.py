@@ -1,4 +1,4 @@
-"""What happens in the demo, stage by stage."""
+"""The stages of the demo: migrate, spawn, work."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .deliveries import Delivery, Event
 from .models import Payment, PaymentTask
 
 SPAWNERS = 4
-OLD = 20  # tasks from before there were keys
-LEASE = 2.0  # seconds: how long a killed worker's tasks are out of reach
-TIMEOUT = 120.0
+OLD_TASKS = 20  # spawned before the upgrade that adds keys
+LEASE_S = 2.0  # a killed worker's tasks are retried after this time
+TIMEOUT_S = 120.0
 
 
 def read_counts(output: Iterable[str]) -> Iterator[tuple[int, int]]:
@@ -44,7 +44,14 @@ def read_counts(output: Iterable[str]) -> Iterator[tuple[int, int]]:
 
 
 class Demo:
-    """The processes and the database of one demo. Whatever it started has ended when its block does."""
+    """The processes and the database of one demo. At the end of its block, all its processes have ended.
+
+    Args:
+        url: The database's URL.
+        events: The file with the deliveries.
+        log: The deliveries.
+        console: Where progress is shown.
+    """
 
     def __init__(self, url: str, events: Path, log: list[Delivery], console: Console) -> None:
         self.engine = create_engine(url)
@@ -52,7 +59,8 @@ class Demo:
         self._events, self._log = events, log
         self._events_by_id = {delivery.event.id: delivery.event for delivery in log}
         self._processes: list[subprocess.Popen[str]] = []
-        self.spawns = [(0, 0)] * SPAWNERS  # by process: deliveries committed, tasks created
+        self.spawns: list[tuple[int, int]] = [(0, 0)] * SPAWNERS
+        """For each spawner: the deliveries it has committed, and the tasks it created."""
 
     def __enter__(self) -> Self:
         return self
@@ -66,23 +74,21 @@ class Demo:
         self.engine.dispose()
 
     def migrate(self) -> None:
-        """Revision 0001, with rows in its tables; then the upgrade that gives them keys."""
+        """Apply revision 0001, spawn tasks, then apply the upgrade that adds keys."""
         config = Config("alembic.ini", attributes={"configure_logger": False})
         logging.getLogger("alembic").setLevel(logging.WARNING)
         command.upgrade(config, "0001")
-        old = list(self._events_by_id.values())[:OLD]
+        old = list(self._events_by_id.values())[:OLD_TASKS]
         self._spawn_without_keys(old)
-        self.console.print(f"revision 0001: {len(old)} tasks from before there were keys")
+        self.console.print(f"revision 0001: spawned {len(old)} tasks without keys")
         command.upgrade(config, "head")
         with Session(self.engine) as session:
             keyed = session.scalar(select(func.count()).where(PaymentTask.idempotency_key.is_not(None)))
-        self.console.print(
-            f"alembic upgrade head: {keyed} of them have their key now, taken from their headers"
-        )
+        self.console.print(f"alembic upgrade head: {keyed} of them got a key from their headers")
 
     def _spawn_without_keys(self, events: list[Event]) -> None:
-        # As the version before keys did it: the event's id in a header, and nothing that makes it unique. The
-        # model has columns that this revision lacks, so its ORM can't.
+        # The old application stored the event's id in a header, and nothing made it unique. Core statements
+        # are used, because the ORM would insert columns that this revision doesn't have.
         task = PaymentTask.__table__
         known = ("id", "run_id", "name", "params", "headers", "payment_id")
         with self.engine.begin() as connection:
@@ -105,7 +111,7 @@ class Demo:
                 connection.execute(insert(task).values({name: row[name] for name in known}))  # type: ignore[arg-type]  # a Table
 
     def spawn(self) -> None:
-        """Four processes read the log; the second is killed in the middle."""
+        """Start four processes that read the log and spawn tasks. Kill the second one in the middle."""
         with self._progress() as progress:
             bars = [
                 progress.add_task(f"process {n + 1} spawns", total=len(self._log)) for n in range(SPAWNERS)
@@ -123,9 +129,9 @@ class Demo:
             )
             victim.send_signal(signal.SIGKILL)
             for reader in readers:
-                reader.join(TIMEOUT)
+                reader.join(TIMEOUT_S)
             progress.update(bar, description="process 2 [red]killed -9")
-            failed = [p.args for i, p in enumerate(processes) if p.wait(TIMEOUT) != 0 and i != 1]
+            failed = [p.args for i, p in enumerate(processes) if p.wait(TIMEOUT_S) != 0 and i != 1]
         if failed:
             raise RuntimeError(f"spawners failed: {failed}")
 
@@ -136,19 +142,19 @@ class Demo:
             progress.update(bar, completed=deliveries)
 
     def work(self) -> None:
-        """A worker runs the tasks; it is killed in the middle, and another one takes over."""
+        """Start a worker that runs the tasks. Kill it in the middle, and start another one."""
         with self._progress() as progress:
             bar = progress.add_task("worker", total=self._count())
             worker = self._worker()
             self._until(lambda: self._completed(progress, bar) >= progress.tasks[0].total * 0.4)  # type: ignore[operator]  # we set it
             worker.send_signal(signal.SIGKILL)
             worker.wait()
-            progress.update(bar, description="worker [red]killed -9[/], another one")
+            progress.update(bar, description="worker [red]killed -9[/], second worker")
             worker = self._worker()
             self._until(lambda: self._completed(progress, bar) >= progress.tasks[0].total)  # type: ignore[operator]  # we set it
-            progress.update(bar, description="worker [red]killed -9[/], another one [green]done")
+            progress.update(bar, description="worker [red]killed -9[/], second worker [green]done")
             worker.terminate()
-            worker.wait(TIMEOUT)
+            worker.wait(TIMEOUT_S)
 
     def _worker(self) -> subprocess.Popen[str]:
         command_line = [
@@ -156,7 +162,7 @@ class Demo:
             "--concurrency",
             "20",
             "--lease",
-            str(LEASE),
+            str(LEASE_S),
             "--queue",
             "payments",
         ]
@@ -183,10 +189,10 @@ class Demo:
         return done
 
     def _until(self, fact: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + TIMEOUT_S
         while not fact():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"nothing happened for {TIMEOUT} s")
+                raise TimeoutError(f"the demo did not get to its next stage within {TIMEOUT_S} s")
             time.sleep(0.02)
 
     @contextmanager

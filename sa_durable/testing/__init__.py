@@ -1,6 +1,6 @@
-"""For tests of applications: run due tasks in process, move the database's time, say what was spawned, make rows.
+"""Test helpers for applications: run due tasks, move the database's time, assert spawns, create rows.
 
-Needs factory-boy: `pip install "sa-durable[testing]"`; no pytest plugin, import what you use.
+They need factory-boy: `pip install "sa-durable[testing]"`. There is no pytest plugin: import what you use.
 
     >>> from datetime import timedelta
     >>> from sqlalchemy import create_engine
@@ -24,7 +24,8 @@ Needs factory-boy: `pip install "sa-durable[testing]"`; no pytest plugin, import
     ...             spawned = Durable(session).spawn(ship.call(order_id=7), only_once=True)
     ...             print(assert_spawned(session, ship, order_id=7).state)
     ...         idle = run_until_idle(engine, ShippingTask)
-    ...         print([(run.name, str(run.state)) for run in idle.ran], idle.next_due - time.now() > timedelta(days=6))
+    ...         print([(run.name, str(run.state)) for run in idle.ran])
+    ...         print(idle.next_due - time.now() > timedelta(days=6))
     ...         moved = time.move_to(idle.next_due)
     ...         idle = run_until_idle(engine, ShippingTask)
     ...         print([(run.name, str(run.state)) for run in idle.ran], idle.left)
@@ -33,17 +34,22 @@ Needs factory-boy: `pip install "sa-durable[testing]"`; no pytest plugin, import
     ...     engine.dispose()
     pending
     packing 7
-    [('ship', 'sleeping')] True
+    [('ship', 'sleeping')]
+    True
     [('ship', 'completed')] ()
     shipped 7
 
-`run_until_idle` leaves asleep what sleeps. To skip all sleeps: `while due := run_until_idle(engine, ShippingTask).next_due:
-time.move_to(due)`. In a running event loop: `await run_until_idle_async(async_engine, ShippingTask)`, and
-`await assert_spawned_async(async_session, ship)`; `clock` is the same there. As fixtures of pytest::
+`run_until_idle` doesn't wake sleeping tasks. To skip all sleeps::
+
+    while due := run_until_idle(engine, ShippingTask).next_due:
+        time.move_to(due)
+
+In a running event loop, use `await run_until_idle_async(async_engine, ShippingTask)` and `await
+assert_spawned_async(async_session, ship)`. `clock` is the same there. As pytest fixtures::
 
     @pytest.fixture(scope="session")
     def database():
-        with postgres() as server:  # or a database of yours, whose tables tests may empty
+        with postgres() as server:  # or your own database, whose tables the tests may empty
             engine = create_engine(server.url)
             Base.metadata.create_all(engine)
             yield engine
@@ -53,7 +59,7 @@ time.move_to(due)`. In a running event loop: `await run_until_idle_async(async_e
     @pytest.fixture
     def engine(database):
         with database.begin() as connection:
-            for table in reversed(Base.metadata.sorted_tables):  # of small tables quicker than TRUNCATE
+            for table in reversed(Base.metadata.sorted_tables):  # faster than TRUNCATE for small tables
                 connection.execute(delete(table))
         return database
 
@@ -63,9 +69,10 @@ time.move_to(due)`. In a running event loop: `await run_until_idle_async(async_e
         with clock(engine) as time:
             yield time
 
-Factories make rows of a queue's tables, in any state, as if sa_durable had written them. Given a session, each function
-returns the factory that is bound to it; without one, a factory to subclass, with columns of your own and factory-boy's
-`Meta.sqlalchemy_session` or `sqlalchemy_session_factory`.
+Factories create rows of a queue's tables, in any state, as if sa_durable had written them. With a session,
+each function returns the factory that is bound to the session. Without a session, it returns a factory to
+subclass, with columns of your own and factory-boy's `Meta.sqlalchemy_session` or
+`sqlalchemy_session_factory`.
 
     >>> from sa_durable.testing import checkpoint_factory, task_factory
     >>> with postgres() as server:
@@ -88,8 +95,8 @@ returns the factory that is bound to it; without one, a factory to subclass, wit
 
 With an AsyncSession: `await session.run_sync(lambda s: task_factory(ShippingTask, s)(running=True))`.
 
-Rows are inserted at once, come back loaded, and are not committed. Times are the database's; those that you give may
-be SQL expressions too.
+Rows are inserted at once and come back loaded. They are not committed. Times are the database's. Times that
+you pass can be SQL expressions.
 """
 
 from __future__ import annotations
@@ -119,32 +126,48 @@ AnySession = Session | scoped_session[Any]
 
 
 class RowFactory(Protocol[M]):
-    """What type checkers see of a factory; it is a subclass of `factory.alchemy.SQLAlchemyModelFactory`."""
+    """The type of a factory, for type checkers: a subclass of `factory.alchemy.SQLAlchemyModelFactory`."""
 
     def __call__(self, **values: Any) -> M:
-        """As `create`."""
+        """Do what `create` does."""
 
     def create(self, **values: Any) -> M:
-        """A new row, as an object of the session."""
+        """Insert a row. Returns it as an object of the session."""
 
     def create_batch(self, size: int, **values: Any) -> list[M]:
-        """`size` new rows."""
+        """Insert `size` rows."""
 
 
 def task_factory(model: type[T], session: AnySession | None = None) -> RowFactory[T]:
-    """Makes tasks of a queue: `tasks(state="running")` or `tasks(running=True)`, for every TaskState; else pending.
+    """Return the factory of a queue's tasks: `tasks(state="running")` or `tasks(running=True)`.
 
-    Columns go by their names, relationships take objects, and a key is given as to spawn: `idempotency_key`, `hold`
-    (default: active; None: released) and `key_ttl`. A task with `attempt=3` has a history of two failed runs, unless
-    `history=False`. Further traits: `started` (a pending, sleeping or cancelled task that a worker had before),
-    `lease_expired` (running, but its worker is gone), `due` (sleeping, but it is time to wake).
+    Every TaskState is a trait. The default is pending. Further traits are:
+
+    - `started`: a pending, sleeping or cancelled task that a worker has run before.
+    - `lease_expired`: a running task whose worker has died.
+    - `due`: a sleeping task whose wake-up time has passed.
+
+    Columns are set by their names, and relationships take objects. A key is set as in spawn, by
+    `idempotency_key`, `hold` (default: active; None: released) and `key_ttl`. A task with `attempt=3` has a
+    history of two failed runs, unless `history=False`.
+
+    Args:
+        model: The task class of the queue.
+        session: Where rows are inserted. None: the factory is for subclassing.
+
+    Raises:
+        InvalidOptions: `session` is an AsyncSession. Use its `run_sync`.
     """
     rows: RowFactory[T] = factories.bound(factories.task, queue_of(model), session)
     return rows
 
 
 def run_factory(model: type[DurableTask], session: AnySession | None = None) -> RowFactory[DurableRun]:
-    """Makes ended attempts of `task` (default: a new one, waiting for its second): failed, or `cancelled=True`."""
+    """Return the factory of ended runs: failed, or `cancelled=True`.
+
+    They belong to `task`, by default a new task that waits for its second attempt. For the arguments, see
+    `task_factory`.
+    """
     rows: RowFactory[DurableRun] = factories.bound(factories.run, queue_of(model), session)
     return rows
 
@@ -152,25 +175,38 @@ def run_factory(model: type[DurableTask], session: AnySession | None = None) -> 
 def checkpoint_factory(
     model: type[DurableTask], session: AnySession | None = None
 ) -> RowFactory[DurableCheckpoint]:
-    """Makes checkpoints of `task` (default: a new running one), with a `name` and a `value`."""
+    """Return the factory of checkpoints, with a `name` and a `value`.
+
+    They belong to `task`, by default a new running task. For the arguments, see `task_factory`.
+    """
     rows: RowFactory[DurableCheckpoint] = factories.bound(factories.checkpoint, queue_of(model), session)
     return rows
 
 
 def event_factory(model: type[DurableTask], session: AnySession | None = None) -> RowFactory[DurableEvent]:
-    """Makes events with a `name` and a `payload`: unsettled ones, or `settled=True`, or `too_late=True` (dropped)."""
+    """Return the factory of events, with a `name` and a `payload`.
+
+    An event is unsettled, or `settled=True`, or `too_late=True` (dropped). For the arguments, see
+    `task_factory`.
+    """
     rows: RowFactory[DurableEvent] = factories.bound(factories.event, queue_of(model), session)
     return rows
 
 
 def wait_factory(model: type[DurableTask], session: AnySession | None = None) -> RowFactory[DurableWait]:
-    """Makes waits for `event_name` of `task` (default: a new sleeping one); with `timed=True`, for an hour."""
+    """Return the factory of waits for `event_name`. With `timed=True`, a wait times out in an hour.
+
+    They belong to `task`, by default a new sleeping task. For the arguments, see `task_factory`.
+    """
     rows: RowFactory[DurableWait] = factories.bound(factories.wait, queue_of(model), session)
     return rows
 
 
 def queue_factory(model: type[DurableTask], session: AnySession | None = None) -> RowFactory[DurableQueue]:
-    """Makes the row that says something about the queue; `paused=True` pauses it."""
+    """Return the factory of the queue's own row. `paused=True` pauses the queue.
+
+    For the arguments, see `task_factory`.
+    """
     rows: RowFactory[DurableQueue] = factories.bound(factories.queue, queue_of(model), session)
     return rows
 

@@ -1,7 +1,8 @@
 """A database clock that tests move: sleeps of a week, backoff, leases, deadlines and key_ttl without waiting.
 
-sa_durable asks the database what time it is, everywhere through `statement_timestamp()`. For as long as the clock is
-in a test's hands, a function of that name in a schema of the kit's own comes before PostgreSQL's in the search path.
+sa_durable reads the time only from the database, always by `statement_timestamp()`. While a test moves the
+clock, a function of that name in the schema `sa_durable_clock` comes before PostgreSQL's own in the search
+path.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ..runtime.connections.engines import EngineOrUrl, engine_for
 T = TypeVar("T")
 
 SCHEMA = "sa_durable_clock"
-# After the application's own schemas: what it creates still goes into the first of those.
+# It follows the application's own schemas, so that the application still creates its tables in the first of
+# those.
 SUFFIX = f"{SCHEMA}, pg_catalog"
 LOCK = 0x73615F636C6F636B  # "sa_clock"
 MICROSECOND = timedelta(microseconds=1)
@@ -35,11 +37,11 @@ class Clock:
         self._frozen: datetime | None = None
 
     def now(self) -> datetime:
-        """What time it is there."""
+        """Return the current time of this clock."""
         return self._read(f"{SCHEMA}.statement_timestamp()")
 
     def advance(self, by: timedelta) -> datetime:
-        """Move it forward, or back, by a duration. Returns what time it is then."""
+        """Move the clock forward, or backward, by a duration. Returns the new time."""
         if self._frozen is not None:
             self._frozen += by
         else:
@@ -47,16 +49,24 @@ class Clock:
         return self._set()
 
     def move_to(self, moment: datetime | None) -> datetime:
-        """Move it to a moment, an aware datetime: `clock.move_to(idle.next_due)`. Returns what time it is then."""
+        """Move the clock to an aware datetime: `clock.move_to(idle.next_due)`. Returns the new time.
+
+        Raises:
+            InvalidOptions: `moment` is None, or has no time zone.
+        """
         return self.advance(_aware(moment) - self.now())
 
     def freeze(self, at: datetime | None = None) -> datetime:
-        """Stop it, now or at a moment. It still can be moved."""
+        """Stop the clock, now or at an aware datetime. A stopped clock can still be moved. Returns its time.
+
+        Raises:
+            InvalidOptions: `at` has no time zone.
+        """
         self._frozen = self.now() if at is None else _aware(at)
         return self._set()
 
     def resume(self) -> datetime:
-        """Let it go on from where it is."""
+        """Let a stopped clock run again, from the time that it shows. Returns that time."""
         self._shift = self.now() - self._read("pg_catalog.statement_timestamp()")
         self._frozen = None
         return self._set()
@@ -66,8 +76,8 @@ class Clock:
         return moment
 
     def _set(self) -> datetime:
-        # A plain expression of stable functions, which the planner puts in place: indexes are used as ever, and what
-        # sessions have prepared is planned anew when the function is replaced.
+        # The planner inlines a single expression of stable functions. So indexes are used as usual, and
+        # prepared statements get new plans when the function is replaced.
         time = f"pg_catalog.statement_timestamp() + interval '{self._shift // MICROSECOND} microseconds'"
         if self._frozen is not None:
             time = f"timestamptz '{self._frozen.isoformat()}'"
@@ -79,16 +89,17 @@ class Clock:
         )
         return self.now()
 
-    def _take_away(self) -> None:
+    def _remove(self) -> None:
         self._shift, self._frozen = timedelta(0), None
-        self._set()  # whatever becomes of the rest
+        self._set()  # the time is right again even if a later statement fails
         for (statement,) in self._connection.execute(text(_DEFAULTS)).all():
             self._connection.execute(text(statement))
         self._connection.execute(text(f"DROP FUNCTION {SCHEMA}.statement_timestamp()"))
         self._connection.execute(text(f"DROP SCHEMA {SCHEMA}"))
 
 
-# Tables that were made meanwhile have server defaults with our function: they get PostgreSQL's.
+# Tables that were created meanwhile have server defaults that call our function. They get PostgreSQL's
+# function.
 _DEFAULTS = """
 SELECT format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', adrelid::regclass, attname,
               replace(pg_get_expr(adbin, adrelid), 'sa_durable_clock.', ''))
@@ -97,7 +108,8 @@ WHERE classid = 'pg_attrdef'::regclass AND refclassid = 'pg_proc'::regclass
   AND refobjid = 'sa_durable_clock.statement_timestamp()'::regprocedure
 """
 
-# The search paths that this user's new connections to this database get, the strongest first; a row for each level.
+# The search paths that this user's new connections to this database get: one row per level, the strongest
+# first.
 _PATHS = """
 SELECT setrole <> 0 AND setdatabase <> 0 AS own, substr(setting, 13) AS path
 FROM pg_db_role_setting, unnest(setconfig) AS setting
@@ -113,57 +125,62 @@ def clock(*engines: EngineOrUrl) -> Iterator[Clock]:
     """Move the time of a database until the block ends.
 
         with clock(engine) as time:
-            time.advance(timedelta(days=7))
-            run_until_idle(engine, BillingTask)
+            time.advance(timedelta(days=7)) run_until_idle(engine, BillingTask)
 
-    For engines, also async ones, and URLs of one database: all of them that the test uses. Their connections are told,
-    also those in their pools, but not those in use: enter it before sessions are opened and workers started. Other
-    processes that connect to the database as the same user from then on see the moved time too. Needs the right to
-    create schemas in the database, and no other; what it changed is put back at the end.
+    The clock moves the library's time: leases, due times, deadlines, expiry of keys, and the times that the
+    library writes into rows. It doesn't move `now()` and `clock_timestamp()`, the times in UUIDv7 ids, or the
+    server defaults of tables that existed before: `created_at` of a task that was added to a session as an
+    object is real time.
 
-    It moves the library's time: leases, due times, deadlines, expiry of keys, and what it writes into rows. It doesn't
-    move `now()` and `clock_timestamp()`, the times in UUIDv7 ids, or the server defaults of tables made before:
-    `created_at` of a task that was added to a session as an object is real time.
+    Connections in the engines' pools use the moved time, but connections that are in use don't. So enter the
+    block before you open sessions and start workers. Other processes that connect as the same user from then
+    on use the moved time too. The block needs the right to create schemas in the database. At its end, all
+    its changes are undone.
 
-    A worker measures its own leases by its process's clock, which isn't moved: to a worker that runs meanwhile a jump
-    over its lease is as if it had hung for that long. Another one, or itself, sweeps its tasks; what it still writes
-    for them is rejected. With `run_until_idle` nobody sweeps while a handler runs, so handlers may move it.
+    A worker measures its own leases by its process's clock, which isn't moved. If a worker runs meanwhile, a
+    jump past its lease looks as if the worker had hung for that long: a sweep expires its tasks, and what the
+    worker still writes for them is rejected. `run_until_idle` doesn't sweep while a handler runs, so handlers
+    can move the clock.
 
-    Raises InvalidOptions if another clock moves this database, or if connections get a search_path of their own that
-    can't be led past.
+    Args:
+        engines: All engines, async ones included, and URLs of this one database that the test uses.
+
+    Raises:
+        InvalidOptions: No engine is given, another clock moves this database, or connections set a
+            search_path of their own that hides the clock's function.
     """
     if not engines:
-        raise InvalidOptions("clock needs an engine: with clock(engine) as time: ...")
+        raise InvalidOptions("clock() needs at least one engine: with clock(engine) as time: ...")
     source = engine_for(engines[0])
     with ExitStack() as stack:
         if source is not engines[0]:
             stack.callback(source.dispose)
         connection = source.connect().execution_options(isolation_level="AUTOCOMMIT")
         stack.enter_context(connection)
-        connection.detach()  # the pool may have no second one
-        connection.execute(
-            text("SET search_path TO pg_catalog")
-        )  # PostgreSQL says our function's name in full
-        connection.execute(
-            text("SET lock_timeout TO '2s'")
-        )  # a process that was killed may still be on its way out
+        connection.detach()  # the pool may have no second connection
+        # With this path, PostgreSQL spells our function's name with its schema.
+        connection.execute(text("SET search_path TO pg_catalog"))
+        # The backend of a killed process may hold the lock for a moment.
+        connection.execute(text("SET lock_timeout TO '2s'"))
         try:
             connection.execute(text(f"SELECT pg_advisory_lock({LOCK})"))
         except OperationalError as error:
-            raise InvalidOptions("another clock moves this database: one at a time") from error
+            raise InvalidOptions(
+                "another clock moves this database already. Leave its block first, or use another database."
+            ) from error
         stack.callback(connection.execute, text(f"SELECT pg_advisory_unlock({LOCK})"))
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         moved = Clock(connection)
         moved.advance(timedelta(0))
-        stack.callback(moved._take_away)  # noqa: SLF001 - the block's end is this function's
-        _lead_new_connections(connection, stack)
+        stack.callback(moved._remove)  # noqa: SLF001 - this function ends the block
+        _set_path_of_new_connections(connection, stack)
         for engine in engines:
-            _lead_pooled_connections(getattr(engine, "sync_engine", engine), stack)
+            _set_path_of_pooled_connections(getattr(engine, "sync_engine", engine), stack)
         _check(source)
         yield moved
 
 
-def _lead_new_connections(connection: Connection, stack: ExitStack) -> None:
+def _set_path_of_new_connections(connection: Connection, stack: ExitStack) -> None:
     paths = connection.execute(text(_PATHS)).all()
     own = _without_ours(paths[0].path) if paths and paths[0].own else None
     name = connection.scalar(text("SELECT quote_ident(current_database())"))
@@ -175,8 +192,8 @@ def _lead_new_connections(connection: Connection, stack: ExitStack) -> None:
     stack.callback(connection.execute, text(f"{alter} {back}"))
 
 
-def _lead_pooled_connections(engine: EngineOrUrl, stack: ExitStack) -> None:
-    def lead(used: Connection) -> None:
+def _set_path_of_pooled_connections(engine: EngineOrUrl, stack: ExitStack) -> None:
+    def set_path(used: Connection) -> None:
         if SCHEMA not in used.info:
             cursor = used.connection.cursor()
             cursor.execute("SHOW search_path")
@@ -184,24 +201,27 @@ def _lead_pooled_connections(engine: EngineOrUrl, stack: ExitStack) -> None:
             cursor.execute(f"SET search_path TO {_with_ours(path)}")
             cursor.close()
             used.connection.commit()
-            used.info[SCHEMA] = True  # for good: without the schema, the path means what it meant before
+            # The path is never reset: once the schema is dropped, it means the same as before.
+            used.info[SCHEMA] = True
 
     if isinstance(engine, Engine):
-        event.listen(engine, "engine_connect", lead)
-        stack.callback(event.remove, engine, "engine_connect", lead)
+        event.listen(engine, "engine_connect", set_path)
+        stack.callback(event.remove, engine, "engine_connect", set_path)
 
 
 def _check(source: Engine) -> None:
     with source.connect() as connection:
-        led = connection.scalar(
+        found = connection.scalar(
             text(
-                f"SELECT 'statement_timestamp()'::regprocedure = '{SCHEMA}.statement_timestamp()'::regprocedure"
+                "SELECT 'statement_timestamp()'::regprocedure ="
+                f" '{SCHEMA}.statement_timestamp()'::regprocedure"
             )
         )
         path = connection.scalar(text("SHOW search_path"))
-    if not led:
+    if not found:
         raise InvalidOptions(
-            f"clock can't lead the connections of {source!r} past PostgreSQL's own time: they set search_path to {path!r}"
+            f"connections of {source!r} can't use the clock: they set search_path to {path!r}. Nothing was"
+            " moved. Set search_path on the role or the database instead."
         )
 
 
@@ -211,11 +231,11 @@ def _with_ours(path: str) -> str:
 
 
 def _without_ours(path: str) -> str:
-    """A search path without what an earlier clock put there, in this connection or in a process that was killed."""
+    """Return a search path without the entries that an earlier clock, perhaps of a killed process, added."""
     return path.strip().removesuffix(SUFFIX).removesuffix(", ")
 
 
 def _aware(moment: datetime | None) -> datetime:
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
-        raise InvalidOptions(f"{moment!r} is no moment: an aware datetime, e.g. with tzinfo=UTC")
+        raise InvalidOptions(f"{moment!r} is not an aware datetime: give it a time zone, e.g. tzinfo=UTC")
     return moment

@@ -1,9 +1,9 @@
-"""The factories, on factory-boy: declarations for each table, and rows that are inserted past the unit of work."""
+"""Factories on factory-boy: declarations for each table. Rows are inserted outside the unit of work."""
 
 from __future__ import annotations
 
 # mypy: allow-untyped-calls
-# factory-boy annotates little of itself; sa_durable.testing gives users its types.
+# factory-boy has few annotations. sa_durable.testing gives users the types.
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -34,13 +34,17 @@ _unbound: dict[tuple[Make, Model], Rows] = {}
 
 
 def bound(make: Make, model: Model, session: Session | scoped_session[Any] | None) -> Any:
-    """The one factory that `make` makes for a model and a session; it lives as long as the session."""
+    """Return the factory of `make` for a model and a session. It is kept as long as the session exists.
+
+    Raises:
+        InvalidOptions: `session` is an AsyncSession, or no session at all.
+    """
     if isinstance(session, scoped_session):
         session = session()
     if session is not None and not isinstance(session, Session):
         raise InvalidOptions(
-            f"factories take a Session or scoped_session, not {type(session).__name__}: with an AsyncSession, "
-            "await session.run_sync(lambda s: task_factory(BillingTask, s)())"
+            f"factories need a Session or scoped_session, not {type(session).__name__}. "
+            "With an AsyncSession: await session.run_sync(lambda s: task_factory(BillingTask, s)())"
         )
     made = _unbound if session is None else session.info.setdefault(__name__, {})
     if (make, model) not in made:
@@ -49,7 +53,7 @@ def bound(make: Make, model: Model, session: Session | scoped_session[Any] | Non
 
 
 class InsertedRows(SQLAlchemyModelFactory):
-    """Rows come from the database: an INSERT, then the object that the session loads."""
+    """Factory whose objects come from the database: an INSERT, then the object that the session loads."""
 
     class Meta:
         abstract = True
@@ -57,7 +61,7 @@ class InsertedRows(SQLAlchemyModelFactory):
     @classmethod
     def _build(cls, model_class: Any, *_args: Any, **_values: Any) -> Any:
         raise UnsupportedStrategy(
-            f"{model_class.__name__}: the times of a row are the database's: use create"
+            f"{model_class.__name__}: can't build() a row, because the database sets its times: use create()"
         )
 
     @classmethod
@@ -74,7 +78,7 @@ class InsertedRows(SQLAlchemyModelFactory):
 
 
 class InsertedTasks(InsertedRows):
-    """Tasks whose columns agree with their state, and their history."""
+    """Factory of tasks whose columns and history agree with their state."""
 
     class Meta:
         abstract = True
@@ -98,7 +102,8 @@ class InsertedTasks(InsertedRows):
 
 
 def _insert(session: Session, model: type[Any], values: Mapping[str, Any]) -> Any:
-    # As Core, since a task object refuses to be given a key; after what the row may refer to.
+    # The INSERT is a Core statement, because a task object refuses a key. The flush inserts the rows it may
+    # refer to.
     session.flush()
     mapper = inspect(model)
     columns, rest = {}, {}
@@ -137,7 +142,7 @@ def _factory(
         (base,),
         {
             "__module__": __name__,
-            "__doc__": f"Makes rows of {model.__name__}.",
+            "__doc__": f"Factory of {model.__name__} rows.",
             "Meta": type("Meta", (), {"model": model, "sqlalchemy_session": session}),
             "Params": type("Params", (), dict(parameters)),
             **declarations,

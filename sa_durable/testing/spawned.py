@@ -1,4 +1,4 @@
-"""Saying in tests what was spawned, and reading what was spawned instead."""
+"""Assert in tests which tasks were spawned. A failure lists the tasks that the queue has instead."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=DurableTask)
 AnySync = Session | scoped_session[Any] | Engine
 
-LISTED = 20
+MAX_LISTED = 20
 
 
 @overload
@@ -53,37 +53,51 @@ def assert_spawned(
     **more: Any,
 ) -> T: ...
 def assert_spawned(where: AnySync, /, *what: Any, count: int = 1, key: str | None = None, **more: Any) -> Any:
-    """The task that was spawned: `assert_spawned(session, charge, order_id=7)`; or by name:
-    `assert_spawned(session, BillingTask, "charge", order_id=7)`.
+    """Assert that a task was spawned, and return it: `assert_spawned(session, charge, order_id=7)`.
 
-    Exactly `count` tasks, whatever their state, have these params (others don't matter), and the idempotency key `key`
-    if it is given; the first one is returned. Params that are called `count` or `key` go into a mapping:
-    `assert_spawned(session, pack, {"count": 3})`. With a Session, what it hasn't committed counts too; with an Engine,
-    the task comes back detached.
+    Exactly `count` tasks, in any state, must match. Params that aren't given don't matter.
 
-    Raises AssertionError, which lists what is in the queue instead.
+    Args:
+        where: A Session, whose uncommitted tasks count too, or an Engine. With an Engine, the task comes back
+            detached.
+        what: The handler, or its queue and its name: `assert_spawned(session, BillingTask, "charge",
+            order_id=7)`. Params that are called `count` or `key` follow as a mapping:
+            `assert_spawned(session, pack, {"count": 3})`.
+        count: How many tasks must match.
+        key: The idempotency key.
+        more: The params.
+
+    Returns:
+        The first of the tasks.
+
+    Raises:
+        AssertionError: Another number of tasks match. The message lists the tasks that the queue has.
+        InvalidOptions: The arguments don't say what to look up.
     """
     if type(count) is not int or count < 1:
         raise InvalidOptions(
-            f"count={count!r} must be an integer from 1; for none there is assert_not_spawned"
+            f"count={count!r} must be an integer from 1. To assert that none was spawned: assert_not_spawned"
         )
     wanted = _Wanted(what, more, key)
     with _session(where) as session:
         tasks = wanted.tasks(session)
         if len(tasks) != count:
-            raise AssertionError(wanted.complaint(session, f"{count}", len(tasks)))
+            raise AssertionError(wanted.describe_failure(session, f"{count}", len(tasks)))
     return tasks[0]
 
 
 def assert_not_spawned(where: AnySync, /, *what: Any, key: str | None = None, **more: Any) -> None:
-    """No task was spawned that `assert_spawned` would find: takes what that takes, but for `count`.
+    """Assert that no task was spawned that `assert_spawned` would find.
 
-    Raises AssertionError, which lists what is in the queue.
+    Takes the arguments of `assert_spawned`, except `count`.
+
+    Raises:
+        AssertionError: A task matches. The message lists the tasks that the queue has.
     """
     wanted = _Wanted(what, more, key)
     with _session(where) as session:
         if tasks := wanted.tasks(session):
-            raise AssertionError(wanted.complaint(session, "no", len(tasks)))
+            raise AssertionError(wanted.describe_failure(session, "no", len(tasks)))
 
 
 @overload
@@ -110,16 +124,16 @@ async def assert_spawned_async(
     **more: Any,
 ) -> T: ...
 async def assert_spawned_async(where: AnyAsync, /, *what: Any, **options: Any) -> Any:
-    """As `assert_spawned`, with an AsyncSession, async_scoped_session or AsyncEngine."""
-    return await _through(where, lambda session: assert_spawned(session, *what, **options))
+    """Do what `assert_spawned` does, with an AsyncSession, async_scoped_session or AsyncEngine."""
+    return await _run_sync(where, lambda session: assert_spawned(session, *what, **options))
 
 
 async def assert_not_spawned_async(where: AnyAsync, /, *what: Any, **options: Any) -> None:
-    """As `assert_not_spawned`, with an AsyncSession, async_scoped_session or AsyncEngine."""
-    await _through(where, lambda session: assert_not_spawned(session, *what, **options))
+    """Do what `assert_not_spawned` does, with an AsyncSession, async_scoped_session or AsyncEngine."""
+    await _run_sync(where, lambda session: assert_not_spawned(session, *what, **options))
 
 
-async def _through(where: AnyAsync, check: Any) -> Any:
+async def _run_sync(where: AnyAsync, check: Any) -> Any:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession  # noqa: PLC0415 - needs greenlet
 
     if not isinstance(where, AsyncEngine):
@@ -143,12 +157,13 @@ def _session(where: AnySync) -> Iterator[Session]:
                 session.expunge_all()
         case _:
             raise InvalidOptions(
-                f"{type(where).__name__}: give a Session or an Engine; for async ones there is assert_spawned_async"
+                f"{type(where).__name__} is neither a Session nor an Engine. "
+                "For async ones, use assert_spawned_async."
             )
 
 
 class _Wanted:
-    """Which tasks are meant."""
+    """The tasks that an assertion is about."""
 
     def __init__(self, what: tuple[Any, ...], more: Mapping[str, Any], key: str | None) -> None:
         match what:
@@ -158,13 +173,13 @@ class _Wanted:
                 self.queue, self.name = queue_of(model), name
             case _:
                 raise InvalidOptions(
-                    "say what was spawned: a handler, charge, or a queue and a task's name, BillingTask, 'charge'"
+                    "name the task by its handler (charge), or by queue and name (BillingTask, 'charge')"
                 )
         if len(rest) > 1 or not all(isinstance(params, Mapping) for params in rest):
-            raise InvalidOptions("params are keyword arguments, or one mapping")
+            raise InvalidOptions("give the params as keyword arguments, or as one mapping")
         params = {**(rest[0] if rest else {}), **more}
         handler = self.queue.__handlers__.get(self.name)
-        self.params = handler.encoded(params) if handler else _plain(params)
+        self.params = handler.encoded(params) if handler else _encoded(params)
         self.key = key
 
     def tasks(self, session: Session) -> list[DurableTask]:
@@ -179,19 +194,19 @@ class _Wanted:
         missing = object()
         return all(params.get(name, missing) == value for name, value in self.params.items())
 
-    def complaint(self, session: Session, number: str, found: int) -> str:
+    def describe_failure(self, session: Session, number: str, found: int) -> str:
         model, key = self.queue, f" with key {self.key!r}" if self.key is not None else ""
         queue = f"queue {model.__queue__!r}"
         lines = [f"expected {number} {_shown(self.name, self.params)}{key} in {queue}, found {found}"]
-        tasks = session.scalars(select(model).order_by(model.id).limit(LISTED + 1)).all()
+        tasks = session.scalars(select(model).order_by(model.id).limit(MAX_LISTED + 1)).all()
         lines[0] += ". It has:" if tasks else ". It is empty."
-        lines += [f"  {_line(task)}" for task in tasks[:LISTED]]
-        if len(tasks) > LISTED:
+        lines += [f"  {_line(task)}" for task in tasks[:MAX_LISTED]]
+        if len(tasks) > MAX_LISTED:
             lines.append("  ...")
         return "\n".join(lines)
 
 
-def _plain(params: Mapping[str, Any]) -> dict[str, Json]:
+def _encoded(params: Mapping[str, Any]) -> dict[str, Json]:
     try:
         stored: dict[str, Json] = Coder(Any).encode(params, "params")
     except NotJson as error:

@@ -1,4 +1,4 @@
-"""What the columns of a task say in each state, as sa_durable's own statements leave them."""
+"""The column values of a task in each state, as sa_durable's own statements leave them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,23 @@ _S = TaskState
 
 
 def ago(**duration: float) -> ColumnElement[Any]:
-    """The database's time, less a duration."""
+    """Return the database's time minus a duration."""
     return clock.now() - timedelta(**duration)
 
 
 def task_values(state: TaskState, attempt: int, *, started: bool) -> dict[str, Any]:
-    """The columns of a task in its n-th attempt. `started`: a worker had that attempt already, as it had every one
-    before. Attempts began a minute after each other, the last one a minute ago."""
+    """Return the columns of a task in its n-th attempt.
+
+    Attempts started a minute after each other, the last one a minute ago.
+
+    Args:
+        state: The task's state.
+        attempt: The number of the attempt, from 1.
+        started: Whether a worker has claimed this attempt already. Earlier attempts were always claimed.
+    """
     started = started or state in (_S.RUNNING, _S.COMPLETED, _S.FAILED)
-    begun = started or attempt > 1
-    created_at = ago(minutes=attempt + 1) if begun else clock.now()
+    ever_started = started or attempt > 1
+    created_at = ago(minutes=attempt + 1) if ever_started else clock.now()
     values: dict[str, Any] = {
         "params": {},
         "retry": retry_to_json(DEFAULT_RETRY),
@@ -36,7 +43,7 @@ def task_values(state: TaskState, attempt: int, *, started: bool) -> dict[str, A
         "available_at": created_at,
         "token": _token(state, attempt, started=started),
     }
-    if begun:
+    if ever_started:
         values["first_started_at"] = ago(minutes=attempt)
     if started and state is not _S.PENDING:
         values["started_at"] = ago(minutes=1)
@@ -59,21 +66,21 @@ def task_values(state: TaskState, attempt: int, *, started: bool) -> dict[str, A
 
 
 def _token(state: TaskState, attempt: int, *, started: bool) -> int:
-    """Every claim raises it by one, and so does every end of a run but completion."""
+    """Return the token. Every claim increments it, and so does every end of a run except completion."""
     claimed = 2 * (attempt - 1) + started
-    in_the_end = state is _S.CANCELLED or (started and state in (_S.PENDING, _S.SLEEPING, _S.FAILED))
-    return claimed + in_the_end
+    ended = state is _S.CANCELLED or (started and state in (_S.PENDING, _S.SLEEPING, _S.FAILED))
+    return claimed + ended
 
 
 def run_values(task: DurableTask) -> list[dict[str, Any]]:
-    """The history of `task`: its failed attempts, and the current one if that ended without a result."""
+    """Return the history of `task`: failed attempts, and the current one if it ended without a result."""
     minute = timedelta(minutes=1)
-    begun: Any = task.first_started_at
+    first: Any = task.first_started_at
     runs: list[dict[str, Any]] = [
         {
             "attempt": attempt,
-            "started_at": begun + (attempt - 1) * minute,
-            "ended_at": begun + attempt * minute,
+            "started_at": first + (attempt - 1) * minute,
+            "ended_at": first + attempt * minute,
         }
         for attempt in range(1, task.attempt)
     ]

@@ -314,10 +314,10 @@ def test_what_a_killed_process_left_is_taken_over(engine, kit_url):
 def test_there_is_one_clock_for_a_database_at_a_time(engine, kit_url):
     with clock(engine) as time:
         time.advance(WEEK)
-        with pytest.raises(InvalidOptions, match="one at a time"), clock(kit_url):
+        with pytest.raises(InvalidOptions, match="another clock moves this database already"), clock(kit_url):
             pass
         assert seen(engine) > seen(engine, REAL)
-    with pytest.raises(InvalidOptions, match="needs an engine"), clock():
+    with pytest.raises(InvalidOptions, match="needs at least one engine"), clock():
         pass
 
 

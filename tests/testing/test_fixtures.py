@@ -55,7 +55,7 @@ def test_it_is_shipped_after_two_weeks(engine, time, order_id):
 
 
 def test_the_fixtures_of_the_documentation_work(tmp_path, server_url):
-    [block] = re.findall(r"fixtures of pytest::\n\n(.*?)\n\S", inspect.getdoc(sa_durable.testing), re.DOTALL)
+    [block] = re.findall(r"As pytest fixtures::\n\n(.*?)\n\S", inspect.getdoc(sa_durable.testing), re.DOTALL)
     (tmp_path / "conftest.py").write_text(IMPORTS + textwrap.dedent(block))
     (tmp_path / "app.py").write_text(APPLICATION)
     (tmp_path / "test_app.py").write_text(TEST)

@@ -98,7 +98,7 @@ def test_what_cannot_be_meant_is_refused(engine):
     for count in (0, True, "1"):
         with pytest.raises(InvalidOptions, match="count"):
             assert_spawned(engine, app.plain, count=count)
-    with pytest.raises(InvalidOptions, match="Session or an Engine"):
+    with pytest.raises(InvalidOptions, match="neither a Session nor an Engine"):
         assert_not_spawned("postgresql://", app.plain)
     with pytest.raises(UnknownQueue):
         assert_spawned(engine, Effect, "plain")
