@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from ..errors import InvalidOptions, TimedOut
 from ..models import DurableTask
 from ..services import spawn, waits
-from ..services.durable import task_ref
+from ..services.references import task_ref
 from ..values import SpawnResult, TaskResult
 from .connections.retrying import GIVE_UP_AFTER_S, retry_until, retry_until_async
 

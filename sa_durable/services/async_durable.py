@@ -1,4 +1,4 @@
-"""The async doors: SQLAlchemy's `run_sync` over the same functions, one line each."""
+"""AsyncDurable: each method runs the one of Durable through SQLAlchemy's `run_sync`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..models import DurableTask
 from ..values import CleanedUp, SpawnKeywords, SpawnResult, TaskResult, TaskRun
 from .durable import Durable
 
-if TYPE_CHECKING:  # importing it needs greenlet, which whoever has an AsyncSession has
+if TYPE_CHECKING:  # needs greenlet, which is there if there is an AsyncSession
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
 R = TypeVar("R")
@@ -23,7 +23,11 @@ M = TypeVar("M", bound=DurableTask)
 
 
 class AsyncDurable:
-    """Durable for an AsyncSession or async_scoped_session: the same methods, awaited."""
+    """Durable for an AsyncSession or async_scoped_session: the same methods, awaited.
+
+    Args:
+        session: The AsyncSession or async_scoped_session.
+    """
 
     __slots__ = ("session",)
 
@@ -48,25 +52,25 @@ class AsyncDurable:
         **options: Unpack[SpawnKeywords],
     ) -> SpawnResult[Any]: ...
     async def spawn(self, *what: Any, **options: Unpack[SpawnKeywords]) -> SpawnResult[Any]:
-        """As Durable.spawn."""
+        """Add a task, or return the task that holds its key. See Durable.spawn for all options."""
         return await self.session.run_sync(lambda session: Durable(session).spawn(*what, **options))
 
     async def spawn_many(
         self, calls: Iterable[Call[Any, R]], **options: Unpack[SpawnKeywords]
     ) -> Sequence[SpawnResult[R]]:
-        """As Durable.spawn_many."""
+        """Spawn a batch in a few statements. See Durable.spawn_many."""
         return await self.session.run_sync(lambda session: Durable(session).spawn_many(calls, **options))
 
     async def find_by_key(self, queue: type[M], key: str) -> M | None:
-        """As Durable.find_by_key."""
+        """Return the task that holds a key; None if the key is free. See Durable.find_by_key."""
         return await self.session.run_sync(lambda session: Durable(session).find_by_key(queue, key))
 
     async def release_key(self, queue: type[DurableTask], key: str) -> bool:
-        """As Durable.release_key."""
+        """Free a key. Returns whether a task held it. See Durable.release_key."""
         return await self.session.run_sync(lambda session: Durable(session).release_key(queue, key))
 
     async def emit_event(self, queue: type[DurableTask], name: str, payload: Any = None) -> None:
-        """As Durable.emit."""
+        """Emit an event. See Durable.emit_event."""
         await self.session.run_sync(lambda session: Durable(session).emit_event(queue, name, payload))
 
     @overload
@@ -76,7 +80,7 @@ class AsyncDurable:
     @overload
     async def result(self, queue: type[DurableTask], task_id: UUID, /) -> TaskResult[Any]: ...
     async def result(self, *what: Any) -> TaskResult[Any]:
-        """As Durable.result."""
+        """Return a task's state, result and error now. See Durable.result."""
         return await self.session.run_sync(lambda session: Durable(session).result(*what))
 
     @overload
@@ -84,7 +88,7 @@ class AsyncDurable:
     @overload
     async def cancel(self, queue: type[DurableTask], task_id: UUID, /) -> bool: ...
     async def cancel(self, *what: Any) -> bool:
-        """As Durable.cancel."""
+        """Cancel a task and its descendants. See Durable.cancel."""
         return await self.session.run_sync(lambda session: Durable(session).cancel(*what))
 
     @overload
@@ -100,7 +104,7 @@ class AsyncDurable:
         self, queue: type[DurableTask], task_id: UUID, /, *, as_new: bool = False, detach: bool = False
     ) -> SpawnResult[Any]: ...
     async def retry(self, *what: Any, as_new: bool = False, detach: bool = False) -> SpawnResult[Any]:
-        """As Durable.retry."""
+        """Give a failed or cancelled task another attempt. See Durable.retry."""
         return await self.session.run_sync(
             lambda session: Durable(session).retry(*what, as_new=as_new, detach=detach)
         )
@@ -110,13 +114,13 @@ class AsyncDurable:
     @overload
     async def runs(self, queue: type[DurableTask], task_id: UUID, /) -> list[TaskRun]: ...
     async def runs(self, *what: Any) -> list[TaskRun]:
-        """As Durable.runs."""
+        """Return every attempt at a task, in order. See Durable.runs."""
         return await self.session.run_sync(lambda session: Durable(session).runs(*what))
 
     async def count_ready(
         self, queue: type[DurableTask], names: Sequence[str] | None = None, *, limit: int = 10_000
     ) -> int:
-        """As Durable.count_ready."""
+        """Count the tasks that workers could claim now. See Durable.count_ready."""
         return await self.session.run_sync(
             lambda session: Durable(session).count_ready(queue, names, limit=limit)
         )
@@ -124,19 +128,19 @@ class AsyncDurable:
     async def clean_up(
         self, queue: type[DurableTask], *, older_than: timedelta, limit: int = 1000
     ) -> CleanedUp:
-        """As Durable.clean_up."""
+        """Delete tasks and events that ended long ago. See Durable.clean_up."""
         return await self.session.run_sync(
             lambda session: Durable(session).clean_up(queue, older_than=older_than, limit=limit)
         )
 
     async def pause(self, queue: type[DurableTask]) -> bool:
-        """As Durable.pause."""
+        """Pause a queue. Returns whether this call paused it. See Durable.pause."""
         return await self.session.run_sync(lambda session: Durable(session).pause(queue))
 
     async def resume(self, queue: type[DurableTask]) -> bool:
-        """As Durable.resume."""
+        """Resume a queue. Returns whether this call resumed it. See Durable.resume."""
         return await self.session.run_sync(lambda session: Durable(session).resume(queue))
 
     async def set_retention(self, queue: type[DurableTask], retention: timedelta | None) -> bool:
-        """As Durable.set_retention."""
+        """Set how long finished tasks are kept. See Durable.set_retention."""
         return await self.session.run_sync(lambda session: Durable(session).set_retention(queue, retention))

@@ -75,7 +75,8 @@ def _insert_rows(
 ) -> list[PreparedSpawn]:
     """Insert the calls whose key is free, by executemany: all have the same columns of the application.
 
-    These columns have types and defaults that only SQLAlchemy's executemany applies. Returns the inserted calls.
+    These columns have types and defaults that only SQLAlchemy's executemany applies. Returns the inserted
+    calls.
     """
     insert = stmt.insert_task(
         model,
@@ -114,7 +115,7 @@ def _add_rows(
 
 
 def _arrays(spawns: list[PreparedSpawn]) -> dict[str, Sequence[Any]]:
-    """Return the parameters of statements.spawn.batch, without ids: a value for each call, or a single one for all."""
+    """Return the parameters of statements.spawn.batch, without ids: values of each call, or one for all."""
     templates, keys, params, headers, *_ = zip(*spawns, strict=True)
     shapes = [(template, key is not None) for template, key in zip(templates, keys, strict=True)]
     rows = {

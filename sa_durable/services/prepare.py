@@ -52,7 +52,8 @@ class SpawnTemplate:
 class PreparedSpawn(NamedTuple):
     """A checked and encoded spawn: the values to insert, and what to do if the key is held.
 
-    A tuple, because a batch makes thousands: creation and garbage collection take half the time of a dataclass.
+    A tuple, because a batch makes thousands: creation and garbage collection take half the time of a
+    dataclass.
     """
 
     template: SpawnTemplate
@@ -76,7 +77,7 @@ class PreparedSpawn(NamedTuple):
         return self.template.options
 
     def row(self) -> dict[str, Any]:
-        """Return the parameters of statements.spawn.insert_task, without `app_columns`. Each call makes new ids."""
+        """Return the parameters of statements.spawn.insert_task, with new ids, without `app_columns`."""
         parent_queue, parent_id = self.parent or (None, None)
         row = {
             **self.template.row,
@@ -139,7 +140,7 @@ def _shared_template(call: Call[Any, Any], keywords: SpawnKeywords) -> SpawnTemp
 def prepare(
     call: Call[Any, Any], keywords: SpawnKeywords, parent: Parent | None = None, position: int = 0
 ) -> PreparedSpawn:
-    """Resolve the options of a call and encode the values that it inserts. Raises InvalidOptions or InvalidKey."""
+    """Resolve the options of a call and encode its values. Raises InvalidOptions or InvalidKey."""
     model, name = queue_of(call.model), call.name
     merged = spawn_options.merge(keywords, call.options, call.defaults, model.__spawn_defaults__)
     key = merged.pop("idempotency_key", None)
@@ -185,7 +186,8 @@ def _app_columns(model: Model, columns: Mapping[str, Any]) -> dict[str, Any]:
     attributes = app_attributes(model)
     if unknown := sorted(set(columns) - attributes.keys()):
         raise InvalidOptions(
-            f"columns {shown(unknown)} are no columns of your own on {model.__name__}; it has {sorted(attributes) or 'none'}"
+            f"columns {shown(unknown)} are no columns of your own on {model.__name__}. "
+            f"It has {sorted(attributes) or 'none'}."
         )
     return {attributes[name]: value for name, value in columns.items()}
 

@@ -1,7 +1,7 @@
 """Operating a queue: pausing it, resuming it, and its retention.
 
-The row of a queue is shared with idle workers, which insert and update it to enable notifications. These functions
-wait for a worker's transaction (a few milliseconds), and never fail with a unique violation.
+The row of a queue is shared with idle workers, which insert and update it to enable notifications. These
+functions wait for a worker's transaction (a few milliseconds), and never fail with a unique violation.
 """
 
 from __future__ import annotations

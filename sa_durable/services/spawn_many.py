@@ -1,7 +1,8 @@
 """Spawn many tasks in a few statements, each with the result that a single spawn would have.
 
-Locks are taken in one order: queue by queue, keys in their own order. So two batches with the same keys in opposite
-orders don't deadlock. See docs/decisions/0012 for what happens when holders of keys have to be changed.
+Locks are taken in one order: queue by queue, keys in their own order. So two batches with the same keys in
+opposite orders don't deadlock. See docs/decisions/0012 for what happens when holders of keys have to be
+changed.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def spawn_many(
 ) -> SpawnResults[R]:
     """Spawn all of `calls` or none of them: see Durable.spawn_many.
 
-    Calls without a key are sent by the thousands as they come, then forgotten: a generator may yield millions. Calls
-    with a key are kept until the last one has come, then taken in the order of their keys.
+    Calls without a key are sent by the thousands as they come, then forgotten: a generator may yield
+    millions. Calls with a key are kept until the last one has come, then taken in the order of their keys.
     """
     spawns = prepare_all(calls, keywords, parent)
     first = list(
@@ -85,13 +86,15 @@ def _spawn_queue(
 ) -> None:
     """Spawn calls of one queue, sorted by key.
 
-    Free keys are taken by one or two statements, in their order. Some held keys need a change: their holder is updated
-    or replaced, has expired, or has just left. If the batch has taken a later key by then, the change would break the
-    order: everything is undone, and the next round spawns these keys singly, each in its place.
+    Free keys are taken by one or two statements, in their order. Some held keys need a change: their holder
+    is updated or replaced, has expired, or has just left. If the batch has taken a later key by then, the
+    change would break the order: everything is undone, and the next round spawns these keys singly, each in
+    its place.
 
-    The order of keys says nothing about the order of holders: a cascade locks a family of tasks from root to leaf. So
-    the batch never waits for a holder while it has locks. It undoes everything, waits until the holder is free, and
-    starts again. It can't undo keys of another queue (`holds_keys`): then it raises RetryTransaction.
+    The order of keys says nothing about the order of holders: a cascade locks a family of tasks from root to
+    leaf. So the batch never waits for a holder while it has locks. It undoes everything, waits until the
+    holder is free, and starts again. It can't undo keys of another queue (`holds_keys`): then it raises
+    RetryTransaction.
     """
     queue = spawns[0].model.__queue__
     singly: set[str] = set()
@@ -105,8 +108,9 @@ def _spawn_queue(
         except Busy as busy:
             if holds_keys:
                 raise RetryTransaction(
-                    f"could not change tasks of queue {busy.model.__queue__!r}: another transaction is changing them, and "
-                    "this batch has taken keys of another queue. Nothing was written. Roll back and retry the transaction"
+                    f"could not change tasks of queue {busy.model.__queue__!r}: another transaction is "
+                    "changing them, and this batch has taken keys of another queue. Nothing was written. "
+                    "Roll back and retry the transaction."
                 ) from busy
             until_free(session, busy)
         else:
@@ -115,17 +119,18 @@ def _spawn_queue(
             telemetry.record_created(queue, names, ids)
             return
     raise RetryTransaction(
-        f"could not acquire the keys of a batch in queue {queue!r}: concurrent transactions took and released "
-        f"them {MAX_ROUNDS} times. Nothing was written. Roll back and retry the transaction"
+        f"could not acquire the keys of a batch in queue {queue!r}: concurrent transactions took and "
+        f"released them {MAX_ROUNDS} times. Nothing was written. Roll back and retry the transaction."
     )
 
 
 def _spawn_in_order(
     session: Session, spawns: Sequence[PreparedSpawn], singly: set[str], results: SpawnResults[Any]
 ) -> list[PreparedSpawn]:
-    """Spawn calls of one queue once; keys of `singly` by a statement each. Returns the calls that were inserted together.
+    """Spawn calls of one queue once: by arrays, and keys of `singly` by a statement each.
 
-    Raises _KeyOrderViolation or Busy: the caller undoes everything.
+    Returns the calls that were inserted by arrays. Raises _KeyOrderViolation or Busy: the caller undoes
+    everything.
     """
     created: list[PreparedSpawn] = []
     rest: list[PreparedSpawn] = []
@@ -149,7 +154,10 @@ def _spawn_in_order(
 
 
 def _split_repeated(spawns: list[PreparedSpawn]) -> tuple[list[PreparedSpawn], list[PreparedSpawn]]:
-    """Split calls, sorted by key, into the first of each key (and all without a key), and those that repeat a key."""
+    """Split calls, sorted by key, into the first of each key and those that repeat a key.
+
+    Calls without a key are among the first.
+    """
     keys = [prepared.key for prepared in spawns if prepared.key is not None]
     if len(set(keys)) == len(keys):
         return spawns, []
@@ -167,7 +175,8 @@ def _resolve_duplicates(
 ) -> None:
     """Finish calls that were not inserted: those that return the holder by one select, the rest singly.
 
-    Raises _KeyOrderViolation, before anything is written, if one of the rest has a key that sorts before a `taken` one.
+    Raises _KeyOrderViolation, before anything is written, if one of the rest has a key that sorts before a
+    `taken` one.
     """
     holders: dict[int, Any] = {}
     returning = [prepared for prepared in spawns if prepared.options.on_duplicate is OnDuplicate.RETURN]

@@ -24,9 +24,10 @@ _RUN_ID_BITS = 2**128 - 1
 
 
 class TaskAttacher:
-    """Makes task objects that are attached to `session`, without a statement: columns load when they are first read.
+    """Makes task objects that are attached to `session`, without a statement.
 
-    It refers to the objects that it made, because a session keeps only weak references.
+    Columns load when they are first read. It refers to the objects that it made, because a session keeps only
+    weak references.
     """
 
     __slots__ = ("objects", "session")
@@ -52,9 +53,10 @@ class TaskAttacher:
 class SpawnResults(Sequence[SpawnResult[R]]):
     """The results of a batch, in the order of its calls. A result is made each time it is read.
 
-    Each call has two ids from the start, in the order of the calls: the task's and the run's. Nothing else is kept of a
-    new pending task of the batch's first queue. So a million results take 32 MB instead of 300 MB, and the garbage
-    collector doesn't visit them: a list of results took 30% more processor time of the whole spawn_many.
+    Each call has two ids from the start, in the order of the calls: the task's and the run's. Nothing else is
+    kept of a new pending task of the batch's first queue. So a million results take 32 MB instead of 300 MB,
+    and the garbage collector doesn't visit them: a list of results took 30% more processor time of the whole
+    spawn_many.
     """
 
     __slots__ = ("_attacher", "_explicit", "_first_model", "_ids")

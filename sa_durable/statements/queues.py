@@ -1,7 +1,7 @@
 """Statements on the row of a queue in `durable_queues`: whether it is paused, and its retention.
 
-Idle workers insert and update the same row (statements.notifications). So rows are inserted with ON CONFLICT only.
-All statements are ORM-enabled: objects that the caller's session has loaded show the new values.
+Idle workers insert and update the same row (statements.notifications). So rows are inserted with ON CONFLICT
+only. All statements are ORM-enabled: objects that the caller's session has loaded show the new values.
 """
 
 from __future__ import annotations

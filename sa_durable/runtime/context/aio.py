@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from ...handlers import Call
 from ...ids import uuid7
 from ...models import DurableTask
-from ...services.durable import task_ref
+from ...services.references import task_ref
 from ...values import SpawnKeywords, SpawnResult
 from .base import RANDOM, UUID7, Context
 from .gathered_waits import GatheredWaits

@@ -16,7 +16,7 @@ from ...errors import DeclarationError
 from ...handlers import Call
 from ...ids import uuid7
 from ...models import DurableTask
-from ...services.durable import task_ref
+from ...services.references import task_ref
 from ...values import SpawnKeywords, SpawnResult
 from .base import RANDOM, UUID7, Context
 from .moments import check_delay, check_moment
