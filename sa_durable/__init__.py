@@ -8,7 +8,7 @@ Public submodules, imported on their own:
 - `sa_durable.embedded`: a private PostgreSQL server for tests and demos.
 """
 
-from .codec import once_key
+from .derived_key import once_key
 from .errors import (
     Cancelled,
     DeclarationError,

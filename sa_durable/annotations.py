@@ -1,4 +1,4 @@
-"""Looking into annotations: what they leave open."""
+"""Inspect type annotations, to decide how values of the type are checked and encoded."""
 
 from __future__ import annotations
 
@@ -16,20 +16,26 @@ from typing_extensions import TypeAliasType, get_type_hints, is_typeddict
 
 
 def is_loose(annotation: Any) -> bool:
-    """Whether some part of it could be anything: Any, object, a type variable, a container without a type for what is in
-    it, a model that takes more fields than it names."""
-    return _anywhere(annotation, _open)
+    """Return whether some part of the annotation could be anything.
+
+    That is Any, object, a type variable, a container without a type for its items, or a model that takes more
+    fields than it names.
+    """
+    return _anywhere(annotation, _is_open)
 
 
 def is_exact(annotation: Any) -> bool:
-    """Whether what pydantic validates as this is written as JSON in one way only, so that it needn't be looked at: types
-    of Python's own, and lists, string-keyed dicts and unions of them. Nothing that can be changed behind pydantic's back,
-    or that says how it is validated or written."""
+    """Return whether values that pydantic has validated as this have one JSON form only.
+
+    Such values needn't be checked. True for built-in types, and lists, string-keyed dicts and unions of them.
+    False for types that can change without pydantic's knowledge, or that say themselves how they are
+    validated or written.
+    """
     if annotation in _EXACT:
         return True
     origin, parts = get_origin(annotation), get_args(annotation)
     if not parts or (origin is dict and parts[0] is not str):
-        return False  # typing.List and typing.Dict have an origin
+        return False  # without parts: a bare typing.List or typing.Dict, which has an origin
     return origin in _EXACT_CONTAINERS and all(map(is_exact, parts))
 
 
@@ -38,31 +44,31 @@ _EXACT_CONTAINERS = (list, dict, Union, UnionType)
 
 
 def has_floats(annotation: Any) -> bool:
-    """Whether some part of it is a float."""
+    """Return whether some part of the annotation is a float."""
     return _anywhere(annotation, lambda part: part is float)
 
 
 def has_typed_keys(annotation: Any) -> bool:
-    """Whether some mapping in it has keys of a type that is no string."""
+    """Return whether some mapping in the annotation has keys of another type than str."""
     return _anywhere(
         annotation, lambda part: _is_mapping(get_origin(part)) and get_args(part)[:1] not in ((str,), (Any,))
     )
 
 
-def _open(part: Any) -> bool:
-    container = get_origin(part) or part  # typing.Sequence is an alias of a container, also without arguments
+def _is_open(part: Any) -> bool:
+    container = get_origin(part) or part  # typing.Sequence has an origin, also without arguments
     bare_container = (
         isinstance(container, type) and issubclass(container, Collection) and not _is_scalar(container)
     )
     return (
         part in (Any, object)
         or isinstance(part, TypeVar)
-        or _takes_more(part)
+        or _takes_more_fields(part)
         or (bare_container and not list(_parts(part)))
     )
 
 
-def _takes_more(part: Any) -> bool:
+def _takes_more_fields(part: Any) -> bool:
     if isinstance(part, type) and issubclass(part, BaseModel):
         return part.model_config.get("extra") == "allow"
     return bool(getattr(part, "__pydantic_config__", {}).get("extra") == "allow")
@@ -90,7 +96,7 @@ def _anywhere(annotation: Any, test: Callable[[Any], bool]) -> bool:
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """What it is made of: the arguments of a generic, the fields of a model, what a name stands for."""
+    """Return the parts of an annotation: generic arguments, fields of a model, the meaning of an alias."""
     if isinstance(annotation, NewType):
         yield annotation.__supertype__
     elif isinstance(named := get_origin(annotation) or annotation, TypeAliasType):
@@ -110,4 +116,4 @@ def _fields(annotation: Any) -> tuple[Any, ...]:
     try:
         return tuple(get_type_hints(annotation).values())
     except (NameError, TypeError):
-        return ()  # what pydantic can resolve and we can't is not looked into
+        return ()  # pydantic can resolve some annotations that get_type_hints can't; those aren't inspected

@@ -1,4 +1,4 @@
-"""What a handler's declaration says about its runs. Tasks don't carry it: it belongs to the code."""
+"""How the attempts of a handler's tasks are run. It belongs to the code, and is not stored with a task."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from .values import HandlerKeywords
 
 
 class RunKeywords(TypedDict, total=False):
-    """How the attempts of a handler's tasks are run: keyword arguments of `handler`, and `__run_defaults__` of a queue.
+    """How the attempts of a handler's tasks are run.
 
-    They belong to the code and are not stored with a task: a deploy changes them for waiting tasks, too.
+    Keyword arguments of `handler`, and `__run_defaults__` of a queue. They are not stored with a task, so a
+    deploy changes them for existing tasks too.
     """
 
     timeout: timedelta | None
+    """Longest time of one execution of the handler; None for no limit."""
+
     non_retryable: type[BaseException] | tuple[type[BaseException], ...]
+    """Errors that fail the task at once, as Fail does."""
 
 
 class DeclarationKeywords(HandlerKeywords, RunKeywords, total=False):
@@ -27,19 +31,28 @@ class DeclarationKeywords(HandlerKeywords, RunKeywords, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """RunKeywords with every default in place. Made by `resolve_run`, which checks it."""
+    """RunKeywords with every default set. Made by `resolve_run`, which checks them."""
 
-    timeout: timedelta | None = None  # for one execution of the handler: sleeps end one; None: no limit
-    non_retryable: tuple[type[BaseException], ...] = ()  # errors that end a task at once, as Fail does
+    timeout: timedelta | None = None
+    """Longest time of one execution of the handler; None for no limit. A sleep ends an execution."""
+
+    non_retryable: tuple[type[BaseException], ...] = ()
+    """Errors that fail the task at once, as Fail does."""
 
 
 def resolve_run(*layers: RunKeywords | None) -> RunOptions:
-    """How a handler's attempts are run: each field from the first layer that has it. Raises InvalidOptions."""
+    """Return the run options of a handler: each of them from the first layer that has it.
+
+    Raises:
+        InvalidOptions: An option is unknown or can't work.
+    """
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged.update(layer or {})
     if unknown := sorted(merged.keys() - RunKeywords.__annotations__.keys()):
-        raise InvalidOptions(f"unknown run options {unknown}: see RunKeywords for what there is")
+        raise InvalidOptions(
+            f"unknown run options {unknown}: there are {sorted(RunKeywords.__annotations__)}"
+        )
     if (timeout := merged.get("timeout")) is not None:
         policy.check_duration("timeout", timeout, zero=False)
     errors = merged.get("non_retryable", ())

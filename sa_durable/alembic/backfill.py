@@ -18,7 +18,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import DBAPIError
 
-from ..codec import once_key
+from ..derived_key import once_key
 from . import pages
 from .ddl import literal
 from .online import LOCK_NOT_AVAILABLE, POLL_INTERVAL_S, set_lock_timeout, settings, sql, sqlstate

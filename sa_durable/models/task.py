@@ -16,8 +16,10 @@ from typing_extensions import Unpack
 
 from .. import policy
 from ..declaration import DeclarationKeywords, RunKeywords, resolve_run
+from ..decorator import Decorator
 from ..errors import DeclarationError, InvalidOptions, KeyedObject
-from ..handlers import Call, Decorator, Handler, encode_headers, spawn_headers
+from ..handlers import Call, Handler
+from ..headers import encode_headers, spawn_headers
 from ..ids import uuid7
 from ..spawn_options import resolve
 from ..values import HandlerKeywords, Json, SpawnKeywords

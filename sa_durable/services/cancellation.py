@@ -93,7 +93,7 @@ def cancel_locked(
     if task_ids:
         ids = {"ids": uuids(task_ids)}
         execute(session, stmt.insert_cancelled_runs(model), ids, model=model)
-        text = None if error is None else dumps(error.to_json(), what="error")
+        text = None if error is None else dumps(error.to_json(), place="error")
         notify = can_notify(session.connection(bind_arguments={"mapper": model}))
         execute(session, stmt.cancel(model, notify=notify), {**ids, "error": text}, model=model)
         execute(session, stmt.announce(model, notify=notify), ids, model=model)

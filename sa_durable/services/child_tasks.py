@@ -56,7 +56,7 @@ def spawn(
             f"task {claim.task_id} is being changed by another transaction while it changes the holder of a key: nothing was "
             "written; roll back and run the transaction again"
         )
-    text = dumps([_described(child) for child in spawned], what=f"step {step!r}", limit=NO_LIMIT)
+    text = dumps([_described(child) for child in spawned], place=f"step {step!r}", limit=NO_LIMIT)
     return checkpoints.save_first(session, model, claim, step, text)
 
 

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from ..codec import Coder, NotJson, dumps, shown
+from ..codec import Coder, NotJson, dumps, short_repr
 from ..errors import InvalidEvent
 from ..ids import uuid7
 from ..models import queues_beside
@@ -54,7 +54,7 @@ def encode(name: str, payload: Json) -> str:
     """An event's payload as JSON text: plain JSON, or what pydantic makes of its type. Raises InvalidEvent."""
     what = f"payload of event {name!r}"
     try:
-        return dumps(_PLAIN.encode(payload, what), what=what)
+        return dumps(_PLAIN.encode(payload, what), place=what)
     except NotJson as error:
         raise InvalidEvent(str(error)) from error
 
@@ -68,7 +68,7 @@ def check_name(name: str) -> str:
         or name.startswith("$")
     ):
         raise InvalidEvent(
-            f"event name {shown(name)}: 1 to {NAME_LENGTH} printable characters, not starting with '$' (the library's own)"
+            f"event name {short_repr(name)}: 1 to {NAME_LENGTH} printable characters, not starting with '$' (the library's own)"
         )
     return name
 

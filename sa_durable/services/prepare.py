@@ -12,9 +12,11 @@ from uuid import UUID
 from sqlalchemy import inspect
 
 from .. import policy, spawn_options, telemetry
-from ..codec import dumps, once_key, shown
+from ..codec import dumps, short_repr
+from ..derived_key import once_key
 from ..errors import InvalidOptions
-from ..handlers import Call, encode_headers, spawn_headers
+from ..handlers import Call
+from ..headers import encode_headers, spawn_headers
 from ..ids import uuid7
 from ..models import queue_of
 from ..models.tables import task_columns
@@ -186,7 +188,7 @@ def _app_columns(model: Model, columns: Mapping[str, Any]) -> dict[str, Any]:
     attributes = app_attributes(model)
     if unknown := sorted(set(columns) - attributes.keys()):
         raise InvalidOptions(
-            f"columns {shown(unknown)} are no columns of your own on {model.__name__}. "
+            f"columns {short_repr(unknown)} are no columns of your own on {model.__name__}. "
             f"It has {sorted(attributes) or 'none'}."
         )
     return {attributes[name]: value for name, value in columns.items()}

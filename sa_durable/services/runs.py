@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from .. import policy
-from ..codec import check_plain, dumps
+from ..codec import dumps, require_json
 from ..errors import InvalidOptions
 from ..ids import uuid7
 from ..policy import GiveUp, RetryAfter, Verdict
@@ -53,9 +53,9 @@ class Failed:
 
 def complete(session: Session, model: Model, claim: Claim, result: Json) -> None:
     """Store the result of a claim. Raises Cancelled or LeaseLost, and NotJson for what can't be stored."""
-    check_plain(result, "result")
+    require_json(result, "result")
     with suppress(AlreadySaved):  # the first result stays
-        complete_first(session, model, claim, dumps(result, what="result"))
+        complete_first(session, model, claim, dumps(result, place="result"))
 
 
 def complete_first(session: Session, model: Model, claim: Claim, result: str) -> None:
@@ -133,7 +133,7 @@ def _fail(session: Session, model: Model, ended: Iterable[Failed], *, wait: bool
     parameters = {
         "ids": uuids(run.task_id for run in ordered),
         "tokens": numbers(run.token for run in ordered),
-        "errors": texts(dumps(run.error.to_json(), what="error") for run in ordered),
+        "errors": texts(dumps(run.error.to_json(), place="error") for run in ordered),
         "delays": numbers(_seconds(run.verdict) for run in ordered),
         "next_runs": uuids(uuid7() for _ in ordered),
     }

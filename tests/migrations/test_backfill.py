@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 
 from sa_durable import Hold
 from sa_durable.alembic import ONCE, BackfillReport, pages
-from sa_durable.codec import once_key
+from sa_durable.derived_key import once_key
 from tests.migrations.host import execute, fetch, operate
 from tests.migrations.rows import PAYMENTS, SOURCE, add, keys
 from tests.waiting import in_thread, wait_until

@@ -201,7 +201,9 @@ def test_a_new_param_that_is_passed_before_the_old_workers_are_gone_is_refused_b
     stop(worker)
     (failed,) = tasks(database)
     assert failed.error["type"] == "InvalidParams"
-    assert "stored params don't fit grows: params: unit: Extra inputs" in failed.error["message"]
+    assert (
+        f"stored params of task {failed.id} no longer match grows(): unit: Extra" in failed.error["message"]
+    )
     worker = start(2)
     with Session(database) as session, session.begin():
         Durable(session).retry(task)

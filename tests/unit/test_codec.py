@@ -18,7 +18,7 @@ from sqlalchemy import bindparam, cast, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import Text
 
-from sa_durable.codec import MAX_BYTES, Coder, NotJson, check_plain, dumps
+from sa_durable.codec import MAX_BYTES, Coder, NotJson, dumps, require_json
 
 
 class Level(IntEnum):
@@ -78,7 +78,7 @@ unstorable = pytest.mark.parametrize(
 @unstorable
 def test_unstorable_value_is_refused_by_the_check_with_its_place(value, complaint):
     with pytest.raises(NotJson, match=complaint):
-        check_plain(value, "params")
+        require_json(value, "params")
 
 
 @unstorable
@@ -86,7 +86,7 @@ def test_unstorable_value_is_refused_when_it_is_dumped_with_its_place(value, com
     if "keys are strings" in complaint and r"\(1, 2\)" not in complaint:
         value = {**value, "b": float("nan")}  # json writes such keys as strings: who dumps has checked them
     with pytest.raises(NotJson, match=complaint):
-        dumps(value, what="params")
+        dumps(value, place="params")
 
 
 @unstorable
@@ -110,7 +110,7 @@ def test_unstorable_value_of_an_untyped_parameter_is_refused(value, complaint):
     ],
 )
 def test_storable_value_is_compact_text(value, text):
-    check_plain(value, "value")
+    require_json(value, "value")
     assert dumps(value) == text
 
 
@@ -119,14 +119,14 @@ def test_storable_value_is_compact_text(value, text):
 )
 def test_a_place_with_long_keys_is_named_by_its_ends(value):
     with pytest.raises(NotJson, match=r"^params.* \.\.\. .*(no JSON form here|NUL character)") as refused:
-        check_plain(value, "params")
+        require_json(value, "params")
     assert len(str(refused.value)) < 1100
 
 
 def test_size_is_counted_in_bytes():
     assert dumps("é" * 4, limit=10)
     with pytest.raises(NotJson, match="note takes 12 bytes as JSON; 10 are allowed"):
-        dumps("é" * 5, what="note", limit=10)
+        dumps("é" * 5, place="note", limit=10)
 
 
 def test_one_mebibyte_is_the_limit():
@@ -177,7 +177,7 @@ def test_what_passes_the_check_comes_back_equal_from_postgresql(shared_engine, c
     storable = []
     for value in candidates:
         try:
-            check_plain(value, "value")
+            require_json(value, "value")
         except NotJson as error:
             assert str(error).startswith("value")
         else:

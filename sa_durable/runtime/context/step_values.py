@@ -89,7 +89,7 @@ def encode(coder: Coder, value: Any, step: str) -> str:
         InvalidResult: The value can't be stored as JSON.
     """
     try:
-        return dumps(coder.encode(value, "value"), what="value")
+        return dumps(coder.encode(value, "value"), place="value")
     except NotJson as error:
         raise InvalidResult(f"step {step!r}: {error}") from error
 

@@ -106,7 +106,7 @@ class Executor:
         try:
             with run_hooks(context):
                 run.check()
-                arguments = handler.arguments(run.claim.params)
+                arguments = handler.arguments(run.claim.params, task_id=run.claim.task_id)
                 if handler.transactional:
                     await self._in_transaction_async(run, handler, arguments)
                 else:
@@ -145,7 +145,7 @@ class Executor:
         try:
             with run_hooks(context):
                 run.check()
-                arguments = handler.arguments(run.claim.params)
+                arguments = handler.arguments(run.claim.params, task_id=run.claim.task_id)
                 if handler.transactional:
                     self._in_transaction(run, handler, arguments)
                 else:
@@ -239,7 +239,7 @@ class Executor:
 def _result_text(run: ActiveRun, handler: Handler[Any, ..., Any], value: Any) -> str:
     what = f"result of {run.claim.name}"
     try:
-        return dumps(handler.result_coder.encode(value, what), what=what)
+        return dumps(handler.result_coder.encode(value, what), place=what)
     except NotJson as error:
         raise InvalidResult(str(error)) from error
 
