@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..models import DurableTask
 
 
-_LOCKED = "55P03"
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 class Busy(Exception):
@@ -59,12 +59,12 @@ def lock(session: Session, model: type[DurableTask], ids: list[UUID], *, wait: b
     try:
         return list(execute(session, statement, {"ids": uuids(ids)}, model=model).scalars())
     except DBAPIError as error:
-        if wait or getattr(error.orig, "sqlstate", None) != _LOCKED:
+        if wait or getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
             raise
         raise Busy(model, ids) from error
 
 
-def until_free(session: Session, busy: Busy) -> None:
+def wait_until_unlocked(session: Session, busy: Busy) -> None:
     """Wait until nobody has locked these tasks, and lock none of them."""
     with session.begin_nested() as locks:
         lock(session, busy.model, busy.ids, wait=True)

@@ -27,7 +27,7 @@ Model = type["DurableTask"]
 TokensByTask: TypeAlias = Mapping[UUID, int]  # the tokens of claims, by task
 
 _decode = json.JSONDecoder().raw_decode
-_NEVER = timedelta(days=-1_000_000)  # became ready: a row without a time, which comes last
+_NO_READY_TIME = timedelta(days=-1_000_000)  # became ready: a row without a time, which comes last
 
 
 def claim(
@@ -38,22 +38,22 @@ def claim(
     worker: str,
     lease: timedelta,
     limit: int,
-    front: ClaimWatermark | None = None,
+    watermark: ClaimWatermark | None = None,
 ) -> list[Claim]:
     """Take up to `limit` ready tasks called one of `names`, in their order: priority, due time, id.
 
     Tasks that others have locked are passed over, those of other names are unharmed, and a paused queue gives none.
     Params that are no readable JSON arrive as text, which no handler takes: that run fails, and only that one.
     With the `front` of earlier claims of these names, it begins behind what they have seen; but it returns nothing only
-    after a look at everything, or while such looks are dear: the front says until when one is owed.
+    after a look at everything, or while such looks are dear: the watermark says until when one is owed.
     """
     if not names or limit < 1:
         return []
     parameters = {"names": texts(names), "worker": worker, "lease": lease, "limit": limit}
-    front = front or ClaimWatermark()
-    rows = _claim(session, model, parameters, front, reach := front.reach())
-    if not rows and reach is not None and front.due():
-        rows = _claim(session, model, parameters, front, None)
+    watermark = watermark or ClaimWatermark()
+    rows = _claim_range(session, model, parameters, watermark, reach := watermark.reach())
+    if not rows and reach is not None and watermark.due():
+        rows = _claim_range(session, model, parameters, watermark, None)
     queue = model.__queue__
     return [
         Claim(
@@ -74,19 +74,19 @@ def claim(
     ]
 
 
-def _claim(
+def _claim_range(
     session: Session,
     model: Model,
     parameters: dict[str, Any],
-    front: ClaimWatermark,
+    watermark: ClaimWatermark,
     reach: list[ScanRange] | None,
 ) -> list[tuple[Any, ...]]:
-    sent, behind = front.now(), {} if reach is None else scan_arrays(reach)
+    sent, behind = watermark.now(), {} if reach is None else scan_arrays(reach)
     claimed = execute(session, stmt.claim(model, behind=bool(behind)), {**parameters, **behind})
     rows = [tuple(row) for row in claimed.all()]
-    rows.sort(key=_order)  # RETURNING has no order of its own
+    rows.sort(key=_claim_order)  # RETURNING has no order of its own
     found = [(row[-2], _waited(row)) for row in rows]
-    front.claimed(sent, reach, limit=parameters["limit"], found=found)
+    watermark.claimed(sent, reach, limit=parameters["limit"], found=found)
     return rows
 
 
@@ -107,13 +107,13 @@ def count_ready(session: Session, model: Model, *, names: Sequence[str] | None, 
     return int(counted.scalar_one())
 
 
-def _order(row: tuple[Any, ...]) -> tuple[int, timedelta, bytes]:
+def _claim_order(row: tuple[Any, ...]) -> tuple[int, timedelta, bytes]:
     return row[-2], -_waited(row), row[0].bytes
 
 
 def _waited(row: tuple[Any, ...]) -> timedelta:
     waited: timedelta | None = row[-1]
-    return _NEVER if waited is None else waited
+    return _NO_READY_TIME if waited is None else waited
 
 
 def read_json(text: str | None, otherwise: Json) -> Json:
@@ -179,14 +179,14 @@ def check(session: Session, model: Model, task_id: UUID, token: int) -> None:
         raise stands
 
 
-LONGEST_WAIT = timedelta(seconds=1)
+LOCK_TIMEOUT = timedelta(seconds=1)
 
 
 def lock(session: Session, model: Model, claim: Claim) -> ClaimStatus:
     """How a claim stands, once no other transaction is writing for it; none can until this one ends. Raises the signal
     that ends its run, and PostgreSQL's error 55P03 if another one takes longer than LONGEST_WAIT."""
     parameters = {"ids": uuids([claim.task_id])}
-    execute(session, stmt.set_lock_timeout(LONGEST_WAIT), model=model)
+    execute(session, stmt.set_lock_timeout(LOCK_TIMEOUT), model=model)
     row = execute(session, stmt.statuses(model, lock=True), parameters, model=model).first()
     stands = _status_of(row, claim.task_id, claim.token)
     if isinstance(stands, Signal):

@@ -91,16 +91,16 @@ def settle(session: Session, model: Model, *, limit: int) -> Settled:
     rows = list(execute(session, stmt.unsettled(model), {"limit": limit}).scalars())
     if not rows:
         return Settled(0, 0, more=False)
-    ours = _try_settling(session, model.__queue__, rows)
+    ours = _lock_names(session, model.__queue__, rows)
     waiting = 0
     if ended := [name for name in ours if name.startswith(TASK_EVENT)]:
-        waiting += _settle_ended(session, model, ended)
+        waiting += _mark_waits_for_ended(session, model, ended)
     if emitted := [name for name in ours if not name.startswith(TASK_EVENT)]:
         waiting += _settle(session, model, emitted)
     return Settled(len(ours), waiting, more=len(rows) == limit and bool(ours))
 
 
-def _try_settling(session: Session, queue: str, names: Iterable[str]) -> list[str]:
+def _lock_names(session: Session, queue: str, names: Iterable[str]) -> list[str]:
     """Those of `names` that nobody else is deciding about, in order; they are ours until the end of the transaction."""
     if not (wanted := sorted(set(names))):
         return []
@@ -119,25 +119,25 @@ def settle_one(session: Session, model: Model, name: str) -> None:
 def _settle(session: Session, model: Model, names: Sequence[str]) -> int:
     rows = execute(session, stmt.settle(model), {"names": texts(names)})
     decided = sorted({row.name for row in rows if not row.dropped})
-    return _mark(session, model, model.__queue__, decided) if decided else 0
+    return _mark_waits(session, model, model.__queue__, decided) if decided else 0
 
 
-def _settle_ended(session: Session, model: Model, names: Sequence[str]) -> int:
+def _mark_waits_for_ended(session: Session, model: Model, names: Sequence[str]) -> int:
     """Tasks have ended: whoever waits for them is in any queue, and they wait for nothing any more."""
     execute(session, stmt.discard(model), {"names": texts(names)})
-    waiting = sum(_mark(session, other, model.__queue__, names) for other in queues_beside(model))
-    execute(session, wake_stmt.forget_ended(model), {"ids": uuids(_ids(names))})
+    waiting = sum(_mark_waits(session, other, model.__queue__, names) for other in queues_beside(model))
+    execute(session, wake_stmt.forget_ended(model), {"ids": uuids(_task_ids(names))})
     return waiting
 
 
-def _ids(names: Iterable[str]) -> Iterator[UUID]:
+def _task_ids(names: Iterable[str]) -> Iterator[UUID]:
     """Of the tasks whose ends these are. A name that somebody has made by hand must not stop those of others."""
     for name in names:
         with suppress(ValueError):
             yield UUID(name.removeprefix(TASK_EVENT))
 
 
-def _mark(session: Session, waiters: Model, queue: str, names: Sequence[str]) -> int:
+def _mark_waits(session: Session, waiters: Model, queue: str, names: Sequence[str]) -> int:
     parameters = {"names": texts(names), "queue": queue}
     # Workers of another queue may be others than this one.
     statement = wake_stmt.mark_settled(waiters, notify=waiters.__queue__ != queue)
@@ -161,9 +161,9 @@ def catch_up(session: Session, model: Model, after: Mapping[str, str], *, limit:
         names.setdefault(row.queue, []).append(row.event_name)
     marked = 0
     for queue, found in names.items():
-        ended = _over(session, others[queue], {name for name in found if name.startswith(TASK_EVENT)})
-        if ours := _try_settling(session, queue, ended):
-            marked += _mark(session, model, queue, ours)
+        ended = _ended_names(session, others[queue], {name for name in found if name.startswith(TASK_EVENT)})
+        if ours := _lock_names(session, queue, ended):
+            marked += _mark_waits(session, model, queue, ours)
     return CaughtUp(marked, {queue: found[-1] for queue, found in names.items() if len(found) >= limit})
 
 
@@ -175,7 +175,7 @@ class CaughtUp:
     after: Mapping[str, str]
 
 
-def _over(session: Session, models: Iterable[Model], names: Iterable[str]) -> list[str]:
+def _ended_names(session: Session, models: Iterable[Model], names: Iterable[str]) -> list[str]:
     """Those events of ends whose task has ended, or is gone."""
     ids = {UUID(name.removeprefix(TASK_EVENT)): name for name in names}
     if not ids:

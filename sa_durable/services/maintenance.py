@@ -58,7 +58,7 @@ def sweep_expired(session: Session, model: Model, *, limit: int) -> list[Expired
     """
     with session.begin_nested() as locks:
         overdue = list(execute(session, claim_stmt.expired(model), {"limit": limit}))
-        batch = _without_families(session, model, overdue, [row.id for row in overdue if _may_be_final(row)])
+        batch = _without_parents(session, model, overdue, [row.id for row in overdue if _may_be_final(row)])
         if not batch:
             locks.rollback()
     if overdue and not batch:  # only families: one of them, root to leaf, holding no other's lock
@@ -84,7 +84,7 @@ def _may_be_final(row: Any) -> bool:
     return row.cancel_at is not None or isinstance(_expiry_verdict(row), policy.GiveUp)
 
 
-def _without_families(session: Session, model: Model, rows: list[Any], final: list[UUID]) -> list[Any]:
+def _without_parents(session: Session, model: Model, rows: list[Any], final: list[UUID]) -> list[Any]:
     """Those of `rows` whose end is theirs alone: all but the `final` ones that have active children."""
     families = cancellation.with_children(session, model, final)
     return [row for row in rows if row.id not in families]
@@ -106,7 +106,7 @@ def sweep_overdue(session: Session, model: Model, *, limit: int) -> Overdue:
     """
     with session.begin_nested() as locks:
         rows = list(execute(session, cancel_stmt.overdue(model), {"limit": limit}))
-        batch = _without_families(session, model, rows, [row.id for row in rows])
+        batch = _without_parents(session, model, rows, [row.id for row in rows])
         if not batch:
             locks.rollback()
     if rows and not batch:

@@ -46,11 +46,11 @@ def retry(session: Session, model: Model, task_id: UUID, *, as_new: bool, detach
         raise TaskNotFound(model.__queue__, task_id)
     if row.state not in (TaskState.FAILED, TaskState.CANCELLED):
         raise InvalidState(model.__queue__, task_id, row.state, _RULE)
-    act, notify = _as_new if as_new else _in_place, can_notify(connection)
+    act, notify = _retry_as_new if as_new else _retry_in_place, can_notify(connection)
     return act(session, model, task_id, row, detach=detach, notify=notify)
 
 
-def _in_place(
+def _retry_in_place(
     session: Session, model: Model, task_id: UUID, row: Any, *, detach: bool, notify: bool
 ) -> SpawnResult[Any]:
     run_id, takes_key = uuid7(), bool(row.takes_key)
@@ -73,11 +73,11 @@ def _in_place(
             if named("uq", table_of(model).name, "key") not in str(error.orig):
                 raise  # the application's own
     if attempt is None:
-        raise _changing(model, row)
+        raise _key_contended(model, row)
     return SpawnResult(task_id, run_id, attempt, False, TaskState.PENDING, True, model, TaskAttacher(session))
 
 
-def _as_new(
+def _retry_as_new(
     session: Session, model: Model, task_id: UUID, row: Any, *, detach: bool, notify: bool
 ) -> SpawnResult[Any]:
     new = {"id": uuid7(), "run_id": uuid7(), "task_id": task_id}
@@ -87,13 +87,13 @@ def _as_new(
     for _ in range(MAX_ROUNDS):
         if keyed and _is_taken(session, model, row, detach=detach):
             keyed = False
-        statement = stmt.retry_as_new(model, _copied(model), keyed=keyed, notify=notify)
+        statement = stmt.retry_as_new(model, _copied_columns(model), keyed=keyed, notify=notify)
         parameters = {**new, "hold": row.key_hold} if keyed else new
         if execute(session, statement, parameters, model=model).first() is not None:
             telemetry.record(model.__queue__, row.name, SpawnOutcome.CREATED, new["id"])
             state = TaskState.PENDING
             return SpawnResult(new["id"], new["run_id"], 1, True, state, True, model, TaskAttacher(session))
-    raise _changing(model, row)
+    raise _key_contended(model, row)
 
 
 def _is_taken(session: Session, model: Model, row: Any, *, detach: bool) -> bool:
@@ -110,7 +110,7 @@ def _is_taken(session: Session, model: Model, row: Any, *, detach: bool) -> bool
     return True
 
 
-def _changing(model: Model, row: Any) -> RetryTransaction:
+def _key_contended(model: Model, row: Any) -> RetryTransaction:
     return RetryTransaction(
         f"key {row.idempotency_key!r} of queue {model.__queue__!r} is being taken by another transaction: nothing was "
         "written; roll back and run the transaction again"
@@ -118,7 +118,7 @@ def _changing(model: Model, row: Any) -> RetryTransaction:
 
 
 @cached_statement
-def _copied(model: Model) -> tuple[str, ...]:
+def _copied_columns(model: Model) -> tuple[str, ...]:
     """The application's columns that a copy can be given."""
     columns = table_of(model).c
     return tuple(

@@ -23,7 +23,7 @@ from ..models import in_order
 from ..statements import arrays
 from ..statements import keys as key_stmt
 from ..values import OnDuplicate, SpawnKeywords
-from .cancellation import Busy, until_free
+from .cancellation import Busy, wait_until_unlocked
 from .execute import execute
 from .insert_many import ROWS_PER_STATEMENT, insert_unless_held, statement_chunks
 from .prepare import Model, Parent, PreparedSpawn, prepare_all
@@ -112,7 +112,7 @@ def _spawn_queue(
                     "changing them, and this batch has taken keys of another queue. Nothing was written. "
                     "Roll back and retry the transaction."
                 ) from busy
-            until_free(session, busy)
+            wait_until_unlocked(session, busy)
         else:
             names = [prepared.template.name for prepared in created]
             ids = (results.task_id(prepared.position) for prepared in created)

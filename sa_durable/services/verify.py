@@ -96,7 +96,7 @@ def differences(connection: Connection, tables: Iterable[Table]) -> list[Differe
             missing = Difference(relation, Part.TABLE, table.name, "", None, breaks=True, source=table)
             compared.append(missing)
             continue
-        own = _Own.of(table)
+        own = _LibraryParts.of(table)
         for part in _QUERIES:
             compared += _compare(relation, part, own, wanted[own.role][part], found[relation][part])
     return compared
@@ -109,7 +109,7 @@ def _relation(connection: Connection, table: Table) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Own:
+class _LibraryParts:
     """A table of the metadata, and what in it is the library's."""
 
     table: Table
@@ -117,7 +117,7 @@ class _Own:
     names: Mapping[str, str]  # of indexes and checks, from those of the template
 
     @classmethod
-    def of(cls, table: Table) -> _Own:
+    def of(cls, table: Table) -> _LibraryParts:
         info = table.info["sa_durable"]
         role = Role(info["role"]) if "queue" in info else None
         ours = library_tables(info.get("queue", _TEMPLATE))[role]
@@ -142,7 +142,7 @@ def _names(table: Table) -> list[str]:
 
 
 def _compare(
-    relation: str, part: Part, own: _Own, wanted: Mapping[str, str], found: Mapping[str, str]
+    relation: str, part: Part, own: _LibraryParts, wanted: Mapping[str, str], found: Mapping[str, str]
 ) -> Iterator[Difference]:
     expected = {own.names.get(name, name): definition for name, definition in wanted.items()}
     for name, definition in expected.items():

@@ -100,18 +100,18 @@ class AwaitedTasks:
                 [partial(announce, model=model, task_id=task_id) for model, task_id in silent],
                 partly=len(active) < len(set(self.tasks)),
             )
-        ended = ", ".join(_outcome(rows.get(key)) for key in self.tasks)
+        ended = ", ".join(_outcome_json(rows.get(key)) for key in self.tasks)
         return f"[{ended}]"
 
 
-def _outcome(row: Any) -> str:
+def _outcome_json(row: Any) -> str:
     if row is None:
         return '{"state": null}'
     name = dumps(row.name)
     return f'{{"name": {name}, "state": "{row.state}", "result": {row.result or "null"}, "error": {row.error or "null"}}}'
 
 
-def look(
+def find_or_register(
     session: Session, model: Model, claim: Claim, step: str, what: Awaited, *, timeout: timedelta | None
 ) -> Arrived | Registered | Prerequisites:
     """Take `what` if it is there, or if its time is over; else register the waits for it. Missing: first things first,
@@ -184,10 +184,10 @@ def await_end(session: Session, model: Model, task_id: UUID) -> bool:
             execute(session, set_short_lock_timeout(), model=model)
             announce(session, model, task_id)
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != LOCKED:
+        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
             raise
         return False
     return True
 
 
-LOCKED = "55P03"  # lock_not_available
+LOCK_NOT_AVAILABLE = "55P03"  # lock_not_available

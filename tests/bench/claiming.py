@@ -124,7 +124,7 @@ def claim(
     """As a worker: one statement, one transaction; with the front that a worker has."""
     with Session(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
         options = {"names": ["charge", "refund"], "worker": "bench", "lease": MINUTE, "limit": limit}
-        claimed = claims.claim(session, model, **options, front=front)
+        claimed = claims.claim(session, model, **options, watermark=front)
         session.commit()
     assert len(claimed) == limit
     return claimed

@@ -51,7 +51,7 @@ class Queue:
         with Session(self.engine) as session, session.begin():
             pages, began = session.scalar(PAGES), time.perf_counter()
             claimed = claims.claim(
-                session, FaultTask, names=["whole"], worker="w", lease=LEASE, limit=limit, front=front
+                session, FaultTask, names=["whole"], worker="w", lease=LEASE, limit=limit, watermark=front
             )
             self.times.append(time.perf_counter() - began)
             self.pages.append(session.scalar(PAGES) - pages)

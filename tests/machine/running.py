@@ -168,7 +168,9 @@ class Running(Claiming):
 
         def real() -> Any:
             while True:
-                found = self.run(waits.look, BillingTask, claim, step, what, timeout=seconds_of(timeout))
+                found = self.run(
+                    waits.find_or_register, BillingTask, claim, step, what, timeout=seconds_of(timeout)
+                )
                 if isinstance(found, waits.Registered):
                     self.door.session.commit()
                     found = self.run(waits.sleep, BillingTask, claim, step, what)

@@ -90,7 +90,7 @@ def _retry(**how: bool) -> Do:
 
 
 def _look(session: Session, scene: Scene, what: waits.Awaited) -> object:
-    return waits.look(session, BillingTask, scene.twins[0], "$await", what, timeout=None)
+    return waits.find_or_register(session, BillingTask, scene.twins[0], "$await", what, timeout=None)
 
 
 def _children(key: str | None = None, **options: Any) -> Do:

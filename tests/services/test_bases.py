@@ -335,9 +335,13 @@ def test_of_two_queues_of_one_name_neither_takes_the_tasks_of_the_other_for_gone
         for child in (parent, other):
             waiter, active = (claimed(engine, work) for work in (parent, child))
             step, ends = "join", AwaitedTasks([(child.model, active.task_id)])
-            for act in (waits.look, waits.look, waits.sleep):  # the first says what has to be done first
+            for act in (
+                waits.find_or_register,
+                waits.find_or_register,
+                waits.sleep,
+            ):  # the first says what has to be done first
                 with Session(engine) as session, session.begin():
-                    options = {"timeout": None} if act is waits.look else {}
+                    options = {"timeout": None} if act is waits.find_or_register else {}
                     found = act(session, parent.model, waiter, step, ends, **options)
                 for first in getattr(found, "first", ()):
                     with Session(engine) as session, session.begin():

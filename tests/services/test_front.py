@@ -44,7 +44,7 @@ def front(engine, monkeypatch) -> ClaimWatermark:
 def claim(engine: Engine, front: ClaimWatermark, limit: int = 10) -> list[UUID]:
     with Session(engine) as session, session.begin():
         options = {"names": ["send"], "worker": "w1", "lease": MINUTE, "limit": limit}
-        return [claimed.task_id for claimed in claims.claim(session, MailTask, **options, front=front)]
+        return [claimed.task_id for claimed in claims.claim(session, MailTask, **options, watermark=front)]
 
 
 def test_a_stream_of_tasks_is_claimed_in_order(engine, front):
@@ -102,6 +102,6 @@ def test_what_is_given_back_is_claimed_again(engine, front):
     change(engine, [task], available_at=func.now() - HOUR)
     with Session(engine) as session, session.begin():
         options = {"names": ["send"], "worker": "w1", "lease": MINUTE, "limit": 10}
-        [claimed] = claims.claim(session, MailTask, **options, front=front)
+        [claimed] = claims.claim(session, MailTask, **options, watermark=front)
     do(engine, claims.release, {task: claimed.token})
     assert claim(engine, front) == [task]

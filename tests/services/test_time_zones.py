@@ -100,7 +100,9 @@ def test_what_a_run_may_take_and_waits_for_is_as_long_as_was_asked(berlin):
         berlin.refresh(task)
         assert abs(between(task.started_at, task.lease_expires_at) - span) < HOUR / 2
 
-        waits.look(berlin, MailTask, claim, "wait", waits.AwaitedEvent(MailTask, "paid"), timeout=span)
+        waits.find_or_register(
+            berlin, MailTask, claim, "wait", waits.AwaitedEvent(MailTask, "paid"), timeout=span
+        )
         wait = berlin.scalars(select(MailTask.Wait).where(MailTask.Wait.task_id == claim.task_id)).one()
         assert between(wait.created_at, wait.timeout_at) == span
 

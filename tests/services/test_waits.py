@@ -226,7 +226,9 @@ def test_a_cancelled_task_leaves_no_wait_behind(engine, session, moment):
     if moment == "before":
         with Session(engine) as rival:
             pid = pid_of(rival)
-            late = in_thread(waits.look, rival, MailTask, waiter, "$await:e", event(), timeout=None)
+            late = in_thread(
+                waits.find_or_register, rival, MailTask, waiter, "$await:e", event(), timeout=None
+            )
             wait_until_blocked(engine, pid)  # who cancels was first
             session.commit()
             with pytest.raises(Cancelled):
@@ -325,7 +327,9 @@ def test_one_of_several_that_ends_before_the_waits_are_committed_is_not_waited_f
     one, other, joiner = run(engine, BillingTask), run(engine, BillingTask), run(engine)
     both = ends(one, other)
     announced(engine, joiner, both)
-    assert isinstance(waits.look(session, MailTask, joiner, "$await:e", both, timeout=None), Registered)
+    assert isinstance(
+        waits.find_or_register(session, MailTask, joiner, "$await:e", both, timeout=None), Registered
+    )
     do(engine, lambda s, _: runs.complete(s, BillingTask, one, 1))
     tick(engine)
     session.commit()
@@ -343,7 +347,7 @@ def test_a_run_whose_waits_are_all_for_what_is_there_looks_again_before_it_sleep
     announced(engine, joiner, both)
     error = TaskError("E", "no")
     do(engine, lambda s, _: runs.fail(s, BillingTask, other, error, retryable=False))
-    waits.look(session, MailTask, joiner, "$await:e", both, timeout=None)
+    waits.find_or_register(session, MailTask, joiner, "$await:e", both, timeout=None)
     do(engine, lambda s, _: runs.complete(s, BillingTask, one, 1))
     tick(engine)
     do(engine, lambda s, _: Durable(s).retry(BillingTask, other.task_id))

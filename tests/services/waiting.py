@@ -39,7 +39,7 @@ def look(
     engine: Engine, run: Claim, what: Any, *, step: str = STEP, timeout: timedelta | None = None
 ) -> Arrived | Registered | Prerequisites:
     with Session(engine) as session, session.begin():
-        return waits.look(session, _model(run), run, step, what, timeout=timeout)
+        return waits.find_or_register(session, _model(run), run, step, what, timeout=timeout)
 
 
 def sleep(engine: Engine, run: Claim, what: Any, *, step: str = STEP) -> Arrived | Prerequisites | None:

@@ -97,7 +97,7 @@ class Waits:
         self, run: ActiveRun, step: str, awaited: Awaited, timeout: timedelta | None
     ) -> Arrived | Registered | Prerequisites:
         with self._database.transaction() as session:
-            return waits.look(session, run.model, run.claim, step, awaited, timeout=timeout)
+            return waits.find_or_register(session, run.model, run.claim, step, awaited, timeout=timeout)
 
     def _check_and_sleep(self, run: ActiveRun, step: str, awaited: Awaited) -> Arrived | Prerequisites | None:
         with self._database.transaction() as session:

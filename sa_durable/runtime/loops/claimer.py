@@ -119,7 +119,7 @@ class Claimer:
                 worker=self._worker,
                 lease=self._lease,
                 limit=limit,
-                front=self._registry.watermark(model),
+                watermark=self._registry.watermark(model),
             )
         if claimed:
             runs = [ActiveRun(model, claim, sent + self._lifetime) for claim in claimed]
