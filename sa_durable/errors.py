@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 class DurableError(Exception):
     """Base class of all errors of sa_durable.
 
-    Unless an error says otherwise, nothing was written, and the caller's transaction can continue. All errors can be
-    pickled and copied, with their attributes.
+    Unless an error says otherwise, nothing was written, and the caller's transaction can continue. All errors
+    can be pickled and copied, with their attributes.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -29,11 +29,11 @@ def _restore(cls: type[DurableError], args: tuple[Any, ...], attributes: dict[st
 
 
 class DeclarationError(DurableError, TypeError):
-    """A queue or a handler is declared in a way that can't work. Raised at the declaration, usually on import."""
+    """A queue or a handler is declared in a way that can't work. Raised at the declaration."""
 
 
 class UnknownQueue(DurableError, LookupError):
-    """Something else than a queue was given where a queue is needed. Pass a DurableTask class with `__queue__`."""
+    """A value that is no queue was passed as one. Pass a DurableTask class with `__queue__`."""
 
 
 class TaskNotFound(DurableError, LookupError):
@@ -65,7 +65,8 @@ class InvalidParams(DurableError, ValueError):
 class DuplicateTask(DurableError):
     """A task of the same name holds the key, and the spawn had `on_duplicate="raise"`.
 
-    Nothing was written; the holder `task_id` is untouched. Spawn with `on_duplicate="return"` to get the holder instead.
+    Nothing was written; the holder `task_id` is untouched. Spawn with `on_duplicate="return"` to get the
+    holder instead.
     """
 
     def __init__(self, queue: str, key: str, task_id: UUID, state: str) -> None:
@@ -82,8 +83,8 @@ class DuplicateTask(DurableError):
 class IdempotencyConflict(DurableError):
     """The key is held by a task of another name or, with `strict`, of other params.
 
-    Nothing was written; the holder `task_id` is untouched. Use another key, or spawn the task that the key was first
-    used for.
+    Nothing was written; the holder `task_id` is untouched. Use another key, or spawn the task that the key
+    was first used for.
     """
 
     def __init__(self, queue: str, key: str, task_id: UUID, reason: str) -> None:
@@ -100,14 +101,14 @@ class IdempotencyConflict(DurableError):
 class KeyTaken(DurableError):
     """A task can't be retried with its key, because another task, `task_id`, holds the key now.
 
-    Both tasks are untouched. Retry with `detach=True` to leave the key to its holder, or check the holder first: it may
-    have done the work.
+    Both tasks are untouched. Retry with `detach=True` to leave the key to its holder, or check the holder
+    first: it may have done the work.
     """
 
     def __init__(self, queue: str, key: str, task_id: UUID, state: str) -> None:
         super().__init__(
-            f"key {key!r} in queue {queue!r} is held by task {task_id} ({state}) now. Both tasks are untouched. "
-            "Retry with detach=True to continue without the key."
+            f"key {key!r} in queue {queue!r} is held by task {task_id} ({state}) now. "
+            "Both tasks are untouched. Retry with detach=True to continue without the key."
         )
         self.queue = queue
         self.key = key
@@ -116,7 +117,7 @@ class KeyTaken(DurableError):
 
 
 class InvalidState(DurableError):
-    """The task is in a state that doesn't allow the operation. `state` is that state; the task is untouched."""
+    """The task is in a state, `state`, that doesn't allow the operation. The task is untouched."""
 
     def __init__(self, queue: str, task_id: UUID, state: str, rule: str) -> None:
         super().__init__(f"task {task_id} in queue {queue!r} is {state}: {rule}. The task is untouched.")
@@ -129,8 +130,8 @@ class InvalidState(DurableError):
 class KeyedObject(DurableError, TypeError):
     """An idempotency key was set on a task object.
 
-    A flush would answer a duplicate with a unique violation. Use `Durable(session).spawn(call, idempotency_key=...)`,
-    and `spawned.task` for the object.
+    A flush would answer a duplicate with a unique violation. Use `Durable(session).spawn(call,
+    idempotency_key=...)`, and `spawned.task` for the object.
     """
 
 
@@ -146,8 +147,9 @@ class RetryTransaction(DurableError):
     def __init__(self, message: str, sqlstate: str | None = None) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
-        """PostgreSQL's code: 40001 (at REPEATABLE READ or SERIALIZABLE, a concurrent transaction took the key) or
-        40P01 (deadlock). None: sa_durable gave up itself."""
+        """PostgreSQL's code: 40001 (at REPEATABLE READ or SERIALIZABLE, a concurrent transaction took the
+        key) or 40P01 (deadlock). None: sa_durable gave up itself.
+        """
 
 
 class SchemaOutdated(DurableError):
@@ -159,7 +161,7 @@ class MissingExtra(DurableError, ImportError):
 
 
 class InvalidResult(DurableError, ValueError):
-    """The return value of a handler or a step can't be stored as JSON. A retry can't help, so the task fails."""
+    """A handler or a step returned a value that can't be stored as JSON. The task fails, without a retry."""
 
 
 class InvalidEvent(DurableError, ValueError):
@@ -173,10 +175,12 @@ class Fail(DurableError):
 
         raise Fail("card declined", code="51")
 
-    The message and the fields are stored in `TaskError.fields` and shown to everyone who reads or joins the task: put
-    ids and codes there, but no secrets. Fields are JSON, or values that pydantic can convert to JSON.
+    The message and the fields are stored in `TaskError.fields` and shown to everyone who reads or joins the
+    task: put ids and codes there, but no secrets. Fields are JSON, or values that pydantic can convert to
+    JSON.
 
-    To fail tasks with errors of your own, subclass Fail, or list their classes in a handler's `non_retryable`.
+    To fail tasks with errors of your own, subclass Fail, or list their classes in a handler's
+    `non_retryable`.
     """
 
     def __init__(self, message: str = "", /, **fields: Any) -> None:
@@ -187,8 +191,8 @@ class Fail(DurableError):
 class TimedOut(DurableError, TimeoutError):
     """An awaited event or task didn't come in time.
 
-    In a handler, the timeout is recorded: a replay raises TimedOut at once. From `wait_for`, `state` is the state of
-    the task, which continues.
+    In a handler, the timeout is recorded: a replay raises TimedOut at once. From `wait_for`, `state` is the
+    state of the task, which continues.
     """
 
     def __init__(self, message: str, *, state: TaskState | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The one clock: PostgreSQL's."""
+"""The one clock of sa_durable: PostgreSQL's."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from sqlalchemy import ColumnElement, DateTime, Text, func, literal_column
 
 
 def now() -> ColumnElement[datetime]:
-    """The database's time, as every lease, due time and expiry sees it.
+    """Return the database's time, by which every lease, due time and deadline is set and checked.
 
-    `statement_timestamp()`, since it is STABLE: an index condition can use it, which the volatile
-    `clock_timestamp()` can't; and, unlike `now()`, it moves on within a caller's long transaction.
+    It is `statement_timestamp()`. That function is STABLE, so that an index condition can use it, unlike the
+    volatile `clock_timestamp()`. And it advances within a caller's long transaction, unlike `now()`.
     """
     return func.statement_timestamp()
 
 
 def after(span: Any, since: ColumnElement[datetime] | None = None) -> ColumnElement[datetime]:
-    """The time `span` after `since`, or after now: an interval, or an expression for one. NULL if either is.
+    """Return the time `span` (an interval, or an expression for one) after `since`, or after now.
 
-    In UTC, where a day has 24 hours, as a timedelta's. PostgreSQL counts an interval's days on the session's own calendar:
-    a plain sum of a time and "30 days" is an hour off where the clocks of its time zone change meanwhile.
+    NULL if either is NULL. Computed in UTC, where a day has 24 hours, as in a timedelta. PostgreSQL adds the
+    days of an interval on the calendar of the session's time zone: a plain sum of a time and "30 days" is an
+    hour off when that zone changes its clocks in between.
     """
     return _from_utc(_in_utc(now() if since is None else since) + span)
 
 
 def before(span: Any) -> ColumnElement[datetime]:
-    """The time `span` ago, as `after` counts."""
+    """Return the time `span` ago, computed in UTC as in `after`."""
     return _from_utc(_in_utc(now()) - span)
 
 
-_UTC = literal_column("'UTC'", Text())  # no parameter: it would be one more for each row of an executemany
+# A literal: as a parameter, executemany would send it for each row.
+_UTC = literal_column("'UTC'", Text())
 
 
 def _in_utc(moment: ColumnElement[datetime]) -> ColumnElement[Any]:

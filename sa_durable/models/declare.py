@@ -1,4 +1,4 @@
-"""Making a queue of a class: its table and columns before Declarative looks at it, its siblings afterwards."""
+"""Make a queue of a class: its table and columns before Declarative maps it, its siblings afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def prepare(cls: type[DurableTask], mixin: type) -> None:
-    """Before Declarative looks at the class: table name, columns, constraints. `mixin` is DurableTask."""
+    """Set table name, columns and constraints of a class, before Declarative maps it.
+
+    `mixin` is DurableTask.
+    """
     base = base_of(cls)
     if base is None:
         raise DeclarationError(
@@ -33,36 +36,41 @@ def prepare(cls: type[DurableTask], mixin: type) -> None:
     queue = check_queue(cls.__queue__, cls.__name__)
     columns = task_columns()
     own = cls.__dict__.keys() | inspect.get_annotations(cls).keys()
-    for taken, what in ((columns.keys(), "columns"), (_ATTRIBUTES, "attributes")):
+    for taken, what in (
+        (columns.keys(), "columns of sa_durable have the same names"),
+        (_ATTRIBUTES, "attributes of sa_durable have the same names"),
+        (RESERVED, "these names are reserved for later versions of sa_durable"),
+    ):
         if names := sorted(taken & own):
-            raise DeclarationError(
-                f"{cls.__name__}: {', '.join(names)} are {what} of sa_durable; give yours another name"
-            )
+            raise DeclarationError(f"{cls.__name__}: {what}: {', '.join(names)}. Rename yours.")
     own_args, own_options = _own_table_args(cls)
     schema = own_options.get("schema", base.metadata.schema)
     name = table_name(queue, Role.TASKS)
     if (f"{schema}.{name}" if schema else name) in base.metadata.tables:
         raise DeclarationError(
-            f"{cls.__name__}: queue {queue!r} has a class already on this metadata; a queue has one"
+            f"{cls.__name__}: queue {queue!r} has a class already on this metadata. "
+            "Give each queue one class."
         )
     for attribute, column in columns.items():
         setattr(cls, attribute, column)
     if "comment" in own_options:
         raise DeclarationError(
-            f"{cls.__name__}: a queue is found by its table's comment, which sa_durable sets"
+            f"{cls.__name__}: sa_durable sets the comment of the table, by which migrations find a queue. "
+            "Remove `comment` from __table_args__."
         )
     options = {**own_options, "comment": comment(queue, Role.TASKS)}
     options["info"] = {**own_options.get("info", {}), **info(queue, Role.TASKS)}
-    cls.__tablename__ = name  # type: ignore[attr-defined]  # Declarative's, set before it looks
+    cls.__tablename__ = name  # type: ignore[attr-defined]  # an attribute of Declarative's, not of the mixin
     cls.__table_args__ = (*task_args(queue), *own_args, options)  # type: ignore[attr-defined]  # as above
     cls.__handlers__ = {}
 
 
 def finish(cls: type[DurableTask]) -> None:
-    """After the class is mapped: its siblings, and the guard of its key."""
+    """Map the siblings of a class, and guard its key, after Declarative has mapped it."""
     if not isinstance(cls.__dict__.get("__table__"), Table):
         raise DeclarationError(
-            f"{cls.__name__} was not mapped: its Base must be a DeclarativeBase (or DeclarativeBaseNoMeta) subclass"
+            f"{cls.__name__} was not mapped: "
+            "its Base must be a subclass of DeclarativeBase (or DeclarativeBaseNoMeta)"
         )
     tasks = cast(Table, cls.__table__)
     registry, metadata, queue = cls.registry, tasks.metadata, cls.__queue__
@@ -91,10 +99,27 @@ _SIBLINGS: tuple[tuple[str, Role, type[Any]], ...] = (
     ("Wait", Role.WAITS, DurableWait),
 )
 _ATTRIBUTES = frozenset({"handler", "runs", "Queue", *(attribute for attribute, _, _ in _SIBLINGS)})
+RESERVED = frozenset(
+    {
+        *("limit_key",),  # limits per key
+        *("progress", "progress_at", "progress_note"),  # what ctx.progress stores
+        *(
+            "release",
+            "rerun_of",
+            "purged_at",
+        ),  # which code ran it; the task that it repeats; when it was blanked
+        *("schedule", "scheduled_for"),  # periodic tasks
+        *("signal", "signals", "Signal"),  # messages to a task
+        *("on_failure",),  # a hook beside `handler`
+    }
+)
+"""Names that later versions need on task models. Reserved now, so that no upgrade collides with an
+application's column.
+"""
 
 
 def _subclass(cls: type[DurableTask], attribute: str, mixin: type[Any]) -> type[Any]:
-    # The qualified name is where it is found, so that its rows pickle.
+    # Rows can be pickled because the class is found by its qualified name.
     namespace = {
         "__module__": cls.__module__,
         "__qualname__": f"{cls.__qualname__}.{attribute}",
@@ -104,15 +129,17 @@ def _subclass(cls: type[DurableTask], attribute: str, mixin: type[Any]) -> type[
 
 
 def _refuse_key(target: DurableTask, value: object, old: object, _: object) -> None:
-    # A merge sets what is there already.
+    # Session.merge sets the value that the object has already.
     if value is not None and value != old and value != target.__dict__.get("idempotency_key"):
         raise KeyedObject(
-            f"idempotency_key={value!r} was set on a {type(target).__name__} object. A flush would answer a duplicate "
-            "with a unique violation: use Durable(session).spawn(call, idempotency_key=...), and spawned.task"
+            f"idempotency_key={value!r} was set on a {type(target).__name__} object. "
+            "A flush would answer a duplicate with a unique violation. "
+            "Use Durable(session).spawn(call, idempotency_key=...), and spawned.task."
         )
 
 
 def base_of(cls: type) -> Any:
+    """Return the application's Base among the bases of a class, or None."""
     roots = (DeclarativeBase, DeclarativeBaseNoMeta)
     return next((c for c in cls.__mro__ if any(root in c.__bases__ for root in roots)), None)
 
@@ -126,4 +153,6 @@ def _own_table_args(cls: type) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         case tuple() as args:
             return args, {}
         case other:
-            raise DeclarationError(f"{cls.__name__}.__table_args__ = {other!r} is no tuple or mapping")
+            raise DeclarationError(
+                f"{cls.__name__}.__table_args__ = {other!r} is neither a tuple nor a mapping"
+            )

@@ -1,4 +1,4 @@
-"""The library's tables of a queue by themselves: what a database is compared with."""
+"""The library's tables of a queue, without the application's additions: what a database is compared with."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from .tables import queues_table, sibling_table, task_args, task_columns
 
 @lru_cache(128)
 def library_tables(queue: str, schema: str | None = None) -> Mapping[Role | None, Table]:
-    """A queue's five tables, and under None the one for all queues, on a metadata of their own: without the columns
-    and constraints that an application adds."""
+    """Return the five tables of a queue by role, and the table for all queues under None.
+
+    They are on a metadata of their own, without the columns and constraints that an application adds.
+    """
     metadata = MetaData()
     tasks = Table(table_name(queue, Role.TASKS), metadata, *_task_columns(), *task_args(queue), schema=schema)
     tables: dict[Role | None, Table] = {Role.TASKS: tasks, None: queues_table(metadata, schema)}

@@ -1,6 +1,6 @@
-"""What stands beside a task model: its Run, Checkpoint, Event and Wait, and the Base's Queue.
+"""The models beside a task model: its Run, Checkpoint, Event and Wait, and the Base's Queue.
 
-They are mapped imperatively on the Base's registry, so that columns, defaults and dataclass options that an
+They are mapped imperatively on the Base's registry. So columns, defaults and dataclass options that an
 application puts on its Base stay out of the library's own tables.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Record:
-    """A row of a table beside the tasks'. Applications read and join them; sa_durable writes them."""
+    """A row beside the tasks. Applications read and join such rows; only sa_durable writes them."""
 
     if TYPE_CHECKING:
         __table__: ClassVar[Table]
@@ -35,7 +35,7 @@ class _Record:
 
 
 class DurableRun(_Record):
-    """An attempt that ended without completing its task: history. The current attempt is on the task itself."""
+    """An attempt that ended without completing its task. The task itself has the current one."""
 
     if TYPE_CHECKING:
         id: Mapped[UUID]
@@ -45,13 +45,13 @@ class DurableRun(_Record):
         state: Mapped[str]
         """`failed` or `cancelled`."""
         worker: Mapped[str | None]
-        """Who ran it; NULL if nobody had started it."""
+        """Id of the worker that ran it; NULL if it never started."""
         started_at: Mapped[datetime | None]
         lease_expires_at: Mapped[datetime | None]
-        """The lease at its end; in the past where the worker was lost."""
+        """The lease at the end of the run; in the past if the worker was lost."""
         ended_at: Mapped[datetime]
         error: Mapped[dict[str, Json] | None]
-        """Type, message and traceback."""
+        """A TaskError as JSON."""
         task: Mapped[DurableTask]
 
 
@@ -61,10 +61,10 @@ class DurableCheckpoint(_Record):
     if TYPE_CHECKING:
         task_id: Mapped[UUID]
         name: Mapped[str]
-        """The step's name; repeated ones end in `#2`, `#3`."""
+        """The step's name. Repeated names end in `#2`, `#3`."""
         value: Mapped[Json]
         attempt: Mapped[int]
-        """Which attempt ran the step."""
+        """Number of the attempt that ran the step."""
         created_at: Mapped[datetime]
 
 
@@ -77,9 +77,9 @@ class DurableEvent(_Record):
         payload: Mapped[Json]
         emitted_at: Mapped[datetime]
         settled_at: Mapped[datetime | None]
-        """When a worker gave it to those who wait for it."""
+        """When a worker decided which row of the name is the event, and marked the waits for it."""
         dropped: Mapped[bool]
-        """An earlier one of this name was first."""
+        """True: an earlier row of this name is the event."""
 
 
 class DurableWait(_Record):
@@ -88,24 +88,24 @@ class DurableWait(_Record):
     if TYPE_CHECKING:
         task_id: Mapped[UUID]
         step: Mapped[str]
-        """The checkpoint that the event will be saved as. Waits of one step end together."""
+        """Name of the checkpoint that the event will be saved as. Waits of one step end together."""
         event_name: Mapped[str]
         event_queue: Mapped[str]
-        """Where the event is emitted: the task's own queue, or that of a task it joins."""
+        """Queue of the event: the task's own queue, or the queue of a task that it joins."""
         timeout_at: Mapped[datetime | None]
         created_at: Mapped[datetime]
         settled: Mapped[bool]
-        """The event is there; the task is woken next."""
+        """True: the event is settled, and a worker will wake the task."""
 
 
 class DurableQueue(_Record):
-    """What operators say about a queue. A queue without a row has the defaults."""
+    """Settings of a queue. A queue without a row has the defaults."""
 
     if TYPE_CHECKING:
         name: Mapped[str]
         paused_at: Mapped[datetime | None]
-        """While set, workers claim nothing from the queue."""
+        """While it is set, workers claim no tasks of the queue."""
         retention: Mapped[timedelta | None]
-        """How long ended tasks and settled events are kept; NULL: until somebody cleans up."""
+        """How long workers keep ended tasks and settled events; NULL: until `clean_up` is called."""
         notify_until: Mapped[datetime | None]
-        """Until then a worker is idle and wants to be notified of new tasks."""
+        """Until then, an idle worker wants to be notified of new tasks."""

@@ -2,8 +2,9 @@
 
 Each index serves the statements that tests/plans/test_indexes.py lists.
 
-Stock types only, so that `alembic revision --autogenerate` renders them without our help; no enums, functions or
-triggers. Leases change often and alone, so lease_expires_at is in no index and heartbeats stay HOT updates.
+They use stock types only, so that `alembic revision --autogenerate` renders them without a plugin: no enums,
+functions or triggers. Heartbeats change lease_expires_at alone and often, so no index has that column: they
+stay HOT updates.
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ from .names import QUEUES_COMMENT, QUEUES_TABLE, Role, comment, named, table_nam
 from .predicates import HELD, LIMITED, PENDING, RUNNING, SLEEPING
 
 TIME = DateTime(timezone=True)
-KEY = Text(collation="C")  # compared byte by byte: equal means equal, whatever the database's locale
+KEY = Text(collation="C")  # compared byte by byte, whatever the database's locale
 NOW = text("statement_timestamp()")
 
 
 def task_columns() -> dict[str, MappedColumn[Any]]:
-    """The library's columns of a task model, by attribute. Those of idempotency keys come last, where an upgrade of
-    an existing table adds them; the application's own stand between."""
+    """Return the library's columns of a task model, by attribute.
+
+    The columns of idempotency keys come last, where an upgrade of an existing table adds them. The
+    application's own columns come before those.
+    """
 
     def column(type_: Any, *, nullable: bool = False, **kw: Any) -> MappedColumn[Any]:
         return mapped_column(type_, nullable=nullable, sort_order=kw.pop("sort_order", -100), **kw)
@@ -81,7 +85,7 @@ def task_columns() -> dict[str, MappedColumn[Any]]:
 
 
 def task_args(queue: str) -> tuple[SchemaItem, ...]:
-    """The constraints and indexes of a queue's task table."""
+    """Return the constraints and indexes of a queue's task table."""
     table = table_name(queue, Role.TASKS)
     states = ", ".join(f"'{state}'" for state in TaskState)
     return (
@@ -113,20 +117,21 @@ def task_args(queue: str) -> tuple[SchemaItem, ...]:
     )
 
 
-# char_length counts what Python's len does; the hold is NULL once the key was released.
+# char_length counts characters, as Python's len does. The hold is NULL once the key was released.
 KEY_CHECK = (
-    "(key_hold IS NULL OR key_hold IN ('queued', 'active', 'succeeded', 'forever') AND idempotency_key IS NOT NULL)"
+    "(key_hold IS NULL OR key_hold IN ('queued', 'active', 'succeeded', 'forever')"
+    " AND idempotency_key IS NOT NULL)"
     " AND char_length(idempotency_key) BETWEEN 1 AND 255"
 )
 
 
 def info(queue: str, role: Role) -> dict[str, Any]:
-    """`Table.info` of a queue's table."""
+    """Return the `Table.info` of a queue's table."""
     return {"sa_durable": {"queue": queue, "role": role.value}}
 
 
 def sibling_table(metadata: MetaData, queue: str, role: Role, tasks: Table) -> Table:
-    """The table of runs, checkpoints, events or waits that stands beside `tasks`, in its schema."""
+    """Return the table of runs, checkpoints, events or waits beside `tasks`, in the same schema."""
     table = table_name(queue, role)
     return Table(
         table,
@@ -206,7 +211,7 @@ _SIBLINGS = {Role.RUNS: _runs, Role.CHECKPOINTS: _checkpoints, Role.EVENTS: _eve
 
 
 def queues_table(metadata: MetaData, schema: str | None) -> Table:
-    """The one table for all queues of a metadata and schema: what operators say about a queue."""
+    """Return the table for the settings of all queues of a metadata and schema. Makes it once."""
     key = f"{schema}.{QUEUES_TABLE}" if schema else QUEUES_TABLE
     if key in metadata.tables:
         return metadata.tables[key]

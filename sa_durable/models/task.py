@@ -1,4 +1,4 @@
-"""DurableTask: what an application mixes into a model to make it a queue."""
+"""DurableTask: the mixin that makes an application's model a queue."""
 
 from __future__ import annotations
 
@@ -37,20 +37,29 @@ class DurableTask:
             __queue__ = "billing"
             order_id: Mapped[int | None] = mapped_column(ForeignKey("orders.id"))
 
-    One class makes five tables (`durable_billing_tasks`, `_runs`, `_checkpoints`, `_events`, `_waits`) in the Base's
-    metadata; the models of the others are `BillingTask.Run`, `.Checkpoint`, `.Event` and `.Wait`. Raises
-    DeclarationError for a name that doesn't fit, or a second class for a queue of the same metadata and schema.
+    One class makes five tables (`durable_billing_tasks`, `_runs`, `_checkpoints`, `_events`, `_waits`) in the
+    Base's metadata. The models of the other tables are `BillingTask.Run`, `.Checkpoint`, `.Event` and
+    `.Wait`.
+
+    Raises DeclarationError for a queue name that can't be one, a second class for a queue of the same
+    metadata and schema, and own columns or attributes whose names sa_durable uses or reserves.
     """
 
     __queue__: ClassVar[str]
-    """The queue's name: a-z, 0-9 and _, at most 32 characters."""
+    """The queue's name: a-z, 0-9 and _, at most 32 characters, a letter first."""
+
     __spawn_defaults__: ClassVar[HandlerKeywords] = {}
-    """Spawn options for every task of the queue; a handler's own, a call's and a spawn's win over them."""
+    """Default spawn options for all tasks of the queue. Options of a handler, a call or a spawn take
+    precedence.
+    """
 
     __run_defaults__: ClassVar[RunKeywords] = {}
-    """How its handlers' attempts are run (`timeout`, `non_retryable`); a handler's own options win over these."""
+    """Default run options (`timeout`, `non_retryable`) for all handlers of the queue. A handler's own take
+    precedence.
+    """
 
     __handlers__: ClassVar[dict[str, Handler[Any, ..., Any]]]
+    """The queue's handlers by name."""
 
     if TYPE_CHECKING:
         __table__: ClassVar[FromClause]
@@ -62,53 +71,61 @@ class DurableTask:
         Wait: ClassVar[type[DurableWait]]
         Queue: ClassVar[type[DurableQueue]]
 
-        # The columns themselves are in tables.task_columns: annotations would become arguments of a dataclass Base.
+        # The columns themselves are in tables.task_columns: annotations would become arguments of a dataclass
+        # Base.
         id: Mapped[UUID]
-        """UUIDv7, made by the client: ids sort by the time of spawning."""
+        """UUIDv7, made by the client. Ids sort by the time of the spawn."""
         name: Mapped[str]
-        """The handler's."""
+        """Name of the handler."""
         params: Mapped[Json]
+        """The handler's arguments."""
         headers: Mapped[dict[str, Json] | None]
+        """Metadata of the task."""
         state: Mapped[str]
         """A TaskState."""
         priority: Mapped[int]
-        """Lower first."""
+        """Tasks with a lower priority are claimed first."""
         available_at: Mapped[datetime | None]
-        """Pending: claimed in this order. Sleeping: not before this; NULL: until an event."""
+        """Pending tasks are claimed in this order. Sleeping tasks wake at this time; NULL: at an event."""
         created_at: Mapped[datetime]
         first_started_at: Mapped[datetime | None]
         finished_at: Mapped[datetime | None]
-        """When it became terminal."""
+        """When the task became terminal."""
         run_id: Mapped[UUID]
-        """The current run's, or the last one's."""
+        """Id of the current run, or of the last one."""
         attempt: Mapped[int]
-        """The current run's, from 1."""
+        """Number of the current run, from 1."""
         max_attempts: Mapped[int | None]
         """NULL: unlimited."""
         retry: Mapped[dict[str, Json] | None]
+        """The retry policy as JSON; NULL: the default one."""
         started_at: Mapped[datetime | None]
         """When the current run was claimed."""
         claimed_by: Mapped[str | None]
+        """Id of the worker that runs the task, or ran it last."""
         token: Mapped[int]
-        """Raised by every claim and everything that ends one; a worker's writes name the one it got."""
+        """Fencing token: raised by every claim and everything that ends one. A worker's writes name the token
+        it got.
+        """
         lease_expires_at: Mapped[datetime | None]
         result: Mapped[Json]
         error: Mapped[dict[str, Json] | None]
+        """A TaskError as JSON, once the task has failed."""
         parent_queue: Mapped[str | None]
         parent_id: Mapped[UUID | None]
         awaited: Mapped[bool]
-        """Somebody who is not its parent waits for its end."""
+        """A task other than its parent, or a caller, waits for its end."""
         max_duration: Mapped[timedelta | None]
-        """From its first start to its end, over all attempts; then it is cancelled."""
+        """Deadline from the first start to the end, over all attempts. The task is cancelled then."""
         cancel_at: Mapped[datetime | None]
-        """When it is cancelled if it is not over: its start's deadline at first, then its end's."""
+        """When the task is cancelled: its deadline to start at first, then its deadline to end."""
         idempotency_key: Mapped[str | None]
-        """Read-only on objects: spawn sets it. Stays as history when the key is free again."""
+        """Read-only on objects: a spawn sets it. It stays as history after the key is free again."""
         key_hold: Mapped[str | None]
-        """A Hold; NULL: no key, or released."""
+        """A Hold; NULL: no key, or the key was released."""
         key_expires_at: Mapped[datetime | None]
         runs: Mapped[list[DurableRun]]
-        """Earlier attempts, in order; read-only."""
+        """Earlier attempts, in order. Read-only."""
 
     else:
 
@@ -146,22 +163,31 @@ class DurableTask:
             @BillingTask.handler(max_attempts=5)
             def charge(ctx: TaskContext, order_id: int) -> str: ...
 
-        Its first parameter is the context; the others are the task's params, encoded and decoded by their
-        annotations. `transactional`: the whole handler is one transaction on `ctx.session`, which commits together with
-        the task's completion or not at all.
+        Its first parameter is the context. The other parameters are the task's params, encoded and decoded by
+        their annotations.
 
-        `non_retryable=(CardDeclined,)`: errors that end the task at once, as Fail does, whatever its attempts.
-        `timeout`: how long one execution may take. One that takes longer has failed, and is retried as any failure: an
-        async handler is cancelled; a plain one can't be interrupted, so it goes on, its writes are rejected, its next
-        context call raises, and it keeps its slot until it returns. A sleep or a wait ends an execution: that time
-        doesn't count.
+        Args:
+            name: Name of the tasks.
+            transactional: Run the whole handler in one transaction on `ctx.session`, which commits together
+                with the task's completion or not at all.
+            options: Default spawn options (HandlerKeywords), and two options of every run.
 
-        Raises DeclarationError for a signature that can't be stored or a name that is taken, and InvalidOptions for
-        options that can't work.
+        The options of a run are:
+
+        - `non_retryable=(CardDeclined,)`: errors that fail the task at once, as Fail does, whatever attempts
+          it has left.
+        - `timeout`: how long one execution may take. An execution that takes longer has failed, and is
+          retried like any failure. An async handler is cancelled. A sync handler can't be interrupted: it
+          continues, and counts against the worker's concurrency until it returns, but its writes are rejected
+          and its next context call raises. A sleep or a wait ends an execution, so that time doesn't count.
+
+        Raises:
+            DeclarationError: The signature can't be stored, or the name is taken.
+            InvalidOptions: An option has a value that can't work.
         """
         if "__handlers__" not in cls.__dict__:
             raise DeclarationError(
-                f"{cls.__name__} is no queue: handlers are registered with a class that has __queue__"
+                f"{cls.__name__} is no queue: register handlers with a class that has __queue__"
             )
         own = {name: value for name, value in options.items() if name in RunKeywords.__annotations__}
         run = resolve_run(cast(RunKeywords, own), cls.__run_defaults__)
@@ -178,11 +204,12 @@ class DurableTask:
     @classmethod
     def __register(cls, handler: Handler[Any, ..., Any]) -> None:
         known = cls.__handlers__.get(handler.name)
-        # The same function again is a module that was loaded twice (a reload, or __main__); it replaces the first.
+        # The same function is registered twice if its module is loaded twice (a reload, or __main__): the
+        # last one counts.
         if known is not None and known.fn.__qualname__ != handler.fn.__qualname__:
             raise DeclarationError(
-                f"queue {cls.__queue__!r} has a handler {handler.name!r} already, {known.fn.__module__}."
-                f"{known.fn.__qualname__}: give one of them another name"
+                f"queue {cls.__queue__!r} has a handler {handler.name!r} already: {known.fn.__module__}."
+                f"{known.fn.__qualname__}. Give one of them another name."
             )
         cls.__handlers__[handler.name] = handler
 
@@ -191,13 +218,14 @@ class DurableTask:
         options = resolve(call.options, call.defaults, cast(SpawnKeywords, cls.__spawn_defaults__))
         if options.only_once:
             raise KeyedObject(
-                f"{call.name} is spawned only_once by default, which a flush can't do: use Durable(session).spawn"
+                f"{call.name} is spawned only_once by default, which a flush can't do. "
+                "Use Durable(session).spawn."
             )
         try:
             task = cls(**(options.columns or {}))
         except TypeError as error:
             raise InvalidOptions(
-                f"{cls.__name__} can't be made: {error}; give your own columns with call.using(columns=...) and spawn"
+                f"{cls.__name__} can't be made: {error}. Pass your own columns with call.using(columns=...)."
             ) from error
         task.id = uuid7()
         task.run_id = uuid7()

@@ -65,13 +65,15 @@ class SpawnResult(Generic[R_co]):
 class TaskError:
     """The stored error of a run that failed or was cancelled. Its size is bounded.
 
-    `Fail("card declined", code="51")` stores the fields `{"code": "51"}`. Another exception class names the attributes
-    to store in a class attribute: `__durable_fields__ = ("code",)`. Nothing is stored from exceptions that don't:
-    exceptions of libraries may carry secrets, such as request headers.
+    `Fail("card declined", code="51")` stores the fields `{"code": "51"}`. Another exception class names the
+    attributes to store in a class attribute: `__durable_fields__ = ("code",)`. Nothing is stored from other
+    exceptions: exceptions of libraries may carry secrets, such as request headers.
     """
 
     LEASE_EXPIRED: ClassVar[str] = "LeaseExpired"
-    """Type of the error of a run whose worker stopped extending its lease: it crashed, hung or lost the database."""
+    """Type of the error of a run whose worker stopped extending its lease: it crashed, hung or lost the
+    database.
+    """
     HANDLER_TIMEOUT: ClassVar[str] = "HandlerTimeout"
     """Type of the error of a run that took longer than its handler's `timeout`."""
     DEADLINE_EXCEEDED: ClassVar[str] = "DeadlineExceeded"

@@ -54,7 +54,10 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Exponential:
-    """Retry after a delay that grows with each failure: `base * factor ** (n - 1)` after the n-th one, at most `cap`."""
+    """Retry after a delay that grows with each failure.
+
+    The delay after the n-th failure is `base * factor ** (n - 1)`, at most `cap`.
+    """
 
     base: timedelta = timedelta(seconds=5)
     """Delay after the first failure."""
@@ -63,8 +66,9 @@ class Exponential:
     cap: timedelta = timedelta(minutes=5)
     """The longest delay."""
     jitter: float = 0.2
-    """The delay is shortened by a random part of up to this share (0 to 1), so that tasks that failed together
-    don't retry together."""
+    """The delay is shortened by a random part of up to this share (0 to 1), so that tasks that failed
+    together don't retry together.
+    """
 
 
 RetryPolicy: TypeAlias = NoRetry | Fixed | Exponential
@@ -74,7 +78,7 @@ DEFAULT_MAX_ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """Deadlines of a task. A task past a deadline is cancelled, and so are its descendants. None: no deadline."""
+    """Deadlines of a task (None: none). A task past one is cancelled, with its descendants."""
 
     start_within: timedelta | None = None
     """From when the task is due (the spawn, or its `run_at` or `delay`) to its first start."""

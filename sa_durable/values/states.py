@@ -76,6 +76,6 @@ TRANSITIONS: Mapping[tuple[TaskState | None, Operation], frozenset[TaskState]] =
 }
 """The states that an operation can lead to, by the state before it (None: no task yet).
 
-The state diagram of the documentation is made from this table. A test records the transitions that the database
-sees and compares them with it.
+The state diagram of the documentation is made from this table. A test records the transitions that the
+database sees and compares them with it.
 """

@@ -231,7 +231,7 @@ def test_a_key_on_an_object_is_refused_where_it_is_set():
         lambda: setattr(task, "idempotency_key", "k"),
         lambda: BillingTask(idempotency_key="k"),
     ):
-        with pytest.raises(KeyedObject, match="use Durable"):
+        with pytest.raises(KeyedObject, match="Use Durable"):
             set_key()
     task.idempotency_key = None
     assert task.idempotency_key is None

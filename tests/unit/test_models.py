@@ -42,6 +42,7 @@ from sa_durable import (
     UnknownQueue,
 )
 from sa_durable.models import queue_of, queues_beside, siblings, task
+from sa_durable.models.declare import RESERVED
 from sa_durable.models.names import COMMENT_PATTERN, MAX_QUEUE_LENGTH
 from sa_durable.models.tables import task_columns
 from tests.shop import BillingTask, MailTask, Order, charge
@@ -220,29 +221,64 @@ def test_abstract_class_between_is_no_queue():
 
 @pytest.mark.parametrize("column", ["id", "state", "idempotency_key", "token"])
 def test_column_of_the_librarys_is_not_to_be_declared_again(column):
-    with pytest.raises(DeclarationError, match=f"SomeTask: {column} are columns of sa_durable"):
+    with pytest.raises(
+        DeclarationError,
+        match=f"SomeTask: columns of sa_durable have the same names: {column}. Rename yours.",
+    ):
         _queue("billing", **{column: mapped_column(String())})
-    with pytest.raises(DeclarationError, match=f"SomeTask: {column} are columns of sa_durable"):
+    with pytest.raises(
+        DeclarationError,
+        match=f"SomeTask: columns of sa_durable have the same names: {column}. Rename yours.",
+    ):
         _queue("billing", __annotations__={column: Mapped[str]})
 
 
 @pytest.mark.parametrize("name", ["runs", "handler", "Run", "Checkpoint", "Event", "Wait", "Queue"])
 def test_attribute_that_a_queue_has_is_not_to_be_declared_as_a_column(name):
-    with pytest.raises(DeclarationError, match=f"SomeTask: {name} .* of sa_durable; give yours another name"):
+    message = f"SomeTask: .* of sa_durable have the same names: {name}. Rename yours."
+    with pytest.raises(DeclarationError, match=message):
         _queue("billing", **{name: mapped_column(String())})
-    with pytest.raises(DeclarationError, match=f"SomeTask: {name} .* of sa_durable; give yours another name"):
+    with pytest.raises(DeclarationError, match=message):
         _queue("billing", __annotations__={name: Mapped[str]})
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_name_that_later_versions_need_is_reserved(name):
+    base = _base()
+    message = f"SomeTask: these names are reserved for later versions of sa_durable: {name}. Rename yours."
+    with pytest.raises(DeclarationError, match=message):
+        _queue("billing", base, **{name: mapped_column(String())})
+    with pytest.raises(DeclarationError, match=message):
+        _queue("billing", base, __annotations__={name: Mapped[str]})
+    assert not base.metadata.tables
+
+
+def test_reserved_names_are_not_in_use():
+    assert not RESERVED & {*task_columns(), *dir(BillingTask)}
+
+
+def test_reserved_names_of_a_base_or_a_mixin_are_theirs():
+    class Base(DeclarativeBase):
+        release = "2026-11"
+
+        def signal(self) -> None: ...
+
+    class Scheduled:
+        schedule: Mapped[str | None] = mapped_column(String(20))
+
+    model = type("SomeTask", (DurableTask, Scheduled, Base), {"__queue__": "billing"})
+    assert (model.release, model.__table__.c.schedule.type.length) == ("2026-11", 20)
 
 
 @pytest.mark.parametrize("args", [[Index("x", "label")], "x", 7])
 def test_table_args_must_be_a_tuple_or_mapping(args):
-    with pytest.raises(DeclarationError, match=r"__table_args__ = .* is no tuple or mapping"):
+    with pytest.raises(DeclarationError, match=r"__table_args__ = .* is neither a tuple nor a mapping"):
         _queue("billing", __table_args__=args)
 
 
 @pytest.mark.parametrize("other", [Order, DurableTask, BillingTask.Run, "billing", None, 7, charge])
 def test_what_is_no_queue_is_refused_where_one_is_needed(other):
-    with pytest.raises(UnknownQueue, match="is no queue: give a DurableTask class with __queue__"):
+    with pytest.raises(UnknownQueue, match="is no queue: pass a DurableTask class with __queue__"):
         queue_of(other)
 
 
