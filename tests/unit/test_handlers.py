@@ -202,7 +202,7 @@ def test_options_that_can_not_work_are_refused_where_the_handler_is_declared(opt
 def test_second_handler_of_a_name_is_refused():
     WorkTask.handler("taken")(_named)
     with pytest.raises(
-        DeclarationError, match=r"handler 'taken' already, .*_named: give one of them another name"
+        DeclarationError, match=r"handler 'taken' already: .*_named\. Give one of them another name"
     ):
         WorkTask.handler("taken")(_positional_context)
 
