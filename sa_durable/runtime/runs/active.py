@@ -99,11 +99,6 @@ class ActiveRun:
             self.end(LeaseLost(f"task {self.claim.task_id}: the lease could not be extended in time"))
 
     @property
-    def lease_valid(self) -> bool:
-        """Whether `check` would raise nothing."""
-        return self.signal is None and monotonic() <= self.deadline
-
-    @property
     def lease_remaining(self) -> float:
         """Seconds until the run stops writing."""
         return max(0.0, self.deadline - monotonic())
