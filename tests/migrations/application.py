@@ -1,4 +1,4 @@
-"""The small host applications under hosts/, each with migrations of its own in a temporary directory."""
+"""The small host applications under hosts/, each with its own migrations in a temporary directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOSTS = Path(__file__).parent / "hosts"
 
 
 class Application:
-    """A host application on a database. Its `metadata` may be exchanged: that is another release of it."""
+    """A host application on a database. Replace `metadata` to get another release of the application."""
 
     def __init__(self, name: str, engine: Engine, directory: Path) -> None:
         self.engine, self.directory = engine, directory
@@ -37,7 +37,7 @@ class Application:
         return config
 
     def revise(self) -> str:
-        """`alembic revision --autogenerate`; returns what it wrote."""
+        """Run `alembic revision --autogenerate`. Returns the revision's text."""
         script: Any = command.revision(self.config, autogenerate=True)
         return Path(script.path).read_text()
 
@@ -48,7 +48,7 @@ class Application:
         command.downgrade(self.config, "-1")
 
     def check(self) -> None:
-        """`alembic check`: raises if autogenerate would find something."""
+        """Run `alembic check`, which raises if autogenerate would find a difference."""
         command.check(self.config)
 
     def head(self) -> str | None:
@@ -59,7 +59,7 @@ class Application:
 
 
 def body(script: str, function: str) -> list[str]:
-    """The lines of a revision's upgrade or downgrade, stripped, less comments."""
+    """Return the lines of a revision's upgrade or downgrade, stripped, without comments."""
     text = script.partition(f"def {function}() -> None:")[2].partition("\ndef ")[0]
     lines = [line.strip() for line in text.splitlines()]
     return [line for line in lines if line and not line.startswith(("#", '"""'))]

@@ -1,4 +1,4 @@
-"""The first version of a task model, before keys, and what its spawners and workers say to the database."""
+"""The first version of a task model, without keys, and the statements of its spawners and workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The repository's host application, as its migrations' tests use it: Alembic in this process, and as one of its own."""
+"""Run the migrations of the repository's host application, in this process or in a process of their own."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def downgrade(engine: Engine, revision: str) -> None:
 
 
 def script(revisions: str, *, down: bool = False) -> str:
-    """What `alembic upgrade --sql`, or downgrade, writes."""
+    """Return what `alembic upgrade --sql`, or downgrade, writes."""
     output = io.StringIO()
     (command.downgrade if down else command.upgrade)(config(output=output), revisions, sql=True)
     return output.getvalue()
 
 
 def operate(engine: Engine, operation: Callable[[Any], T]) -> T:
-    """Run operations as a revision of their own."""
+    """Run operations as one revision."""
     with engine.connect() as connection:
         context = MigrationContext.configure(connection)
         with context.begin_transaction():
@@ -73,7 +73,7 @@ def url_for(engine: Engine) -> str:
 
 @contextmanager
 def alembic_process(engine: Engine, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`alembic ...` in a process of its own, which doesn't outlive the block."""
+    """Run `alembic ...` in a process of its own, which is killed at the end of the block."""
     url = url_for(engine)
     process = subprocess.Popen(
         [sys.executable, "-m", "alembic", *arguments],
@@ -107,7 +107,7 @@ def execute(engine: Engine, *statements: str) -> None:
 
 
 def wait_for_query(engine: Engine, pattern: str, wait_event: str = "%") -> int:
-    """The pid of a backend of this database that runs, or ran last, a query LIKE `pattern`, once there is one."""
+    """Wait for a backend of this database whose last query is LIKE `pattern`. Returns its process id."""
     seen = text(
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         " AND query LIKE :pattern AND wait_event LIKE :event"
@@ -119,7 +119,7 @@ def wait_for_query(engine: Engine, pattern: str, wait_event: str = "%") -> int:
 
 
 def schema(engine: Engine) -> list[tuple[Any, ...]]:
-    """Everything about the database's tables that a schema dump has, as the catalogue spells it, in order."""
+    """Return everything about the database's tables that a schema dump has, as the catalog spells it, in order."""
     return [row for query in _SCHEMA for row in fetch(engine, f"{query} ORDER BY 1, 2, 3, 4")]
 
 

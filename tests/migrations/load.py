@@ -1,7 +1,8 @@
-"""Spawners and workers that work while the schema moves: `python -m tests.migrations.load ROLE URL`, until SIGTERM.
+"""Spawners and workers that run during a migration: `python -m tests.migrations.load ROLE URL`, until SIGTERM.
 
-No statement of theirs waits for a lock for longer than two seconds: PostgreSQL ends it then, and they end with that
-error, unless the machine itself stood still meanwhile. Each says when it has acted once. At the end each prints, as JSON, how much it did and how long its longest statement took, in seconds.
+PostgreSQL ends a statement that waits for a lock for longer than two seconds. The process ends with this
+error, unless the whole machine stalled meanwhile. A process prints a line after its first action. At its end
+it prints, as JSON, how much it did and how many seconds its longest transaction took.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from sa_durable.services.runs import Completed
 from tests.faults.pulse import Pulse
 from tests.migrations import first
 
-PATIENCE = "-c lock_timeout=2s"
+OPTIONS = "-c lock_timeout=2s"
 LOCK_NOT_AVAILABLE = "55P03"
-STOOD_STILL = 0.5  # seconds: then two of them were none of the lock's
-HOT = 50  # keys that the new spawners come back to
+STALL_S = 0.5  # after a stall of this length, a lock timeout doesn't show that a lock was held too long
+HOT = 50  # number of keys that the new spawners share
 
 
 class Load:
-    """What a process does again and again, and its figures."""
+    """The actions of one process, and its figures."""
 
     def __init__(self, role: str, url: str) -> None:
         self.role = role
-        self.engine: Engine = create_engine(url, connect_args={"options": PATIENCE})
+        self.engine: Engine = create_engine(url, connect_args={"options": OPTIONS})
         self.done = self.duplicates = 0
         self.longest = 0.0
         self.stopped = False
@@ -49,18 +50,15 @@ class Load:
         self.stopped = True
 
     def act(self, number: int) -> None:
-        """What it does of its role, once."""
+        """Do the role's action once."""
         self.pulse.longest = 0.0
         try:
             getattr(self, self.role)(number)
         except OperationalError as error:
-            time.sleep(0.1)  # the pulse beats again
-            if (
-                getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE
-                or self.pulse.longest < STOOD_STILL
-            ):
+            time.sleep(0.1)  # lets the pulse measure the end of a stall
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE or self.pulse.longest < STALL_S:
                 raise
-            print(f"the machine stood still for {self.pulse.longest:.1f} s", file=sys.stderr)
+            print(f"the machine stalled for {self.pulse.longest:.1f} s", file=sys.stderr)
 
     @contextmanager
     def timed(self) -> Iterator[Connection]:

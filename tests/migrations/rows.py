@@ -1,4 +1,4 @@
-"""Rows of the release before keys."""
+"""Rows of the release that had no keys."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SOURCE = "headers->>'idempotency_key'"
 
 
 def add(engine: Engine, rows: Iterable[Mapping[str, Any]], table: str = PAYMENTS) -> list[UUID]:
-    """Insert rows, each created a second after the one before; `key` is what their header asks for. Gives their ids.
+    """Insert rows, each created a second after the previous one. Returns their ids.
 
-    The ids are random: a row is as old as `created_at` says.
+    `key` is stored in a header. The ids are random: only `created_at` says how old a row is.
     """
     statement = text(
         f"INSERT INTO {table} (id, name, params, headers, state, run_id, created_at, first_started_at) VALUES (:id,"
@@ -32,8 +32,10 @@ def add(engine: Engine, rows: Iterable[Mapping[str, Any]], table: str = PAYMENTS
 
 
 def add_many(engine: Engine, number: int, table: str = PAYMENTS) -> None:
-    """`number` rows in all states. Nine of ten have a key of their own; the tenth has the key of another row, which may
-    be older or younger, terminal or active."""
+    """Insert `number` rows in all states. Nine of ten have a key of their own.
+
+    The tenth has the key of another row, which may be older or younger, terminal or active.
+    """
     with engine.begin() as connection:
         connection.exec_driver_sql(
             f"INSERT INTO {table} (id, name, params, headers, state, run_id, created_at)"
@@ -46,7 +48,7 @@ def add_many(engine: Engine, number: int, table: str = PAYMENTS) -> None:
 
 
 def keys(engine: Engine, table: str = PAYMENTS) -> dict[UUID, str]:
-    """The rows that have a key."""
+    """Return the keys of the rows that have one."""
     with engine.connect() as connection:
         rows = connection.execute(
             text(f"SELECT id, idempotency_key FROM {table} WHERE idempotency_key IS NOT NULL")

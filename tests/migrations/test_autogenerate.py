@@ -49,7 +49,7 @@ def names(host: Application) -> dict[str, str]:
     return {"tasks": tasks, "table": table, "prefix": prefix, "waits": tasks.replace("_tasks", "_waits")}
 
 
-def test_new_queue_renders_as_plain_operations_and_nothing_more_the_next_time(host):
+def test_a_new_queue_renders_as_stock_operations_once(host):
     script = host.revise()
     assert "durable_build_index" not in script
     assert "durable_add" not in script
@@ -125,7 +125,7 @@ LEFT: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("left", LEFT)
-def test_what_another_release_left_is_mended_and_comes_back_on_a_downgrade(current, left):
+def test_differences_of_another_release_are_repaired_and_downgraded(current, left):
     statements, operation = (text.format(**names(current)) for text in LEFT[left])
     current.execute(*statements.split(";"))
     before = schema(current.engine)
@@ -156,7 +156,7 @@ def _comparable(rows: list[tuple[Any, ...]], left: str) -> list[tuple[Any, ...]]
     return rows
 
 
-def test_changes_of_the_applications_own_are_rendered_as_ever_beside_the_librarys(current):
+def test_the_applications_own_changes_are_rendered_beside_the_librarys(current):
     table = names(current)
     current.execute(
         "ALTER TABLE {tasks} ADD COLUMN own integer; CREATE INDEX ix_own ON {tasks} (own)".format(**table),
@@ -181,7 +181,7 @@ def test_tables_that_the_application_filters_out_are_left_alone(empty, tmp_path)
     assert body(host.revise(), "upgrade") == ["pass"]
 
 
-def test_without_the_plugin_stock_autogenerate_renders_a_new_queue_completely(empty, tmp_path):
+def test_stock_autogenerate_renders_a_new_queue_completely(empty, tmp_path):
     host = Application("plain", empty, tmp_path / "alembic")
     env = host.directory / "env.py"
     env.write_text(env.read_text().replace(', "sa_durable"]', "]"))
@@ -190,7 +190,7 @@ def test_without_the_plugin_stock_autogenerate_renders_a_new_queue_completely(em
     assert verify(empty, host.metadata) == []
 
 
-def test_what_no_operation_can_mend_is_said(current, caplog):
+def test_differences_without_an_operation_are_logged(current, caplog):
     table = names(current)
     current.execute("ALTER TABLE {waits} DROP CONSTRAINT {key}".format(
         waits=table["waits"],

@@ -141,7 +141,7 @@ def test_running_it_again_gives_keys_to_rows_that_came_later(before: Engine):
     assert keys(before) == {first: "a", late[1]: "b"}
 
 
-def test_a_key_whose_holder_has_ended_goes_to_the_next_active_one_when_it_is_run_again(before: Engine):
+def test_a_rerun_gives_the_key_of_an_ended_holder_to_the_next_active_row(before: Engine):
     ids = add(before, [{"key": "a"}, {"key": "a"}, {"key": "a", "state": "failed"}])
     backfill(before)
     execute(before, f"UPDATE {PAYMENTS} SET state = 'completed' WHERE id = '{ids[0]}'")
@@ -178,7 +178,7 @@ def test_a_live_spawn_that_takes_a_key_in_between_wins_if_it_commits(before: Eng
     assert set(report.duplicate_ids) == left
 
 
-def test_a_row_that_somebody_has_locked_is_waited_for_while_the_others_get_their_keys(before: Engine, caplog):
+def test_a_locked_row_is_deferred_while_the_others_get_their_keys(before: Engine, caplog):
     ids = add(before, [{"key": f"k{n}"} for n in range(20)])
     operate(before, lambda op: op.durable_add_key())
     with before.connect() as other, caplog.at_level(logging.INFO, "sa_durable.alembic"):
@@ -238,7 +238,7 @@ def test_once_gives_each_row_the_key_that_spawn_would_compute(before: Engine):
     assert (report.keyed, report.duplicates, report.refused) == (len(PARAMS), 1, 1)
 
 
-def test_a_page_that_runs_again_gives_no_key_twice_although_its_first_holder_has_ended(before: Engine):
+def test_a_repeated_page_gives_no_key_twice_even_if_its_holder_has_ended(before: Engine):
     older, younger = add(before, [{"key": "k"}, {"key": "k"}])
     operate(before, lambda op: op.durable_add_key())
     page = pages.assign(PAYMENTS, Hold.ACTIVE, "0", "10")

@@ -1,4 +1,4 @@
-"""Indexes, checks and columns changed while others use the table, and after interruptions."""
+"""Indexes, checks and columns are changed while other sessions use the table, and after interruptions."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_rerun_of_an_index_build_finishes_from_wherever_it_stopped(queue, left
         assert scalar(queue, "SELECT to_regclass(:i)::oid", i=INDEX) == before
 
 
-def test_a_check_that_rows_violate_fails_and_is_finished_once_they_are_mended(queue):
+def test_a_violated_check_fails_and_can_be_finished_later(queue):
     execute(queue, f"INSERT INTO {TABLE} (id, run_id, name, params, state) VALUES"
                    " (gen_random_uuid(), gen_random_uuid(), 'n', '{}', 'sleeping')")  # fmt: skip
 

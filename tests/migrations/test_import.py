@@ -1,4 +1,4 @@
-"""Taking tasks over: from a hand-made table, and from the tables of the two reference systems."""
+"""Import tasks from an application's own table, and from the tables of the two reference systems."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def send(ctx: TaskContext, to: str) -> str:
 
 @MailTask.handler()
 def order(ctx: TaskContext, number: int) -> list[Any]:
-    """As it was written for the other system: two steps of one name, a sleep, an event."""
+    """A handler as it was written for the other system: two steps of one name, a sleep, an event."""
     first = ctx.step("charge", lambda: ran.append("charge") or "charged again")
     second = ctx.step("charge", lambda: ran.append("charge#2") or "charged again")
     ctx.sleep_for(timedelta(days=3))
@@ -66,7 +66,7 @@ def queue(empty: Engine) -> Iterator[Engine]:
     empty.dispose()
 
 
-def take_over(engine: Engine, **changed: Any) -> ImportReport:
+def import_jobs(engine: Engine, **changed: Any) -> ImportReport:
     options: dict[str, Any] = {
         "source": "jobs",
         "name": "kind",
@@ -93,9 +93,9 @@ ROWS = """INSERT INTO jobs VALUES
     (8, 'send', '[1]', 'queued', NULL, NULL)"""
 
 
-def test_a_hand_made_table_becomes_a_queue_and_what_can_not_is_reported(queue):
+def test_an_own_table_becomes_a_queue_and_skipped_rows_are_reported(queue):
     execute(queue, JOBS, ROWS)
-    report = take_over(queue)
+    report = import_jobs(queue)
     assert (report.copied, report.present) == (5, 0)
     assert {reason.split()[1]: (rows.number, rows.first) for reason, rows in report.skipped.items()} == {
         "name": (1, ("7",)), "params": (1, ("8",)), "state": (1, ("6",)),
@@ -112,15 +112,15 @@ def test_a_hand_made_table_becomes_a_queue_and_what_can_not_is_reported(queue):
         assert tasks["dan"].finished_at is not None
 
 
-def test_run_again_it_copies_what_is_new_and_leaves_what_has_gone_on(queue):
+def test_a_second_import_copies_new_rows_only(queue):
     execute(queue, JOBS, ROWS)
-    take_over(queue)
+    import_jobs(queue)
     execute(
         queue,
         "UPDATE durable_mail_tasks SET state = 'completed', finished_at = now() WHERE idempotency_key = 'a'",
     )
     execute(queue, "INSERT INTO jobs VALUES (9, 'send', '{\"to\": \"gus\"}', 'queued', 'g', NULL)")
-    report = take_over(queue)
+    report = import_jobs(queue)
     assert (report.copied, report.present) == (1, 5)
     assert report.keys is not None
     assert report.keys.keyed == 2  # gus, and cid, whose key is free now
@@ -128,9 +128,9 @@ def test_run_again_it_copies_what_is_new_and_leaves_what_has_gone_on(queue):
     assert scalar(queue, "SELECT count(*) FROM jobs") == 9
 
 
-def test_what_was_taken_over_runs_and_its_key_finds_it(queue):
+def test_an_imported_task_runs_and_is_found_by_its_key(queue):
     execute(queue, JOBS, ROWS)
-    take_over(queue, where="id IN (1, 2)")
+    import_jobs(queue, where="id IN (1, 2)")
     with Session(queue) as session, session.begin():
         found = Durable(session).spawn(send.call(to="ann"), idempotency_key="a")
         assert (found.created, found.params_match) == (False, True)
@@ -153,7 +153,7 @@ def test_in_a_callers_transaction_it_is_all_or_nothing(queue):
 
 
 class Reference:
-    """A queue of another system, on whose tables tests put tasks."""
+    """A queue of another system, into whose tables tests insert tasks."""
 
     def __init__(self, engine: Engine, system: System) -> None:
         self.engine, self.system = engine, system
@@ -182,13 +182,13 @@ class Reference:
                 {"t": task_id, "n": name, "v": value, "r": run_id, "a": age},
             )  # fmt: skip
 
-    def take_over(self, **options: Any) -> ImportReport:
+    def import_jobs(self, **options: Any) -> ImportReport:
         return operate(self.engine, lambda op: op.durable_import_queue(
             "mail", system=self.system, source="orders", sleeps=["cool-down", "nap {1}"], **options
         ))  # fmt: skip
 
     def hashed(self, name: str, digest: str = "0f" * 32) -> str:
-        """A checkpoint's name as the system has it: durable appends a hash of the step's params."""
+        """Return a checkpoint's name in the other system: durable appends a hash of the step's params."""
         return f"{name}-{digest}" if self.system is System.DURABLE else name
 
     def wrapped(self, payload: str) -> str:
@@ -213,7 +213,7 @@ def reference(queue: Engine, request: pytest.FixtureRequest) -> Reference:
 
 
 def halfway(reference: Reference) -> UUID:
-    """A task that was charged twice, has slept and waits for its shipment; its first attempt had failed."""
+    """Insert a task whose first attempt failed. It was charged twice, has slept, and waits for its shipment."""
     task_id, run_id = reference.task(
         "sleeping", run={"wake_event": "shipped-1", "available_at": "infinity", "started_at": LONG_AGO},
         first_started_at=LONG_AGO, retry_strategy='{"kind": "fixed", "base_seconds": 7}',
@@ -230,7 +230,7 @@ def halfway(reference: Reference) -> UUID:
     return task_id
 
 
-def test_a_task_of_another_system_goes_on_where_it_was(reference):
+def test_a_task_of_another_system_continues_where_it_stopped(reference):
     task_id = halfway(reference)
     report = reference.take_over()
     assert (report.copied, report.skipped) == (1, {})
@@ -250,7 +250,7 @@ def test_a_task_of_another_system_goes_on_where_it_was(reference):
     assert ran == ["thank"]
 
 
-def test_events_come_over_and_placeholders_of_waiters_do_not(reference):
+def test_events_are_imported_and_placeholders_of_waiters_are_not(reference):
     task_id = halfway(reference)
     reference.insert("e", event_name="shipped-1", payload=reference.wrapped('{"by": "cart"}'))
     reference.insert("e", event_name="shipped-2", payload=None)
@@ -286,7 +286,7 @@ def test_sleepers_timeouts_and_deadlines_keep_their_times(reference):
         assert tasks[running].token == 1  # a worker that claims it looks for checkpoints
 
 
-def test_what_has_ended_comes_only_if_it_is_asked_for(reference):
+def test_ended_tasks_are_imported_only_on_request(reference):
     done, _ = reference.task("completed", run={"completed_at": LONG_AGO}, completed_payload="[1, 2]")
     failed, _ = reference.task(
         "failed", run={"failed_at": LONG_AGO, "failure_reason": '{"name": "E", "message": "m"}'}

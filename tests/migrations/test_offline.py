@@ -55,7 +55,7 @@ def test_the_downgrade_script_takes_keys_out_and_leaves_the_rows(before: Engine,
     assert fetch(before, f"SELECT count(*) FROM {PAYMENTS}") == [(10,)]
 
 
-def test_keys_that_python_computes_can_not_be_rendered_and_the_error_says_what_to_do():
+def test_keys_computed_in_python_are_refused_in_a_script():
     context = MigrationContext.configure(dialect_name="postgresql", opts={"as_sql": True})
     with pytest.raises(CommandError, match="run this revision online"):
         Operations(context).durable_add_key(source=ONCE)

@@ -55,7 +55,7 @@ def two_rows(before: Engine) -> None:
 
 
 def finish(engine: Engine) -> None:
-    """A plain rerun does the rest of the job."""
+    """Run the upgrade again, and assert that it does the rest."""
     upgrade(engine)
     assert fetch(engine, INDEXES) == VALID
     assert fetch(engine, VERSION) == [("0002",)]
@@ -70,7 +70,7 @@ def test_killed_between_the_columns_of_two_queues_a_rerun_finishes(before: Engin
     finish(before)
 
 
-def test_killed_in_the_index_build_whose_backend_goes_on_a_rerun_waits_for_it(before: Engine):
+def test_killed_in_the_index_build_a_rerun_waits_for_the_backend(before: Engine):
     with _snapshot(before) as old, alembic_process(before, "upgrade", "head") as migrator:
         backend = wait_for_query(before, INDEX_BUILD, "virtualxid")
         migrator.kill()
@@ -84,7 +84,7 @@ def test_killed_in_the_index_build_whose_backend_goes_on_a_rerun_waits_for_it(be
     finish(before)
 
 
-def test_an_invalid_index_that_a_killed_build_leaves_is_dropped_and_built_again(before: Engine):
+def test_an_invalid_index_of_a_killed_build_is_dropped_and_built_again(before: Engine):
     with _snapshot(before), alembic_process(before, "upgrade", "head") as migrator:
         backend = wait_for_query(before, INDEX_BUILD, "virtualxid")
         migrator.kill()
@@ -129,7 +129,7 @@ def test_of_two_migrators_the_second_waits_and_finds_everything_done(before: Eng
     finish(before)
 
 
-def test_an_exclusive_lock_is_not_waited_for_long_and_tried_again(before: Engine, caplog):
+def test_a_short_wait_for_the_exclusive_lock_is_retried(before: Engine, caplog):
     with _reading(before) as reader, caplog.at_level(logging.WARNING, "sa_durable.alembic"):
         adding = in_thread(operate, before, lambda op: op.durable_add_key(PAYMENTS, lock_timeout=0.05))
         wait_until(lambda: "attempt 2 of 30" in caplog.text)
@@ -140,7 +140,7 @@ def test_an_exclusive_lock_is_not_waited_for_long_and_tried_again(before: Engine
     assert VALID[1] in fetch(before, INDEXES)
 
 
-def test_when_the_lock_never_comes_it_gives_up_says_why_and_can_be_run_again(before: Engine):
+def test_without_the_lock_it_gives_up_and_can_be_run_again(before: Engine):
     unchanged = schema(before)
     with (
         _reading(before),
@@ -206,7 +206,7 @@ def test_a_connection_that_autocommits_is_upgraded_online(before: Engine):
     assert fetch(before, INDEXES) == VALID
 
 
-def test_what_the_migration_did_before_is_committed_and_what_follows_is_not_lost(before: Engine):
+def test_earlier_and_later_parts_of_the_revision_are_committed(before: Engine):
     def revision(op: Operations) -> None:
         op.execute("CREATE TABLE earlier (n int)")
         op.durable_add_key()
@@ -270,7 +270,7 @@ def test_options_that_can_not_work_are_refused(before: Engine, options):
 
 @contextmanager
 def _reading(engine: Engine) -> Iterator[Connection]:
-    """In a transaction that has read the table, and keeps others from changing it."""
+    """Hold a transaction that has read the table, and blocks changes of its schema."""
     with engine.connect() as connection:
         connection.execute(text(f"SELECT FROM {PAYMENTS}"))
         yield connection
@@ -278,7 +278,7 @@ def _reading(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def _snapshot(engine: Engine) -> Iterator[Connection]:
-    """No lock on any table, but a concurrent index build waits for whoever could still see the past."""
+    """Hold a snapshot, without a lock on any table. A concurrent index build waits for older snapshots."""
     with engine.connect() as connection:
         connection.execution_options(isolation_level="REPEATABLE READ")
         connection.execute(text("SELECT 1"))

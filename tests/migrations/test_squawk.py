@@ -1,5 +1,7 @@
-"""squawk (a linter of migrations) has nothing to say about what our revisions and operations send, but for the rules
-that are turned off here, each with its reason."""
+"""squawk, a linter of migrations, accepts the statements of our revisions and operations.
+
+The rules that are turned off here each have their reason.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def lint(sql: str, directory: Path, off: dict[str, str]) -> str:
 
 
 def sent(engine: Engine, run: Any) -> str:
-    """The statements that change something, or the time they may wait, as `run` sends them."""
+    """Return the statements that change something, or the time they may wait, as `run` sends them."""
     statements: list[str] = []
 
     def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:

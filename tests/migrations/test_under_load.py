@@ -23,22 +23,22 @@ from tests.migrations.rows import PAYMENTS, add_many
 from tests.waiting import wait_until
 
 ROWS = int(os.environ.get("SA_DURABLE_UPGRADE_ROWS", "20000"))
-PATIENCE = 240 + ROWS / 250  # seconds: two cores that others use, too, upgrade less than 1,000 rows in one
+GIVE_UP_AFTER_S = 240 + ROWS / 250  # two busy cores upgrade less than 1,000 rows per second
 PROGRESS = f"SELECT count(*) FROM {PAYMENTS}"
 EVERY_WORKER = f"SELECT count(DISTINCT claimed_by) = 3 FROM {PAYMENTS} WHERE state = 'completed'"
 
 
-def test_twenty_processes_that_migrate_at_once_all_succeed_and_one_does_it(empty: Engine):
-    crowd = subprocess.run(
-        [sys.executable, "-m", "tests.migrations.crowd", "20", url_for(empty)],
+def test_of_twenty_concurrent_migrators_all_succeed_and_one_migrates(empty: Engine):
+    migrators = subprocess.run(
+        [sys.executable, "-m", "tests.migrations.migrators", "20", url_for(empty)],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
-    assert crowd.stdout == "0 of 20 failed\n", crowd.stderr
+    assert migrators.stdout == "0 of 20 failed\n", migrators.stderr
     assert verify(empty, Base.metadata) == []
     assert fetch(empty, "SELECT version_num FROM alembic_version") == [("0002",)]
 
 
-class Crew:
+class LoadProcesses:
     """Processes of tests.migrations.load."""
 
     def __init__(self, engine: Engine) -> None:
@@ -55,7 +55,7 @@ class Crew:
             assert read_line(process) == "at work"
 
     def stop(self) -> list[tuple[str, dict[str, Any]]]:
-        """The figures of each, none of which has failed."""
+        """Stop all processes, assert that none failed, and return their figures."""
         ended = []
         for role, process in self.processes:
             process.terminate()
@@ -66,38 +66,38 @@ class Crew:
 
 
 @pytest.fixture
-def crew(before: Engine) -> Iterator[Crew]:
-    crew = Crew(before)
-    yield crew
-    for _, process in crew.processes:
+def load(before: Engine) -> Iterator[LoadProcesses]:
+    load = LoadProcesses(before)
+    yield load
+    for _, process in load.processes:
         process.kill()
         process.communicate()
 
 
-@pytest.mark.timeout(PATIENCE + 60)
-def test_an_upgrade_stops_nobody_who_works_meanwhile(
-    before: Engine, crew: Crew, record_property: Callable[..., None]
+@pytest.mark.timeout(GIVE_UP_AFTER_S + 60)
+def test_an_upgrade_does_not_stop_concurrent_work(
+    before: Engine, load: LoadProcesses, record_property: Callable[..., None]
 ):
     add_many(before, ROWS)
-    crew.start("old_worker", 2)
-    crew.start("old_spawner", 4)
+    load.start("old_worker", 2)
+    load.start("old_spawner", 4)
     spawned = scalar(before, PROGRESS)
     wait_until(lambda: scalar(before, PROGRESS) > spawned + 100, what="the spawners")
 
     with alembic_process(before, "upgrade", "head") as migrator:
-        said, _ = migrator.communicate(timeout=PATIENCE)
+        said, _ = migrator.communicate(timeout=GIVE_UP_AFTER_S)
     assert migrator.returncode == 0, said
     assert verify(before, Base.metadata) == []
-    crew.start("new_worker", 1)
-    crew.start("new_spawner", 2)
+    load.start("new_worker", 1)
+    load.start("new_spawner", 2)
     hot = "SELECT count(*) = 50 FROM durable_payments_tasks WHERE idempotency_key LIKE 'hot-%'"
     wait_until(lambda: scalar(before, hot), what="the new spawners")
-    crew.start("new_spawner", 1)  # it finds all keys taken
+    load.start("new_spawner", 1)  # it finds all keys taken
     wait_until(lambda: scalar(before, EVERY_WORKER), what="both old workers and the new one")
     spawned = scalar(before, PROGRESS)
     wait_until(lambda: scalar(before, PROGRESS) > spawned + 100, what="the old spawners, after the upgrade")
 
-    figures = crew.stop()
+    figures = load.stop()
     record_property("figures", figures)
     print(f"{ROWS} rows", *figures, sep="\n")
     assert {

@@ -159,7 +159,7 @@ def test_a_column_of_the_applications_own_is_not_taken_over(before: Engine):
     assert schema(before) == unchanged
 
 
-def test_a_source_that_can_not_be_evaluated_is_refused_before_anything_changes(before: Engine):
+def test_an_invalid_source_is_refused_before_anything_changes(before: Engine):
     unchanged = schema(before)
 
     with pytest.raises(Exception, match="haeders"):

@@ -1,4 +1,4 @@
-"""An application whose tasks the kit runs: each verb in a plain and an async handler."""
+"""An application whose tasks the test helpers run: each operation in a sync and an async handler."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Effect(Base):
     what: Mapped[str]
 
 
-class KitTask(DurableTask, Base):
-    __queue__ = "kit"
+class MainTask(DurableTask, Base):
+    __queue__ = "main"
 
 
 class SideTask(DurableTask, Base):
@@ -41,18 +41,18 @@ def count(what: str) -> int:
     return calls[what]
 
 
-@KitTask.handler()
+@MainTask.handler()
 def plain(ctx: TaskContext, number: int, price: Decimal = Decimal(1)) -> int:
     return ctx.step("count", count, "plain") + number
 
 
-@KitTask.handler()
+@MainTask.handler()
 async def coroutine(ctx: AsyncTaskContext, number: int) -> int:
     await asyncio.sleep(0)
     return await ctx.step("count", count, "coroutine") + number
 
 
-@KitTask.handler()
+@MainTask.handler()
 def naps(ctx: TaskContext) -> list[Any]:
     first = ctx.step("first", count, "naps")
     ctx.sleep_for(WEEK)
@@ -61,7 +61,7 @@ def naps(ctx: TaskContext) -> list[Any]:
     return [first, second, str(ctx.run_id), ctx.attempt]
 
 
-@KitTask.handler()
+@MainTask.handler()
 async def anaps(ctx: AsyncTaskContext) -> list[Any]:
     first = await ctx.step("first", count, "naps")
     await ctx.sleep_for(WEEK)
@@ -73,24 +73,24 @@ async def anaps(ctx: AsyncTaskContext) -> list[Any]:
 BACKOFF = Exponential(timedelta(seconds=40), 3, timedelta(seconds=90), jitter=0)
 
 
-@KitTask.handler(max_attempts=3, retry=BACKOFF)
+@MainTask.handler(max_attempts=3, retry=BACKOFF)
 def hopeless(ctx: TaskContext) -> None:
     raise ConnectionError(f"attempt {ctx.attempt}")
 
 
-@KitTask.handler(max_attempts=3, retry=BACKOFF)
+@MainTask.handler(max_attempts=3, retry=BACKOFF)
 async def ahopeless(ctx: AsyncTaskContext) -> None:
     raise ConnectionError(f"attempt {ctx.attempt}")
 
 
-@KitTask.handler(max_attempts=2, retry=Fixed(timedelta(0), jitter=0))
+@MainTask.handler(max_attempts=2, retry=Fixed(timedelta(0), jitter=0))
 def flaky(ctx: TaskContext) -> int:
     if ctx.attempt == 1:
         raise TimeoutError("the first time")
     return ctx.attempt
 
 
-@KitTask.handler()
+@MainTask.handler()
 def waits_for(ctx: TaskContext, name: str) -> Any:
     try:
         return ctx.await_event(name, timeout=WEEK)
@@ -98,7 +98,7 @@ def waits_for(ctx: TaskContext, name: str) -> Any:
         return "too late"
 
 
-@KitTask.handler()
+@MainTask.handler()
 async def awaits_for(ctx: AsyncTaskContext, name: str) -> Any:
     try:
         return await ctx.await_event(name, timeout=WEEK)
@@ -106,17 +106,17 @@ async def awaits_for(ctx: AsyncTaskContext, name: str) -> Any:
         return "too late"
 
 
-@KitTask.handler()
+@MainTask.handler()
 def emits(ctx: TaskContext, name: str) -> None:
     ctx.emit_event(name, {"by": ctx.name})
 
 
-@KitTask.handler()
+@MainTask.handler()
 def parent(ctx: TaskContext) -> list[int]:
     return ctx.join_all([ctx.spawn(child.call(number=n)) for n in (1, 2)])
 
 
-@KitTask.handler()
+@MainTask.handler()
 async def aparent(ctx: AsyncTaskContext) -> list[int]:
     return await ctx.join_all([await ctx.spawn(child.call(number=n)) for n in (1, 2)])
 
@@ -127,7 +127,7 @@ def child(ctx: TaskContext, number: int) -> int:
     return 10 * number
 
 
-@KitTask.handler()
+@MainTask.handler()
 def writes(ctx: TaskContext, what: str) -> None:
     def write(session: Session) -> None:
         session.add(Effect(what=what))
@@ -135,7 +135,7 @@ def writes(ctx: TaskContext, what: str) -> None:
     ctx.transaction("write", write)
 
 
-@KitTask.handler()
+@MainTask.handler()
 async def awrites(ctx: AsyncTaskContext, what: str) -> None:
     async def write(session: Any) -> None:
         session.add(Effect(what=what))
@@ -143,31 +143,31 @@ async def awrites(ctx: AsyncTaskContext, what: str) -> None:
     await ctx.transaction("write", write)
 
 
-@KitTask.handler(transactional=True)
+@MainTask.handler(transactional=True)
 def writes_whole(ctx: TaskContext, what: str) -> str:
     ctx.session.add(Effect(what=what))
     return what
 
 
-@KitTask.handler()
+@MainTask.handler()
 def spawns_itself(ctx: TaskContext) -> None:
     ctx.spawn(spawns_itself.call())
 
 
-@KitTask.handler()
+@MainTask.handler()
 def hangs(ctx: TaskContext) -> None:
     gate.wait(120)
 
 
-@KitTask.handler()
+@MainTask.handler()
 async def ahangs(ctx: AsyncTaskContext) -> None:
     await asyncio.sleep(600)
 
 
-@KitTask.handler(timeout=timedelta(seconds=0.1), retry=NoRetry())
+@MainTask.handler(timeout=timedelta(seconds=0.1), retry=NoRetry())
 async def takes_too_long(ctx: AsyncTaskContext) -> None:
     await asyncio.sleep(600)
 
 
-@KitTask.handler()
+@MainTask.handler()
 def says(ctx: TaskContext, count: int, key: str) -> None: ...

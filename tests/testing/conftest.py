@@ -1,4 +1,4 @@
-"""A database with the tables of tests/testing/app.py, and the kit through its sync and its async door."""
+"""A database with the tables of tests/testing/app.py, and the test helpers in their sync and async versions."""
 
 from __future__ import annotations
 
@@ -25,43 +25,43 @@ from sa_durable.testing import (
 from tests.databases import throwaway, url_of
 from tests.services.doors import DOORS
 from tests.testing import app
-from tests.testing.app import Base, KitTask, SideTask
+from tests.testing.app import Base, MainTask, SideTask
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def kit_url(server_url: str) -> Iterator[str]:
+def testing_url(server_url: str) -> Iterator[str]:
     with throwaway(server_url, Base.metadata) as engine:
         yield url_of(engine)
 
 
 @pytest.fixture(scope="session")
-def kit_engine(kit_url: str) -> Iterator[Engine]:
-    engine = create_engine(kit_url)
+def testing_engine(testing_url: str) -> Iterator[Engine]:
+    engine = create_engine(testing_url)
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def engine(kit_engine: Engine) -> Engine:
+def engine(testing_engine: Engine) -> Engine:
     """An engine on these tests' tables, all empty."""
     app.calls.clear()
     app.gate.clear()
-    with kit_engine.begin() as connection:
+    with testing_engine.begin() as connection:
         for table in reversed(Base.metadata.sorted_tables):
             connection.execute(delete(table))
-    return kit_engine
+    return testing_engine
 
 
-class Kit:
-    """The kit's functions, called without `await`, and what tests do beside them."""
+class Helpers:
+    """The functions of sa_durable.testing, called without `await`, and what tests do besides."""
 
     def __init__(self, engine: Engine, tested: Any, runner: asyncio.Runner | None) -> None:
         self.engine, self.tested, self._runner = engine, tested, runner
 
     def run(self, *queues: Any, **options: Any) -> Idle:
-        queues = queues or (KitTask, SideTask)
+        queues = queues or (MainTask, SideTask)
         if self._runner is None:
             return run_until_idle(self.tested, *queues, **options)
         return self._runner.run(run_until_idle_async(self.tested, *queues, **options))
@@ -77,7 +77,7 @@ class Kit:
         return self._runner.run(assert_not_spawned_async(self.tested, *what, **options))
 
     def spawned_in_a_session(self, call: Call[Any, Any], *what: Any) -> Any:
-        """Spawn, and say so before the commit that never comes."""
+        """Spawn, and assert it in the same session, which never commits."""
         if self._runner is None:
             with Session(self.tested) as session:
                 Durable(session).spawn(call)
@@ -96,7 +96,7 @@ class Kit:
 
     def emit(self, name: str, payload: Any = None) -> None:
         with Session(self.engine) as session, session.begin():
-            Durable(session).emit_event(KitTask, name, payload)
+            Durable(session).emit_event(MainTask, name, payload)
 
     def result(self, spawned: Any) -> Any:
         with Session(self.engine) as session:
@@ -110,13 +110,13 @@ class Kit:
 
 
 @pytest.fixture(params=DOORS)
-def kit(request: pytest.FixtureRequest, engine: Engine, kit_url: str) -> Iterator[Kit]:
-    """The kit on an engine of each driver, through the sync door or the async one."""
+def helpers(request: pytest.FixtureRequest, engine: Engine, testing_url: str) -> Iterator[Helpers]:
+    """The test helpers on an engine of each driver, in the sync or the async version."""
     if request.param == "psycopg":
-        yield Kit(engine, engine, None)
+        yield Helpers(engine, engine, None)
         return
     driver = {"psycopg async": "postgresql+psycopg", "asyncpg": "postgresql+asyncpg"}[request.param]
-    async_engine = create_async_engine(make_url(kit_url).set(drivername=driver))
+    async_engine = create_async_engine(make_url(testing_url).set(drivername=driver))
     with asyncio.Runner() as runner:
-        yield Kit(engine, async_engine, runner)
+        yield Helpers(engine, async_engine, runner)
         runner.run(async_engine.dispose())

@@ -18,7 +18,7 @@ from sa_durable.services import claims
 from sa_durable.testing import clock, task_factory
 from tests.databases import throwaway
 from tests.testing import app
-from tests.testing.app import WEEK, KitTask, SideTask
+from tests.testing.app import WEEK, MainTask, SideTask
 from tests.testing.conftest import ROOT
 from tests.waiting import wait_until
 
@@ -34,7 +34,7 @@ def seen(engine, statement=NOW):
         return connection.scalar(statement)
 
 
-def test_time_moves_and_stands_still_and_goes_on(engine):
+def test_time_moves_and_freezes_and_resumes(engine):
     with clock(engine) as time:
         began = seen(engine, REAL)
         assert began <= time.now() <= seen(engine) <= began + MINUTE
@@ -59,129 +59,129 @@ def test_a_moment_is_an_aware_datetime(engine, wrong):
 
 # B13
 @pytest.mark.parametrize("handler", [app.naps, app.anaps])
-def test_a_sleep_of_a_week_is_slept_once_by_the_same_run_and_two_sleeps_keep_their_times(kit, handler):
-    with clock(kit.engine, kit.tested) as time:
-        spawned = kit.spawn(handler.call())
+def test_a_week_of_sleep_passes_in_one_run_and_sleeps_keep_their_times(helpers, handler):
+    with clock(helpers.engine, helpers.tested) as time:
+        spawned = helpers.spawn(handler.call())
         began = time.now()
-        first = kit.run().next_due
+        first = helpers.run().next_due
         assert began + WEEK <= first <= time.now() + WEEK
         time.move_to(first - MINUTE)
-        assert kit.run().ran == ()
+        assert helpers.run().ran == ()
         time.move_to(first)
-        second = kit.run().next_due
+        second = helpers.run().next_due
         assert first + 5 * MINUTE <= second <= time.now() + 5 * MINUTE
         time.move_to(second)
-        assert [run.state for run in kit.run().ran] == ["completed"]
-        assert kit.result(spawned).value == [1, 2, str(spawned.run_id), 1]
-        [task] = kit.rows(KitTask)
+        assert [run.state for run in helpers.run().ran] == ["completed"]
+        assert helpers.result(spawned).value == [1, 2, str(spawned.run_id), 1]
+        [task] = helpers.rows(MainTask)
         assert second <= task.finished_at <= time.now() and task.token == 5  # three claims, two sleeps
-    saved = {row.name: row.value for row in _checkpoints(kit)}
+    saved = {row.name: row.value for row in _checkpoints(helpers)}
     assert {name: datetime.fromisoformat(value) for name, value in saved.items() if name.startswith("$")} == {
         "$sleep": first,
         "$sleep#2": second,
     }
 
 
-def _checkpoints(kit):
-    with Session(kit.engine) as session:
-        return session.query(KitTask.Checkpoint).all()
+def _checkpoints(helpers):
+    with Session(helpers.engine) as session:
+        return session.query(MainTask.Checkpoint).all()
 
 
 # B5
 @pytest.mark.parametrize("handler", [app.hopeless, app.ahopeless])
-def test_backoff_is_waited_for_in_no_time(kit, handler):
-    with clock(kit.engine, kit.tested) as time:
-        spawned = kit.spawn(handler.call())
+def test_backoff_is_waited_for_in_no_time(helpers, handler):
+    with clock(helpers.engine, helpers.tested) as time:
+        spawned = helpers.spawn(handler.call())
         time.freeze()  # a run takes as long as it takes
         for delay in (40, 90):
             failed_before = time.now()
-            due = kit.run().next_due
+            due = helpers.run().next_due
             assert timedelta(0) <= due - failed_before - timedelta(seconds=delay) < MINUTE
             time.move_to(due - timedelta(seconds=1))
-            assert kit.run().ran == ()
+            assert helpers.run().ran == ()
             time.move_to(due)
-        idle = kit.run()
+        idle = helpers.run()
         assert (idle.left, [str(error) for error in idle.errors]) == ((), ["attempt 3"])
-        assert (kit.result(spawned).state, kit.result(spawned).attempt) == ("failed", 3)
+        assert (helpers.result(spawned).state, helpers.result(spawned).attempt) == ("failed", 3)
 
 
 # B6
-def test_a_task_that_fails_after_its_max_duration_is_cancelled_and_not_retried(kit):
-    with clock(kit.engine, kit.tested) as time:
-        spawned = kit.spawn(
+def test_a_task_that_fails_after_its_max_duration_is_cancelled(helpers):
+    with clock(helpers.engine, helpers.tested) as time:
+        spawned = helpers.spawn(
             app.hopeless.call(), cancellation=Cancellation(max_duration=timedelta(seconds=90))
         )
         time.freeze()
-        due = kit.run().next_due
+        due = helpers.run().next_due
         assert due == time.now() + timedelta(seconds=40)
         time.advance(timedelta(seconds=91))
-        kit.run()
-        assert (kit.result(spawned).state, kit.result(spawned).error.type) == (
+        helpers.run()
+        assert (helpers.result(spawned).state, helpers.result(spawned).error.type) == (
             "cancelled",
             "DeadlineExceeded",
         )
         time.advance(WEEK)
-        assert kit.run().ran == ()
+        assert helpers.run().ran == ()
 
 
 # B6
-def test_a_task_that_nobody_starts_in_time_is_cancelled_unseen(kit):
-    with clock(kit.engine, kit.tested) as time:
-        late = kit.spawn(app.plain.call(number=1), cancellation=Cancellation(start_within=HOUR))
+def test_a_task_that_is_not_started_in_time_is_cancelled_before_it_runs(helpers):
+    with clock(helpers.engine, helpers.tested) as time:
+        late = helpers.spawn(app.plain.call(number=1), cancellation=Cancellation(start_within=HOUR))
         time.advance(HOUR + MINUTE)
-        assert kit.run(SideTask).ran == () and kit.result(late).state == "pending"
-        in_time = kit.spawn(app.plain.call(number=1), cancellation=Cancellation(start_within=HOUR))
-        with Session(kit.engine) as session, session.begin():
-            session.execute(text("INSERT INTO durable_queues (name, paused_at) VALUES ('kit', now())"))
-        assert kit.run().ran == ()
-        assert (kit.result(late).state, kit.result(in_time).state) == ("cancelled", "pending")
+        assert helpers.run(SideTask).ran == () and helpers.result(late).state == "pending"
+        in_time = helpers.spawn(app.plain.call(number=1), cancellation=Cancellation(start_within=HOUR))
+        with Session(helpers.engine) as session, session.begin():
+            session.execute(text("INSERT INTO durable_queues (name, paused_at) VALUES ('main', now())"))
+        assert helpers.run().ran == ()
+        assert (helpers.result(late).state, helpers.result(in_time).state) == ("cancelled", "pending")
 
 
 # B18
 @pytest.mark.parametrize("handler", [app.waits_for, app.awaits_for])
-def test_an_event_that_comes_after_its_timeout_comes_too_late(kit, handler):
-    with clock(kit.engine, kit.tested) as time:
-        early, late = kit.spawn(handler.call(name="early")), kit.spawn(handler.call(name="late"))
-        due = kit.run().next_due
-        kit.emit("early", 1)
-        kit.run()
+def test_an_event_after_the_timeout_is_too_late(helpers, handler):
+    with clock(helpers.engine, helpers.tested) as time:
+        early, late = helpers.spawn(handler.call(name="early")), helpers.spawn(handler.call(name="late"))
+        due = helpers.run().next_due
+        helpers.emit("early", 1)
+        helpers.run()
         time.move_to(due + HOUR)
-        kit.run()
-        kit.emit("late", 2)
-        assert kit.run().ran == ()
-        assert (kit.result(early).value, kit.result(late).value) == (1, "too late")
+        helpers.run()
+        helpers.emit("late", 2)
+        assert helpers.run().ran == ()
+        assert (helpers.result(early).value, helpers.result(late).value) == (1, "too late")
 
 
 # B19
 @pytest.mark.parametrize("handler", [app.parent, app.aparent])
-def test_a_parent_waits_a_week_for_its_children(kit, handler):
-    with clock(kit.engine, kit.tested) as time:
-        spawned = kit.spawn(handler.call())
-        kit.run()
+def test_a_parent_waits_a_week_for_its_children(helpers, handler):
+    with clock(helpers.engine, helpers.tested) as time:
+        spawned = helpers.spawn(handler.call())
+        helpers.run()
         time.advance(WEEK)
-        assert [run.name for run in kit.run().ran] == ["child", "child", handler.name]
-        assert kit.result(spawned).value == [10, 20]
+        assert [run.name for run in helpers.run().ran] == ["child", "child", handler.name]
+        assert helpers.result(spawned).value == [10, 20]
 
 
 # B1
-def test_a_lease_runs_out_and_the_late_worker_changes_nothing(kit):
-    with clock(kit.engine, kit.tested) as time:
-        spawned = kit.spawn(app.plain.call(number=1))
-        with Session(kit.engine) as session, session.begin():
+def test_a_lease_runs_out_and_the_late_worker_changes_nothing(helpers):
+    with clock(helpers.engine, helpers.tested) as time:
+        spawned = helpers.spawn(app.plain.call(number=1))
+        with Session(helpers.engine) as session, session.begin():
             seconds = timedelta(seconds=30)
-            [claim] = claims.claim(session, KitTask, names=["plain"], worker="w", lease=seconds, limit=1)
-        assert kit.run().ran == ()
+            [claim] = claims.claim(session, MainTask, names=["plain"], worker="w", lease=seconds, limit=1)
+        assert helpers.run().ran == ()
         time.advance(5 * MINUTE)
-        assert [(run.attempt, run.state) for run in kit.run().ran] == [(2, "completed")]
-        with Session(kit.engine) as session, session.begin():
-            assert claims.extend(session, KitTask, {claim.task_id: claim.token}, lease=seconds) == set()
-            [lost] = session.get_one(KitTask, spawned.task_id).runs
+        assert [(run.attempt, run.state) for run in helpers.run().ran] == [(2, "completed")]
+        with Session(helpers.engine) as session, session.begin():
+            assert claims.extend(session, MainTask, {claim.task_id: claim.token}, lease=seconds) == set()
+            [lost] = session.get_one(MainTask, spawned.task_id).runs
             assert (lost.attempt, lost.worker, lost.error["type"]) == (1, "w", "LeaseExpired")
             assert lost.ended_at >= lost.started_at + 5 * MINUTE
 
 
-def test_a_handler_may_move_the_time_past_its_own_lease(kit):
-    with clock(kit.engine, kit.tested) as time:
+def test_a_handler_can_move_the_time_past_its_own_lease(helpers):
+    with clock(helpers.engine, helpers.tested) as time:
 
         @SideTask.handler()
         def travels(ctx) -> int:
@@ -189,38 +189,38 @@ def test_a_handler_may_move_the_time_past_its_own_lease(kit):
             return ctx.step("after", lambda: ctx.attempt)
 
         try:
-            spawned = kit.spawn(travels.call())
-            assert [run.state for run in kit.run().ran] == ["completed"]
-            assert kit.result(spawned).value == 1
+            spawned = helpers.spawn(travels.call())
+            assert [run.state for run in helpers.run().ran] == ["completed"]
+            assert helpers.result(spawned).value == 1
         finally:
             del SideTask.__handlers__["travels"]
 
 
 # A9
-def test_a_key_is_held_until_its_ttl_has_passed(kit):
+def test_a_key_is_held_until_its_ttl_has_passed(helpers):
     options = {"idempotency_key": "k", "hold": "succeeded", "key_ttl": timedelta(days=1)}
-    with clock(kit.engine, kit.tested) as time:
-        first = kit.spawn(app.plain.call(number=1), **options)
-        kit.run()
+    with clock(helpers.engine, helpers.tested) as time:
+        first = helpers.spawn(app.plain.call(number=1), **options)
+        helpers.run()
         time.advance(timedelta(hours=23))
-        assert kit.spawn(app.plain.call(number=1), **options).task_id == first.task_id
+        assert helpers.spawn(app.plain.call(number=1), **options).task_id == first.task_id
         time.advance(2 * HOUR)
-        second = kit.spawn(app.plain.call(number=1), **options)
+        second = helpers.spawn(app.plain.call(number=1), **options)
         assert second.created and second.task_id != first.task_id
 
 
 def test_rows_of_factories_have_the_moved_times(engine):
     with clock(engine) as time, Session(engine) as session:
         time.freeze(datetime(2040, 1, 1, tzinfo=UTC))
-        task = task_factory(KitTask, session)(running=True)
+        task = task_factory(MainTask, session)(running=True)
         assert task.lease_expires_at == datetime(2040, 1, 1, 0, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_pooled_connections_are_led_in_and_out_again(engine, driver, kit_url):
+def test_pooled_connections_use_the_clock_only_in_its_block(engine, driver, testing_url):
     async def main() -> list[timedelta]:
         pool = create_async_engine(
-            make_url(kit_url).set(drivername=f"postgresql+{driver}"), pool_size=1, max_overflow=0
+            make_url(testing_url).set(drivername=f"postgresql+{driver}"), pool_size=1, max_overflow=0
         )
 
         async def ahead() -> timedelta:
@@ -246,20 +246,20 @@ async def _ask(engine, statement):
         return await connection.scalar(statement)
 
 
-def test_other_processes_and_engines_of_the_database_see_the_moved_time(engine, kit_url):
+def test_other_processes_and_engines_of_the_database_see_the_moved_time(engine, testing_url):
     say = "import sys, sqlalchemy as s; e = s.create_engine(sys.argv[1]); print(e.connect().scalar(s.text('SELECT statement_timestamp()')).year)"
-    with clock(kit_url) as time:
+    with clock(testing_url) as time:
         time.freeze(datetime(2041, 1, 1, tzinfo=UTC))
         done = subprocess.run(
-            [sys.executable, "-c", say, kit_url], check=True, capture_output=True, text=True, cwd=ROOT
+            [sys.executable, "-c", say, testing_url], check=True, capture_output=True, text=True, cwd=ROOT
         )
         assert done.stdout == "2041\n"
-        other = create_engine(kit_url)
+        other = create_engine(testing_url)
         assert seen(other) == time.now()
         other.dispose()
 
 
-def test_everything_is_put_back_also_after_an_error(engine):
+def test_everything_is_restored_even_after_an_error(engine):
     settings = text(
         "SELECT count(*) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase "
         "WHERE datname = current_database()"
@@ -291,12 +291,12 @@ def test_a_search_path_of_the_databases_user_is_kept(engine):
         engine.dispose()
 
 
-def test_what_a_killed_process_left_is_taken_over(engine, kit_url):
+def test_the_clock_of_a_killed_process_is_removed(engine, testing_url):
     leave = (
         "import os, sys, datetime; from sa_durable.testing import clock\n"
         "with clock(sys.argv[1]) as time: time.advance(datetime.timedelta(days=7)); os._exit(0)"
     )
-    subprocess.run([sys.executable, "-c", leave, kit_url], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", leave, testing_url], check=True, cwd=ROOT)
     held = text(
         "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database "
         "WHERE locktype = 'advisory' AND datname = current_database()"
@@ -311,10 +311,13 @@ def test_what_a_killed_process_left_is_taken_over(engine, kit_url):
     assert seen(engine, text("SHOW search_path")) == '"$user", public'
 
 
-def test_there_is_one_clock_for_a_database_at_a_time(engine, kit_url):
+def test_there_is_one_clock_for_a_database_at_a_time(engine, testing_url):
     with clock(engine) as time:
         time.advance(WEEK)
-        with pytest.raises(InvalidOptions, match="another clock moves this database already"), clock(kit_url):
+        with (
+            pytest.raises(InvalidOptions, match="another clock moves this database already"),
+            clock(testing_url),
+        ):
             pass
         assert seen(engine) > seen(engine, REAL)
     with pytest.raises(InvalidOptions, match="needs at least one engine"), clock():
@@ -346,13 +349,13 @@ def test_tables_made_meanwhile_keep_their_defaults(server_url):
             assert created_at(session) <= seen(engine, REAL)
 
 
-def test_indexes_are_used_as_ever(engine):
+def test_indexes_are_used_under_a_moved_clock(engine):
     with clock(engine) as time, engine.begin() as connection:
         time.advance(WEEK)
         connection.execute(text("SET LOCAL enable_seqscan = off"))
         plan = connection.scalars(
             text(
-                "EXPLAIN SELECT id FROM durable_kit_tasks WHERE state = 'sleeping' "
+                "EXPLAIN SELECT id FROM durable_main_tasks WHERE state = 'sleeping' "
                 "AND available_at <= statement_timestamp()"
             )
         ).all()

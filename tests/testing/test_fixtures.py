@@ -1,4 +1,4 @@
-"""The fixtures that the kit's documentation shows do what they say."""
+"""The fixtures in the documentation of sa_durable.testing work."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from sa_durable import Durable
 from sa_durable.testing import assert_spawned, run_until_idle
 
 @pytest.mark.parametrize("order_id", [7, 8])
-def test_it_is_shipped_after_two_weeks(engine, time, order_id):
+def test_the_example_ships_after_two_weeks(engine, time, order_id):
     with Session(engine) as session, session.begin():
         Durable(session).spawn(ship.call(order_id=order_id))
     while due := run_until_idle(engine, ShippingTask).next_due:

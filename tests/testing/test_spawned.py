@@ -10,70 +10,70 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sa_durable import Durable, InvalidOptions, InvalidParams, UnknownQueue
 from sa_durable.testing import assert_not_spawned, assert_spawned
 from tests.testing import app
-from tests.testing.app import Effect, KitTask, SideTask
+from tests.testing.app import Effect, MainTask, SideTask
 
 
-def test_a_task_is_found_by_its_handler_and_some_of_its_params(kit):
-    spawned = kit.spawn(app.plain.call(number=7, price=Decimal("2.50")))
-    kit.spawn(app.plain.call(number=8))
-    task = kit.spawned(app.plain, number=7)
-    assert (type(task), task.id, task.params) == (KitTask, spawned.task_id, {"number": 7, "price": "2.50"})
-    assert kit.spawned(app.plain, price=Decimal("2.50")).id == spawned.task_id
-    assert kit.spawned(app.plain, count=2).id == spawned.task_id  # the first
-    kit.not_spawned(app.plain, number=9)
-    kit.not_spawned(app.coroutine)
+def test_a_task_is_found_by_its_handler_and_some_of_its_params(helpers):
+    spawned = helpers.spawn(app.plain.call(number=7, price=Decimal("2.50")))
+    helpers.spawn(app.plain.call(number=8))
+    task = helpers.spawned(app.plain, number=7)
+    assert (type(task), task.id, task.params) == (MainTask, spawned.task_id, {"number": 7, "price": "2.50"})
+    assert helpers.spawned(app.plain, price=Decimal("2.50")).id == spawned.task_id
+    assert helpers.spawned(app.plain, count=2).id == spawned.task_id  # the first
+    helpers.not_spawned(app.plain, number=9)
+    helpers.not_spawned(app.coroutine)
 
 
-def test_a_task_is_found_by_its_queue_and_name(kit):
-    kit.spawn(app.plain.call(number=7))
-    assert kit.spawned(KitTask, "plain", number=7).name == "plain"
-    kit.not_spawned(SideTask, "plain")
-    kit.not_spawned(KitTask, "of another application", number=7)
+def test_a_task_is_found_by_its_queue_and_name(helpers):
+    helpers.spawn(app.plain.call(number=7))
+    assert helpers.spawned(MainTask, "plain", number=7).name == "plain"
+    helpers.not_spawned(SideTask, "plain")
+    helpers.not_spawned(MainTask, "of another application", number=7)
 
 
-def test_a_key_is_compared_if_it_is_given(kit):
-    kit.spawn(app.plain.call(number=7), idempotency_key="plain:7")
-    assert kit.spawned(app.plain, key="plain:7").params == {"number": 7}
-    kit.not_spawned(app.plain, key="plain:8")
+def test_a_key_is_compared_if_it_is_given(helpers):
+    helpers.spawn(app.plain.call(number=7), idempotency_key="plain:7")
+    assert helpers.spawned(app.plain, key="plain:7").params == {"number": 7}
+    helpers.not_spawned(app.plain, key="plain:8")
 
 
-def test_params_that_are_called_like_options_go_into_a_mapping(kit):
-    kit.spawn(app.says.call(count=3, key="x"))
-    kit.spawned(app.says, {"count": 3, "key": "x"}, count=1)
-    kit.not_spawned(app.says, {"count": 4})
+def test_params_that_are_called_like_options_go_into_a_mapping(helpers):
+    helpers.spawn(app.says.call(count=3, key="x"))
+    helpers.spawned(app.says, {"count": 3, "key": "x"}, count=1)
+    helpers.not_spawned(app.says, {"count": 4})
 
 
-def test_what_a_session_has_not_committed_counts_in_that_session(kit):
-    assert kit.spawned_in_a_session(app.plain.call(number=7), app.plain) == "plain"
-    kit.not_spawned(app.plain)
+def test_what_a_session_has_not_committed_counts_in_that_session(helpers):
+    assert helpers.spawned_in_a_session(app.plain.call(number=7), app.plain) == "plain"
+    helpers.not_spawned(app.plain)
 
 
-def test_the_failure_lists_what_is_there_instead(kit):
-    kit.spawn(app.plain.call(number=8), idempotency_key="plain:8")
-    kit.spawn(app.says.call(count=1, key="é"))
-    kit.run()
+def test_the_failure_lists_what_is_there_instead(helpers):
+    helpers.spawn(app.plain.call(number=8), idempotency_key="plain:8")
+    helpers.spawn(app.says.call(count=1, key="é"))
+    helpers.run()
     with pytest.raises(AssertionError) as raised:
-        kit.spawned(app.plain, number=7)
+        helpers.spawned(app.plain, number=7)
     assert str(raised.value).splitlines() == [
-        "expected 1 plain(number=7) in queue 'kit', found 0. It has:",
+        "expected 1 plain(number=7) in queue 'main', found 0. It has:",
         "  plain(number=8): completed, key 'plain:8'",
         '  says(key="é", count=1): completed',
     ]
     with pytest.raises(
-        AssertionError, match=r"expected no plain\(\) with key 'plain:8' in queue 'kit', found 1"
+        AssertionError, match=r"expected no plain\(\) with key 'plain:8' in queue 'main', found 1"
     ):
-        kit.not_spawned(app.plain, key="plain:8")
+        helpers.not_spawned(app.plain, key="plain:8")
     with pytest.raises(AssertionError, match=r"expected 1 child\(\) in queue 'side', found 0. It is empty."):
-        kit.spawned(app.child)
-    with pytest.raises(AssertionError, match=r"expected 2 plain\(\) in queue 'kit', found 1"):
-        kit.spawned(app.plain, count=2)
+        helpers.spawned(app.child)
+    with pytest.raises(AssertionError, match=r"expected 2 plain\(\) in queue 'main', found 1"):
+        helpers.spawned(app.plain, count=2)
 
 
-def test_a_long_list_is_cut(kit):
+def test_a_long_list_is_cut(helpers):
     for n in range(25):
-        kit.spawn(app.plain.call(number=n))
+        helpers.spawn(app.plain.call(number=n))
     with pytest.raises(AssertionError) as raised:
-        kit.spawned(app.coroutine)
+        helpers.spawned(app.coroutine)
     lines = str(raised.value).splitlines()
     assert (len(lines), lines[-2], lines[-1]) == (22, "  plain(number=19): pending", "  ...")
 
@@ -83,7 +83,7 @@ def test_a_session_s_objects_say_what_is_there_now(engine):
         task = Durable(session).spawn(app.plain.call(number=7)).task
         session.commit()
         with Session(engine) as other, other.begin():
-            other.get_one(KitTask, task.id).priority = 9
+            other.get_one(MainTask, task.id).priority = 9
         assert assert_spawned(session, app.plain) is task
         assert task.priority == 9
     scoped = scoped_session(sessionmaker(engine))
@@ -91,8 +91,8 @@ def test_a_session_s_objects_say_what_is_there_now(engine):
     scoped.remove()
 
 
-def test_what_cannot_be_meant_is_refused(engine):
-    for wrong in ((), (KitTask,), ("plain",), (app.plain, 7), (app.plain, {}, {})):
+def test_ambiguous_arguments_are_refused(engine):
+    for wrong in ((), (MainTask,), ("plain",), (app.plain, 7), (app.plain, {}, {})):
         with pytest.raises(InvalidOptions):
             assert_spawned(engine, *wrong)
     for count in (0, True, "1"):

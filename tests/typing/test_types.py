@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
     sqlalchemy.__version__.startswith("2.0."), reason="rows are spelt otherwise: types are checked on 2.1"
 )
 ROOT = Path(__file__).parents[2]
-APPS = [str(Path("tests", "typing", name)) for name in ("app.py", "kit.py", "transactions.py")]
+APPS = [str(Path("tests", "typing", name)) for name in ("app.py", "testing_helpers.py", "transactions.py")]
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

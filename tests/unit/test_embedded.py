@@ -75,13 +75,13 @@ def test_a_url_in_the_environment_wins_and_its_server_is_left_alone(server):
     assert ask(server.url, "select 1") == 1
 
 
-def test_the_url_of_an_application_is_not_taken_for_ours(temporary):
+def test_the_applications_database_url_is_not_used(temporary):
     with pytest.raises(EmbeddedServerError, match="no initdb and postgres in /nowhere"):
         postgres(bin_dir=Path("/nowhere"), environ={"DATABASE_URL": "postgresql://production/"}).__enter__()
     assert not list(temporary.iterdir())
 
 
-def test_programs_are_taken_from_the_argument_the_variable_or_what_is_found_in_this_order(
+def test_programs_come_from_argument_then_variable_then_search(
     tmp_path, monkeypatch
 ):
     argument, variable, found = (tmp_path / name for name in ("argument", "variable", "found"))
@@ -105,7 +105,7 @@ def test_the_error_of_a_server_that_does_not_start_ends_with_its_log(temporary):
     assert not list(temporary.iterdir())
 
 
-def test_a_server_that_is_not_ready_in_time_is_given_up_and_the_error_says_so(temporary, monkeypatch):
+def test_a_server_that_is_not_ready_in_time_is_an_error(temporary, monkeypatch):
     monkeypatch.setattr(server_, "START_TIMEOUT_S", 0.0)
     monkeypatch.setattr(server_._PrivateServer, "_postmaster", lambda _: [])  # however slow we are ourselves
     with pytest.raises(EmbeddedServerError, match="did not start within 0 s"), postgres(environ={}):
@@ -176,7 +176,7 @@ def test_two_servers_start_at_once_whatever_the_clients_settings_are(monkeypatch
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts the server as another user")
-def test_programs_in_a_closed_directory_are_copied_and_the_directory_stays_as_it_is(tmp_path):
+def test_programs_in_a_private_directory_are_copied(tmp_path):
     closed = tmp_path / "home"
     closed.mkdir(mode=0o700)
     prefix, site = FOUND[0].parent, FOUND[0].parents[2]
@@ -205,7 +205,7 @@ def test_programs_in_a_closed_directory_are_copied_and_the_directory_stays_as_it
     assert permissions() == before
 
 
-def test_a_start_sweeps_the_directories_that_nobody_holds(temporary):
+def test_a_start_removes_stale_directories(temporary):
     ours, lock = directory.create(None)
     stale = temporary / f"{directory.PREFIX}stale{directory.SUFFIX}"
     (stale / "data").mkdir(parents=True)
@@ -218,7 +218,7 @@ def test_a_start_sweeps_the_directories_that_nobody_holds(temporary):
 
 
 @pytest.mark.parametrize("name", ["deep" * 20, "a,b"], ids=["deep", "comma"])
-def test_a_temporary_directory_that_no_url_of_a_socket_can_name_is_not_used(temporary, monkeypatch, name):
+def test_a_temporary_directory_is_not_used_if_no_socket_url_can_name_it(temporary, monkeypatch, name):
     (temporary / name).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / name))
     home, lock = directory.create(None)
@@ -227,7 +227,7 @@ def test_a_temporary_directory_that_no_url_of_a_socket_can_name_is_not_used(temp
     assert home.parent == Path("/tmp")
 
 
-def test_root_lends_the_server_to_postgres_or_else_to_nobody(monkeypatch):
+def test_root_runs_the_server_as_postgres_or_else_as_nobody(monkeypatch):
     known = {
         name: pwd.struct_passwd((name, "x", 7, 7, "", "/", "/bin/sh")) for name in ("postgres", "nobody")
     }

@@ -27,7 +27,7 @@ from tests.embedding import (
 from tests.waiting import wait_until
 
 
-def test_a_command_finds_its_server_in_the_environment_and_its_status_becomes_ours():
+def test_a_command_gets_the_url_and_its_status_is_passed_on():
     script = "from os import environ as e; print(e['SA_DURABLE_DATABASE_URL']); print(e['DATABASE_URL']); input(); exit(7)"
     with command("--", sys.executable, "-c", script, stdin=subprocess.PIPE) as process:
         url = read_line(process)
@@ -38,7 +38,7 @@ def test_a_command_finds_its_server_in_the_environment_and_its_status_becomes_ou
         assert not home_of(url).exists()
 
 
-def test_signals_reach_the_command_which_has_the_last_word(server_url):
+def test_signals_are_forwarded_to_the_command(server_url):
     script = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, lambda *_: os.write(1, b"interrupted\\n"))  # print may be interrupted itself
@@ -61,7 +61,7 @@ while True:
     [(["sh", "-c", "kill -9 $$"], 137), (["/nowhere/command"], 127), (["/"], 126)],
     ids=["killed", "not found", "not executable"],
 )
-def test_a_command_that_ends_without_a_status_gets_a_shells(server_url, monkeypatch, arguments, status):
+def test_a_command_without_a_status_gets_the_one_of_a_shell(server_url, monkeypatch, arguments, status):
     monkeypatch.setenv(URL_VARIABLE, server_url)
     handlers = [(number, signal.getsignal(number)) for number in STOP_SIGNALS]
     try:
@@ -104,7 +104,7 @@ def test_nothing_stays_behind_if_we_are_killed_before_there_is_a_server():
         wait_until(lambda: not list(place.iterdir()))
 
 
-def test_a_forked_child_neither_stops_its_parents_server_nor_keeps_it_alive():
+def test_a_forked_child_neither_stops_nor_keeps_its_parents_server():
     script = """
 import os, signal
 from sa_durable.embedded import postgres

@@ -1,4 +1,4 @@
-"""Processes that all start at once and migrate: `python -m tests.migrations.crowd NUMBER URL`. Says how many failed."""
+"""Start processes that all migrate at once: `python -m tests.migrations.migrators NUMBER URL`. Prints how many failed."""
 
 from __future__ import annotations
 
