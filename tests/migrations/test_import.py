@@ -182,7 +182,7 @@ class Reference:
                 {"t": task_id, "n": name, "v": value, "r": run_id, "a": age},
             )  # fmt: skip
 
-    def import_jobs(self, **options: Any) -> ImportReport:
+    def import_queue(self, **options: Any) -> ImportReport:
         return operate(self.engine, lambda op: op.durable_import_queue(
             "mail", system=self.system, source="orders", sleeps=["cool-down", "nap {1}"], **options
         ))  # fmt: skip
@@ -232,7 +232,7 @@ def halfway(reference: Reference) -> UUID:
 
 def test_a_task_of_another_system_continues_where_it_stopped(reference):
     task_id = halfway(reference)
-    report = reference.take_over()
+    report = reference.import_queue()
     assert (report.copied, report.skipped) == (1, {})
     run_until_idle(reference.engine, MailTask)
     assert ran == []  # it waits, and has done nothing a second time
@@ -254,8 +254,8 @@ def test_events_are_imported_and_placeholders_of_waiters_are_not(reference):
     task_id = halfway(reference)
     reference.insert("e", event_name="shipped-1", payload=reference.wrapped('{"by": "cart"}'))
     reference.insert("e", event_name="shipped-2", payload=None)
-    reference.take_over()
-    reference.take_over()
+    reference.import_queue()
+    reference.import_queue()
     assert fetch(reference.engine, "SELECT name, payload, dropped FROM durable_mail_events") == [
         ("shipped-1", {"by": "cart"}, False)
     ]
@@ -275,7 +275,7 @@ def test_sleepers_timeouts_and_deadlines_keep_their_times(reference):
         "w", task_id=waiting, run_id=run_id, step_name="s", event_name="shipped-1", timeout_at=later
     )
     running, _ = reference.task("running", run={"started_at": LONG_AGO, "claimed_by": "old"})
-    reference.take_over()
+    reference.import_queue()
     with Session(reference.engine) as session:
         tasks = {task.id: task for task in session.scalars(select(MailTask))}
         assert [tasks[i].state for i in (asleep, waiting, running)] == ["sleeping", "pending", "pending"]
@@ -291,8 +291,8 @@ def test_ended_tasks_are_imported_only_on_request(reference):
     failed, _ = reference.task(
         "failed", run={"failed_at": LONG_AGO, "failure_reason": '{"name": "E", "message": "m"}'}
     )
-    assert reference.take_over().copied == 0
-    assert reference.take_over(terminal=True).copied == 2
+    assert reference.import_queue().copied == 0
+    assert reference.import_queue(terminal=True).copied == 2
     with Session(reference.engine) as session:
         durable = Durable(session)
         assert durable.result(MailTask, done).value == [1, 2]
@@ -304,7 +304,7 @@ def test_ended_tasks_are_imported_only_on_request(reference):
 def test_keys_of_absurd_hold_for_ever_here_too(queue):
     reference = Reference(queue, System.ABSURD)
     task_id, _ = reference.task("pending", idempotency_key="once")
-    reference.take_over(key="idempotency_key")
+    reference.import_queue(key="idempotency_key")
     with Session(queue) as session, session.begin():
         assert Durable(session).spawn(order.call(number=1), idempotency_key="once").task_id == task_id
         assert session.get_one(MailTask, task_id).key_hold == "forever"
@@ -314,7 +314,7 @@ def test_children_of_durable_keep_their_parent(queue):
     reference = Reference(queue, System.DURABLE)
     parent, _ = reference.task("running")
     child, _ = reference.task("pending", parent_task_id=parent)
-    reference.take_over()
+    reference.import_queue()
     with Session(queue) as session:
         task = session.get_one(MailTask, child)
         assert (task.parent_queue, task.parent_id) == ("mail", parent)
