@@ -81,9 +81,7 @@ def test_the_applications_database_url_is_not_used(temporary):
     assert not list(temporary.iterdir())
 
 
-def test_programs_come_from_argument_then_variable_then_search(
-    tmp_path, monkeypatch
-):
+def test_programs_come_from_argument_then_variable_then_search(tmp_path, monkeypatch):
     argument, variable, found = (tmp_path / name for name in ("argument", "variable", "found"))
     for place in (argument, variable, found):
         place.mkdir()
