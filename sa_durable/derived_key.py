@@ -39,8 +39,8 @@ def _tag(value: Json) -> Json:
 
     RFC 8785 would round them, and so give two ids one key. A float that large is an integer too, and jsonb
     returns it as an integer (1e16 becomes 10000000000000000): its tag has its shortest decimal digits, as
-    PostgreSQL reads them. The value's own keys that start with `~` get another `~`, so that nothing else
-    looks like a tag.
+    PostgreSQL reads them. The value's own keys that start with `~` get another `~`, so that nothing else is
+    taken for a tag.
     """
     match value:
         case bool():

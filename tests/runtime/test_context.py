@@ -146,6 +146,6 @@ def test_a_step_is_completed_once_by_the_run_that_began_it(verbs, handler):
     *early, twice, done_elsewhere, foreign = app.seen
     assert early == ["StepMisuse", "InvalidResult", "DeclarationError"]
     assert "step 'pay': is done already" in twice
-    assert "in another execution" in done_elsewhere and "in another execution" in foreign
+    assert "to another execution" in done_elsewhere and "to another execution" in foreign
     assert task.result == [7]
     assert verbs.steps(task_id) == {"pay": {"number": 7, "total": "1"}}

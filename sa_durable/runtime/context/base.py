@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 from uuid import UUID
 
 from ...errors import DeclarationError
@@ -28,7 +28,6 @@ from .step_values import coder_for_function, coder_for_type
 from .transaction_scope import require_no_transaction
 from .waits import TaskRef, read_payload, read_results
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 # Names of the library's own steps. With a colon: a prefix, before the name of an event or a task.
@@ -96,9 +95,8 @@ class Context:
                     ctx.complete_step(step, session.pay(order_id))
             receipt = step.value
 
-        Writes nothing, and is not awaited in async handlers either. A step that isn't completed is begun
-        again by the next attempt. Repeated names are numbered in the order in which steps are begun, as
-        `step` numbers them.
+        Writes nothing, and is not awaited in async handlers either. The next attempt begins a step again that
+        wasn't completed. Repeated names are numbered in order, as `step` numbers them.
 
         Args:
             name: The name of the step, as for `step`.

@@ -73,7 +73,7 @@ class Replay:
 def library_step_name(prefix: str, name: str) -> str:
     """Return the name of a step of the library's own, such as the wait for event `name`.
 
-    Doubles each `#` of `name`, so that no name looks like the key of a repeated step.
+    Doubles each `#` of `name`, so that no name can equal the key of a repeated step.
 
     >>> library_step_name("$await:", "paid#2")
     '$await:paid##2'

@@ -62,7 +62,7 @@ class Step(Generic[R]):
         require_no_transaction(run)
         if run is not self._run:
             raise StepMisuse(
-                f"step {self.key!r}: was begun in another execution of the handler. Nothing was written. "
+                f"step {self.key!r}: belongs to another execution of the handler. Nothing was written. "
                 "Call ctx.begin_step each time the handler runs"
             )
         if self.done:

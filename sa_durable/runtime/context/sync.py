@@ -35,7 +35,7 @@ class TaskContext(Context):
 
         @BillingTask.handler()
         def charge(ctx: TaskContext, order_id: int) -> str:
-            payment = ctx.step("pay", pay, order_id)        # runs once, whatever happens to this process
+            payment = ctx.step("pay", pay, order_id)        # never runs again, once it is done
             ctx.sleep_for(timedelta(days=3))                 # holds no thread meanwhile
             return ctx.step("receipt", send_receipt, payment)
 
@@ -48,10 +48,9 @@ class TaskContext(Context):
     @overload
     def step(self, name: str, fn: Callable[..., Any], *args: Any, returns: type[R], **kwargs: Any) -> R: ...
     def step(self, name: str, fn: Callable[..., Any], *args: Any, returns: Any = None, **kwargs: Any) -> Any:
-        """Run `fn(*args, **kwargs)` once and save its value: a step that has a saved value never runs again.
+        """Run `fn(*args, **kwargs)` and save its value: a step that has a saved value never runs again.
 
-        A step that raises saves nothing. A name that is used again is another step: they are numbered in
-        order.
+        A step that raises saves nothing. A name that is used again is another step.
 
         Args:
             name: The name of the step: 1 to 255 printable characters, without `#`, not starting with `~` or

@@ -22,7 +22,7 @@ V_co = TypeVar("V_co", covariant=True)
 
 
 class Record(Protocol[T_contra, V_co]):
-    """The record of one transaction: what it says is true if and only if the transaction committed."""
+    """The record of one transaction: it exists if and only if the transaction committed."""
 
     def record(self, session: Session, value: T_contra) -> V_co:
         """Write the record, in the application's transaction.

@@ -43,7 +43,7 @@ class TransactionRetry:
         self.in_doubt = False
         """Whether a COMMIT was sent and no answer came.
 
-        Then the next attempt looks up the record before anything else, for as long as the run has its lease.
+        Then the next attempt reads the record before anything else, for as long as the run has its lease.
         After that, the next claim of the task finds the record, or doesn't.
         """
         self._pauses = self._failures = 0

@@ -37,7 +37,7 @@ class Transactions:
 
     After the function has returned, the record is written in the same transaction, fenced by the run's token.
     A transaction that lost a race, or its connection, is executed again from its start. If the answer to its
-    COMMIT was lost, the record is looked up first.
+    COMMIT was lost, the record is read first.
 
     Args:
         source: The engine, or the URL, of the application's database.
