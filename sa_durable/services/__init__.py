@@ -1,1 +1,4 @@
-"""Services: a Session and values in, values out. They never commit, roll back, sleep, start threads or call user code."""
+"""Services: functions that take a Session and values, and return values.
+
+They never commit, roll back, sleep, start threads or call user code.
+"""

@@ -1,4 +1,8 @@
-"""Cancelling a task and all that it spawned."""
+"""Cancel a task and its descendants.
+
+Lock order: from root to leaf, and the rows of a generation by id. All functions that lock several tasks keep
+to it, so they don't deadlock. A function that can't keep to the order doesn't wait for locks.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,18 @@ if TYPE_CHECKING:
     from ..models import DurableTask
 
 
-LOCK_NOT_AVAILABLE = "55P03"
+LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's SQLSTATE
 
 
 class Busy(Exception):
-    """Another transaction has locked one of these tasks, and they weren't waited for: this one has to be undone up to
-    its savepoint."""
+    """Another transaction has locked one of these tasks, and the caller doesn't wait for locks.
+
+    The caller must roll back to its savepoint.
+
+    Args:
+        model: The queue of the tasks.
+        ids: The tasks, some of which are locked.
+    """
 
     def __init__(self, model: type[DurableTask], ids: list[UUID]) -> None:
         super().__init__(model.__queue__, ids)
@@ -36,11 +46,19 @@ class Busy(Exception):
 
 
 def cancel(session: Session, model: type[DurableTask], task_id: UUID, *, wait: bool = True) -> bool:
-    """Cancel a task and its descendants in every queue of its Base. False: it was terminal already.
+    """Cancel a task and its descendants in all queues of its Base.
 
-    Root to leaf, and each generation's rows in the order of their ids: whoever locks several tasks does it in this
-    order, so none of them deadlock; who can't keep to it doesn't `wait`. What a completed descendant left running
-    goes on. Raises TaskNotFound, and Busy without `wait`.
+    Returns False if the task had ended already. Children of a completed descendant go on.
+
+    Args:
+        session: The caller's session.
+        model: The queue of the task.
+        task_id: The task.
+        wait: Whether to wait for locks. Pass False if this transaction has locked other tasks out of order.
+
+    Raises:
+        TaskNotFound: The queue has no such task.
+        Busy: Another transaction has locked one of the tasks, and `wait` is False.
     """
     if execute(session, spawn_stmt.outcome(model), {"task_id": task_id}, model=model).first() is None:
         raise TaskNotFound(model.__queue__, task_id)
@@ -48,13 +66,15 @@ def cancel(session: Session, model: type[DurableTask], task_id: UUID, *, wait: b
 
 
 def cancel_descendants(session: Session, model: type[DurableTask], task_id: UUID) -> int:
-    """Cancel what descends from a task that has just ended without a result, and whose row this transaction has
-    locked. Returns how many."""
+    """Cancel the descendants of a task that has just ended without a result. Returns their number.
+
+    This transaction must have locked the task.
+    """
     return _cancel(session, model, _children(session, model, [task_id]), wait=True)
 
 
 def lock(session: Session, model: type[DurableTask], ids: list[UUID], *, wait: bool) -> list[UUID]:
-    """Lock those of these tasks that are active, and return them. Raises Busy without `wait`."""
+    """Lock the active tasks among `ids` and return their ids. Raises Busy if `wait` is False."""
     statement = stmt.lock_active(model, wait=wait)
     try:
         return list(execute(session, statement, {"ids": uuids(ids)}, model=model).scalars())
@@ -65,14 +85,14 @@ def lock(session: Session, model: type[DurableTask], ids: list[UUID], *, wait: b
 
 
 def wait_until_unlocked(session: Session, busy: Busy) -> None:
-    """Wait until nobody has locked these tasks, and lock none of them."""
+    """Wait until no transaction has locked these tasks. Keeps no lock."""
     with session.begin_nested() as locks:
         lock(session, busy.model, busy.ids, wait=True)
         locks.rollback()
 
 
 def with_children(session: Session, model: type[DurableTask], task_ids: Iterable[UUID]) -> set[UUID]:
-    """Those tasks that have active children, in any queue of the Base."""
+    """Return the tasks among `task_ids` that have active children, in any queue of the Base."""
     task_ids = list(task_ids)
     if not task_ids:
         return set()
@@ -89,7 +109,7 @@ def with_children(session: Session, model: type[DurableTask], task_ids: Iterable
 def cancel_locked(
     session: Session, model: type[DurableTask], task_ids: list[UUID], error: TaskError | None = None
 ) -> None:
-    """Cancel active tasks that this transaction has locked, and nothing that descends from them."""
+    """Cancel active tasks that this transaction has locked, without their descendants."""
     if task_ids:
         ids = {"ids": uuids(task_ids)}
         execute(session, stmt.insert_cancelled_runs(model), ids, model=model)
@@ -121,7 +141,7 @@ def _cancel(
 def _children(
     session: Session, model: type[DurableTask], parents: list[UUID]
 ) -> dict[type[DurableTask], list[UUID]]:
-    """The active children of `parents`, in every queue of the Base that has any."""
+    """Return the active children of `parents`, by queue of the Base."""
     if not parents:
         return {}
     parameters = {"ids": uuids(parents)}

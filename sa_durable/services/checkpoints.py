@@ -1,4 +1,4 @@
-"""Checkpoints: the saved values of steps."""
+"""Checkpoints: load and save the values of steps."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ Model = type["DurableTask"]
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What is stored under a step's name. `first`: by this write, not by an earlier one."""
+    """The value that is stored under a step's name."""
 
     value: Json
     first: bool
+    """Whether this write stored the value. False: an earlier write did."""
 
 
 def load(session: Session, model: Model, task_ids: Iterable[UUID]) -> dict[UUID, dict[str, Json]]:
-    """The checkpoints of tasks, by task and name."""
+    """Return the checkpoints of tasks, by task and step name."""
     saved: dict[UUID, dict[str, Json]] = {task_id: {} for task_id in task_ids}
     if saved:
         for row in execute(session, stmt.load(model), {"ids": uuids(saved)}):
@@ -42,17 +43,19 @@ def load(session: Session, model: Model, task_ids: Iterable[UUID]) -> dict[UUID,
 
 
 def save(session: Session, model: Model, claim: Claim, name: str, value: str) -> Json:
-    """Save a step's value (JSON text) and return what is stored under its name: what the run goes on with.
+    """Save a step's value (JSON text). Returns the value that is stored, with which the run goes on.
 
-    An earlier value stays. Only the holder of the claim gets this far, so it is its own: the reply to an earlier try
-    was lost. Raises Cancelled or LeaseLost, and then nothing was written.
+    An earlier value stays: only the holder of the claim can have written it, in a transaction whose reply was
+    lost. Raises Cancelled or LeaseLost; then nothing was written.
     """
     return _save(session, model, claim, stmt.save(model), {"name": name, "value": value}).value
 
 
 class AlreadySaved(Exception):
-    """A step has happened before, in a transaction whose reply was lost: the caller rolls this one back, and goes on
-    with `value`."""
+    """The step is stored already, by a transaction whose reply was lost.
+
+    The caller rolls its own transaction back, and goes on with `value`.
+    """
 
     def __init__(self, value: Json) -> None:
         super().__init__()
@@ -60,7 +63,10 @@ class AlreadySaved(Exception):
 
 
 def save_first(session: Session, model: Model, claim: Claim, name: str, value: str) -> Json:
-    """As `save`, with other writes in the same transaction, which must happen once. Raises AlreadySaved."""
+    """Save a step's value as `save` does, in a transaction with other writes, which must happen once.
+
+    Raises AlreadySaved if an earlier transaction stored the step.
+    """
     saved = _save(session, model, claim, stmt.save(model), {"name": name, "value": value})
     if not saved.first:
         raise AlreadySaved(saved.value)
@@ -68,7 +74,7 @@ def save_first(session: Session, model: Model, claim: Claim, name: str, value: s
 
 
 def find(session: Session, model: Model, task_id: UUID, name: str) -> Saved | None:
-    """A checkpoint that is there; None if there is none."""
+    """Return the checkpoint of a step; None if there is none."""
     row = execute(session, stmt.find(model), {"id": task_id, "name": name}, model=model).first()
     return None if row is None else Saved(row.value, first=False)
 
@@ -82,7 +88,10 @@ def save_wake_time(
     delay: timedelta | None = None,
     until: datetime | None = None,
 ) -> str:
-    """Save when a sleep ends that starts now, and return it in ISO format; an earlier one stays. Raises as `save`."""
+    """Save when a sleep that starts now will end, and return the time in ISO format. An earlier time stays.
+
+    Raises Cancelled or LeaseLost, as `save`.
+    """
     values = {"name": name, "delay": delay, "until": until}
     wake: str = _save(session, model, claim, stmt.save_wake_time(model), values).value
     return wake
@@ -98,5 +107,7 @@ def _save(
     claims.check(session, model, claim.task_id, claim.token)
     earlier = find(session, model, claim.task_id, values["name"])
     if earlier is None:
-        raise LeaseLost(f"task {claim.task_id} was taken away while step {values['name']!r} was saved")
+        raise LeaseLost(
+            f"task {claim.task_id} was claimed by another worker while step {values['name']!r} was saved"
+        )
     return earlier

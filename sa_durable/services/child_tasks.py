@@ -1,4 +1,4 @@
-"""Spawning from within a run: the new tasks and the checkpoint that names them are one transaction."""
+"""Spawn the children of a run: the new tasks and the checkpoint that names them are one transaction."""
 
 from __future__ import annotations
 
@@ -35,26 +35,33 @@ def spawn(
     *,
     keywords: SpawnKeywords,
 ) -> Json:
-    """Spawn the children of a run and remember them as `step`, in a transaction of the library's own. Returns what is
-    remembered: `remembered` reads it.
+    """Spawn the children of a run and save them as the checkpoint `step`, in one transaction.
 
-    Raises AlreadySaved, and Cancelled or LeaseLost as every write of a run; and RetryTransaction where it has changed
-    another task, and waiting for its own could be a deadlock.
+    Returns:
+        The checkpoint. `from_checkpoint` makes the results from it.
+
+    Raises:
+        AlreadySaved: An earlier transaction stored the step.
+        Cancelled, LeaseLost: The claim is no longer valid.
+        RetryTransaction: Another transaction has locked the parent, and waiting for it could be a deadlock.
     """
     spawned = spawn_in(session, model, claim, calls, keywords)
-    # Last, and a write: whoever cancels our task waits for this or is seen here, and doesn't miss the children. But not
-    # with the lock on a key's holder in our hands, which may be a relative: a cascade that has locked us wants it, too.
+    # The parent is written last: a transaction that cancels the parent either waits for this one or is seen
+    # here, so it doesn't miss the children. If a call may have locked the holder of a key, this write doesn't
+    # wait: the holder may be a relative, and a cascade that has locked the parent waits for the holder.
     wait = not any(_changes_holder(call, keywords) for call in calls)
     parameters = {"task_id": claim.task_id, "held_token": claim.token}
     if execute(session, stmt.touch(model, wait=wait), parameters).first() is None:
-        stands = claims.claim_status(session, model, {claim.task_id: claim.token})[claim.task_id]
-        if isinstance(stands, Signal):
-            raise stands
-        if wait or stands is not ClaimStatus.HELD:
-            raise LeaseLost(f"task {claim.task_id} was taken away while step {step!r} was saved")
+        status = claims.claim_status(session, model, {claim.task_id: claim.token})[claim.task_id]
+        if isinstance(status, Signal):
+            raise status
+        if wait or status is not ClaimStatus.HELD:
+            raise LeaseLost(
+                f"task {claim.task_id} was claimed by another worker while step {step!r} was saved"
+            )
         raise RetryTransaction(
-            f"task {claim.task_id} is being changed by another transaction while it changes the holder of a key: nothing was "
-            "written; roll back and run the transaction again"
+            f"could not save step {step!r}: another transaction is changing task {claim.task_id}, which "
+            "changes the holder of a key. Nothing was written. Roll back and retry the transaction."
         )
     text = dumps([_described(child) for child in spawned], place=f"step {step!r}", limit=NO_LIMIT)
     return checkpoints.save_first(session, model, claim, step, text)
@@ -63,7 +70,7 @@ def spawn(
 def spawn_in(
     session: Session, model: Model, claim: Claim, calls: Sequence[Call[Any, Any]], keywords: SpawnKeywords
 ) -> list[SpawnResult[Any]]:
-    """Spawn children of a run in the caller's transaction, which nothing else remembers."""
+    """Spawn children of a run in the caller's transaction, without a checkpoint."""
     parent = (model.__queue__, claim.task_id)
     if len(calls) == 1:
         return [insert_or_get(session, prepare(calls[0], keywords, parent))]
@@ -71,13 +78,13 @@ def spawn_in(
 
 
 def _changes_holder(call: Call[Any, Any], keywords: SpawnKeywords) -> bool:
-    """Whether it may write a task that is there already."""
+    """Return whether spawning the call may write a task that exists already."""
     layers = (keywords, call.options, call.defaults, queue_of(call.model).__spawn_defaults__ or {})
     chosen = next((layer["on_duplicate"] for layer in layers if "on_duplicate" in layer), None)
     return chosen in (OnDuplicate.UPDATE, OnDuplicate.REPLACE)
 
 
-NO_LIMIT = 2**30  # bytes: what the library itself writes
+NO_LIMIT = 2**30  # bytes, for values that the library itself writes
 
 
 def _described(child: SpawnResult[Any]) -> dict[str, Json]:
@@ -94,7 +101,7 @@ def _described(child: SpawnResult[Any]) -> dict[str, Json]:
 def from_checkpoint(
     calls: Sequence[Call[Any, Any]], saved: Sequence[Mapping[str, Json]]
 ) -> list[SpawnResult[Any]]:
-    """The children that a checkpoint names, as they were when they were spawned."""
+    """Return the children that a checkpoint names, as they were when they were spawned."""
     return [
         SpawnResult(
             UUID(child["task_id"]),

@@ -1,4 +1,4 @@
-"""Claims: taking tasks, keeping them, giving them back, and finding out that they were lost."""
+"""Claims: take tasks, extend their leases, release them, and find out whether they are still held."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from ..models import DurableTask
 
 Model = type["DurableTask"]
-TokensByTask: TypeAlias = Mapping[UUID, int]  # the tokens of claims, by task
+TokensByTask: TypeAlias = Mapping[UUID, int]
+"""The tokens of claims, by task."""
 
 _decode = json.JSONDecoder().raw_decode
-_NO_READY_TIME = timedelta(days=-1_000_000)  # became ready: a row without a time, which comes last
+_NO_READY_TIME = timedelta(days=-1_000_000)  # how long a row without a time has been ready: it sorts last
 
 
 def claim(
@@ -40,19 +41,29 @@ def claim(
     limit: int,
     watermark: ClaimWatermark | None = None,
 ) -> list[Claim]:
-    """Take up to `limit` ready tasks called one of `names`, in their order: priority, due time, id.
+    """Claim ready tasks, in the order of priority, due time and id.
 
-    Tasks that others have locked are passed over, those of other names are unharmed, and a paused queue gives none.
-    Params that are no readable JSON arrive as text, which no handler takes: that run fails, and only that one.
-    With the `front` of earlier claims of these names, it begins behind what they have seen; but it returns nothing only
-    after a look at everything, or while such looks are dear: the watermark says until when one is owed.
+    Skips tasks that another transaction has locked. A paused queue gives none. Params that Python can't read
+    as JSON arrive as text, which no handler accepts: only that run fails.
+
+    With a watermark, the claim first reads only the tasks behind it. If it finds nothing there, it reads the
+    whole index, unless full scans are slow now: then the watermark says when the next one is due.
+
+    Args:
+        session: A session of the worker.
+        model: The queue.
+        names: The names of tasks to claim.
+        worker: The worker's id.
+        lease: How long the claims are valid, unless they are extended.
+        limit: The largest number of tasks to claim.
+        watermark: Where earlier claims of these names have read to. None: read the whole index.
     """
     if not names or limit < 1:
         return []
     parameters = {"names": texts(names), "worker": worker, "lease": lease, "limit": limit}
     watermark = watermark or ClaimWatermark()
-    rows = _claim_range(session, model, parameters, watermark, reach := watermark.reach())
-    if not rows and reach is not None and watermark.due():
+    rows = _claim_range(session, model, parameters, watermark, ranges := watermark.reach())
+    if not rows and ranges is not None and watermark.due():
         rows = _claim_range(session, model, parameters, watermark, None)
     queue = model.__queue__
     return [
@@ -69,7 +80,7 @@ def claim(
             token=token,
             resumed=token > 1,
         )
-        # Unpacked, not row.task_id and so on: this runs for every task.
+        # Unpacked instead of row.task_id etc., for speed: this runs for every task.
         for task_id, run_id, name, params, headers, attempt, max_attempts, retry, token, *_ in rows
     ]
 
@@ -79,25 +90,25 @@ def _claim_range(
     model: Model,
     parameters: dict[str, Any],
     watermark: ClaimWatermark,
-    reach: list[ScanRange] | None,
+    ranges: list[ScanRange] | None,
 ) -> list[tuple[Any, ...]]:
-    sent, behind = watermark.now(), {} if reach is None else scan_arrays(reach)
+    sent, behind = watermark.now(), {} if ranges is None else scan_arrays(ranges)
     claimed = execute(session, stmt.claim(model, behind=bool(behind)), {**parameters, **behind})
     rows = [tuple(row) for row in claimed.all()]
-    rows.sort(key=_claim_order)  # RETURNING has no order of its own
+    rows.sort(key=_claim_order)  # RETURNING doesn't keep the order
     found = [(row[-2], _waited(row)) for row in rows]
-    watermark.claimed(sent, reach, limit=parameters["limit"], found=found)
+    watermark.claimed(sent, ranges, limit=parameters["limit"], found=found)
     return rows
 
 
-def scan_arrays(reach: Iterable[ScanRange]) -> dict[str, str]:
-    """The arrays of what a claim looks at, if that isn't everything."""
-    low, high, within = zip(*((part.low, part.high, part.within) for part in reach), strict=True)
+def scan_arrays(ranges: Iterable[ScanRange]) -> dict[str, str]:
+    """Return the parameters of a claim that reads only some ranges of the index."""
+    low, high, within = zip(*((part.low, part.high, part.within) for part in ranges), strict=True)
     return {"lows": numbers(low), "highs": numbers(high), "withins": durations(within)}
 
 
 def count_ready(session: Session, model: Model, *, names: Sequence[str] | None, limit: int) -> int:
-    """How many tasks a worker could claim now, at most `limit`: see Durable.count_ready."""
+    """Count the tasks that a worker could claim now: see Durable.count_ready."""
     if type(limit) is not int or not 1 <= limit < 2**31:
         raise InvalidOptions(f"limit={limit!r} must be an integer from 1")
     if isinstance(names, str):
@@ -117,78 +128,92 @@ def _waited(row: tuple[Any, ...]) -> timedelta:
 
 
 def read_json(text: str | None, otherwise: Json) -> Json:
-    """What PostgreSQL holds as JSON. `otherwise` where Python can't: an integer of 5000 digits, endless nesting."""
+    """Read JSON text from PostgreSQL.
+
+    Returns `otherwise` for text that Python can't read: an integer of 5000 digits, or too many nested lists.
+    """
     if text is None:
         return None
     try:
-        return _decode(text)[0]  # PostgreSQL's text has no space around it
+        return _decode(text)[0]  # no white space to skip: PostgreSQL's text has none around it
     except (ValueError, RecursionError):
         return otherwise
 
 
 @lru_cache(256)
 def _read_retry(text: str) -> Json:
-    return read_json(text, None)  # there are as many as there are handlers; nobody changes them
+    return read_json(
+        text, None
+    )  # cached: there are as many texts as handlers, and the values are not changed
 
 
 def extend(session: Session, model: Model, held: TokensByTask, *, lease: timedelta) -> set[UUID]:
-    """Move the leases to `lease` from now. Returns those that are still held; the others were lost or have ended."""
+    """Extend leases to `lease` from now.
+
+    Returns:
+        The tasks that are still held. The other claims were lost, or their tasks have ended.
+    """
     return set(execute(session, stmt.extend(model), {**arrays_by_id(held), "lease": lease}).scalars().all())
 
 
 def release(session: Session, model: Model, held: TokensByTask) -> set[UUID]:
-    """Give tasks back: ready at once, no attempt burnt. Returns those that were still held."""
+    """Release tasks: ready at once, without consuming an attempt. Returns the tasks that were still held."""
     return set(execute(session, stmt.release(model), arrays_by_id(held)).scalars().all())
 
 
 def arrays_by_id(held: TokensByTask) -> dict[str, str]:
-    """The arrays of claims, in the order of ids: whoever writes several rows takes their locks in this order."""
+    """Return the arrays of claims, in the order of ids: all statements lock rows in this order."""
     ids = sorted(held, key=attrgetter("bytes"))
     return {"ids": uuids(ids), "tokens": numbers(held[task_id] for task_id in ids)}
 
 
 class ClaimStatus(StrEnum):
-    """Why a write found nothing, although nobody took the task away."""
+    """The state of a claim that is still valid, or has done its work."""
 
-    HELD = "held"  # the claim is valid: its row was locked
-    STORED = "stored"  # it had ended its task before: a reply was lost on the way
+    HELD = "held"
+    """The claim is valid. A write that didn't ranges it has skipped a locked row."""
+    STORED = "stored"
+    """The claim has completed its task: the reply to an earlier write was lost."""
 
 
 def claim_status(session: Session, model: Model, held: TokensByTask) -> dict[UUID, Signal | ClaimStatus]:
-    """What became of claims whose writes found nothing: Cancelled, LeaseLost, or how they stand."""
+    """Return the status of claims; for a claim that was lost, the signal Cancelled or LeaseLost."""
     rows = {row.id: row for row in execute(session, stmt.statuses(model), {"ids": uuids(held)}, model=model)}
     return {task_id: _status_of(rows.get(task_id), task_id, token) for task_id, token in held.items()}
 
 
 def _status_of(row: Any, task_id: UUID, token: int) -> Signal | ClaimStatus:
     if row is None:
-        return LeaseLost(f"task {task_id} is gone: its row was deleted")
+        return LeaseLost(f"task {task_id} was deleted")
     if row.state == TaskState.CANCELLED:
         return Cancelled(f"task {task_id} was cancelled")
     if row.token == token and row.state == TaskState.RUNNING:
         return ClaimStatus.HELD
     if row.token == token and row.state == TaskState.COMPLETED:
         return ClaimStatus.STORED
-    return LeaseLost(f"task {task_id} was taken away: its lease ran out, or another worker has it")
+    return LeaseLost(f"claim of task {task_id} lost: its lease expired, or another worker has claimed it")
 
 
 def check(session: Session, model: Model, task_id: UUID, token: int) -> None:
-    """Raise the signal, Cancelled or LeaseLost, that ends a run whose claim no longer stands."""
-    stands = claim_status(session, model, {task_id: token})[task_id]
-    if isinstance(stands, Signal):
-        raise stands
+    """Raise the signal that ends a run, Cancelled or LeaseLost, if its claim is no longer valid."""
+    status = claim_status(session, model, {task_id: token})[task_id]
+    if isinstance(status, Signal):
+        raise status
 
 
 LOCK_TIMEOUT = timedelta(seconds=1)
 
 
 def lock(session: Session, model: Model, claim: Claim) -> ClaimStatus:
-    """How a claim stands, once no other transaction is writing for it; none can until this one ends. Raises the signal
-    that ends its run, and PostgreSQL's error 55P03 if another one takes longer than LONGEST_WAIT."""
+    """Lock the row of a claim until the end of this transaction, and return the claim's status.
+
+    Raises the signal that ends the run if the claim was lost. Raises PostgreSQL's error 55P03 if another
+    transaction keeps the lock for longer than LOCK_TIMEOUT.
+    """
     parameters = {"ids": uuids([claim.task_id])}
     execute(session, stmt.set_lock_timeout(LOCK_TIMEOUT), model=model)
     row = execute(session, stmt.statuses(model, lock=True), parameters, model=model).first()
-    stands = _status_of(row, claim.task_id, claim.token)
-    if isinstance(stands, Signal):
-        raise stands
-    return stands
+    status = _status_of(row, claim.task_id, claim.token)
+    if isinstance(status, Signal):
+        raise status
+    return status

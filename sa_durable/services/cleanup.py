@@ -1,4 +1,4 @@
-"""Clean-up: deleting what is over and old."""
+"""Clean-up: delete tasks and events that ended long ago."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def clean_up(session: Session, model: Model, *, older_than: timedelta, limit: in
         raise InvalidOptions(f"limit={limit!r} must be an integer from 1")
     beside = tuple(queues_beside(model))
     parameters = {"older_than": older_than, "limit": limit}
-    with (
-        session.begin_nested()
-    ):  # what a foreign key refuses, which we don't know of, costs nobody else's work
+    # A foreign key that the metadata doesn't know may refuse: that undoes the clean-up, and nothing of the
+    # caller's.
+    with session.begin_nested():
         tasks = execute(session, stmt.delete_finished(model, beside), parameters, model=model).all()
         events = execute(session, stmt.delete_settled(model, beside), parameters, model=model).all()
     return CleanedUp(len(tasks), len(events))
 
 
 def retentions(session: Session, models: Iterable[Model]) -> dict[Model, timedelta]:
-    """The queues that have a retention, and which. One statement for all queues of a Base."""
+    """Return the retention of each queue that has one. Takes one statement for all queues of a Base."""
     by_table: dict[Any, dict[str, Model]] = {}
     for model in models:
         by_table.setdefault(model.Queue, {})[model.__queue__] = model

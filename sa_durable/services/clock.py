@@ -1,4 +1,4 @@
-"""Reading the one clock."""
+"""Read the database's clock."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from .execute import execute
 
 
 def now(session: Session) -> datetime:
-    """The database's time, in UTC."""
+    """Return the database's time, in UTC."""
     moment: datetime = execute(session, stmt.read()).scalar_one()
     return moment.astimezone(UTC)

@@ -1,7 +1,7 @@
-"""Events: emitting them, deciding which row is the event, and waking who waits.
+"""Events: emit them, settle them (decide which row of a name counts), and wake the tasks that wait.
 
-Emitting appends and takes no lock, however long the caller's transaction stays open. The rest is done in short
-transactions of the library's own.
+Emitting appends a row and takes no lock, however long the caller's transaction stays open. Settling and
+waking happen in short transactions of the library's own.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _PLAIN = Coder(object)
 
 
 def emit(session: Session, model: Model, name: str, payload: Json) -> None:
-    """Append event `name` to a queue: see Durable.emit."""
+    """Append event `name` to a queue: see Durable.emit_event."""
     emit_encoded(session, model, check_name(name), encode(name, payload))
 
 
 def emit_encoded(session: Session, model: Model, name: str, payload: str) -> None:
-    """As `emit`, with a checked name and JSON text."""
+    """Append an event with a checked name, whose payload is JSON text."""
     parameters = {"id": uuid7(), "name": name, "payload": payload}
     connection = connection_for(session, model)
     execute_on(connection, stmt.emit(model, notify=can_notify(connection)), parameters)
 
 
 def encode(name: str, payload: Json) -> str:
-    """An event's payload as JSON text: plain JSON, or what pydantic makes of its type. Raises InvalidEvent."""
+    """Return an event's payload as JSON text. Raises InvalidEvent if it can't be written as JSON."""
     what = f"payload of event {name!r}"
     try:
         return dumps(_PLAIN.encode(payload, what), place=what)
@@ -60,7 +60,7 @@ def encode(name: str, payload: Json) -> str:
 
 
 def check_name(name: str) -> str:
-    """`name` itself, if an event can be called so. Raises InvalidEvent."""
+    """Return `name` if it can be an event's name. Raises InvalidEvent."""
     if (
         not isinstance(name, str)
         or not 1 <= len(name) <= NAME_LENGTH
@@ -68,25 +68,29 @@ def check_name(name: str) -> str:
         or name.startswith("$")
     ):
         raise InvalidEvent(
-            f"event name {short_repr(name)}: 1 to {NAME_LENGTH} printable characters, not starting with '$' (the library's own)"
+            f"event name {short_repr(name)}: a name has 1 to {NAME_LENGTH} printable characters and doesn't "
+            "start with '$', which is reserved. Nothing was sent."
         )
     return name
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """`names` were decided about; `waiting` waits in other queues or this one were marked; `more`: there may be more
-    to settle now."""
+    """The result of `settle`."""
 
     names: int
+    """How many names were settled."""
     waiting: int
+    """How many waits were marked, in this queue and others."""
     more: bool
+    """Whether there may be more to settle now."""
 
 
 def settle(session: Session, model: Model, *, limit: int) -> Settled:
-    """Decide about up to `limit` rows, and mark who waits for them: `wake` is next, for each queue beside.
+    """Settle up to `limit` rows, and mark the waits for their names.
 
-    In a transaction of its own. Names that another worker is deciding about are left to it.
+    Call `wake` for each queue of the Base next. Needs a transaction of its own. Skips names that another
+    worker is settling.
     """
     rows = list(execute(session, stmt.unsettled(model), {"limit": limit}).scalars())
     if not rows:
@@ -101,16 +105,20 @@ def settle(session: Session, model: Model, *, limit: int) -> Settled:
 
 
 def _lock_names(session: Session, queue: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that nobody else is deciding about, in order; they are ours until the end of the transaction."""
+    """Lock names for settling until the end of the transaction, and return them, sorted.
+
+    Skips names that another worker has locked.
+    """
     if not (wanted := sorted(set(names))):
         return []
     return sorted(execute(session, locks.try_lock_names(queue), {"names": texts(wanted)}).scalars())
 
 
 def settle_one(session: Session, model: Model, name: str) -> None:
-    """Decide about event `name` at once, for a run that needs it now. Waits for another worker that is at it.
+    """Settle event `name` at once, for a run that needs it now. Waits for a worker that is settling it.
 
-    In a transaction of its own: what is marked belongs to other tasks, and nobody holds waits and then wants a task.
+    Needs a transaction of its own: it locks waits of other tasks, and no transaction may lock waits before
+    tasks.
     """
     execute(session, locks.lock_name(model.__queue__), {"name": name})
     _settle(session, model, [name])
@@ -123,7 +131,7 @@ def _settle(session: Session, model: Model, names: Sequence[str]) -> int:
 
 
 def _mark_waits_for_ended(session: Session, model: Model, names: Sequence[str]) -> int:
-    """Tasks have ended: whoever waits for them is in any queue, and they wait for nothing any more."""
+    """Mark the waits, in all queues, for tasks that have ended, and delete the waits of these tasks."""
     execute(session, stmt.discard(model), {"names": texts(names)})
     waiting = sum(_mark_waits(session, other, model.__queue__, names) for other in queues_beside(model))
     execute(session, wake_stmt.forget_ended(model), {"ids": uuids(_task_ids(names))})
@@ -131,7 +139,7 @@ def _mark_waits_for_ended(session: Session, model: Model, names: Sequence[str]) 
 
 
 def _task_ids(names: Iterable[str]) -> Iterator[UUID]:
-    """Of the tasks whose ends these are. A name that somebody has made by hand must not stop those of others."""
+    """Yield the ids of the tasks whose ends these names announce. Skips names without an id."""
     for name in names:
         with suppress(ValueError):
             yield UUID(name.removeprefix(TASK_EVENT))
@@ -139,21 +147,27 @@ def _task_ids(names: Iterable[str]) -> Iterator[UUID]:
 
 def _mark_waits(session: Session, waiters: Model, queue: str, names: Sequence[str]) -> int:
     parameters = {"names": texts(names), "queue": queue}
-    # Workers of another queue may be others than this one.
+    # Another queue may have other workers, which this worker must notify.
     statement = wake_stmt.mark_settled(waiters, notify=waiters.__queue__ != queue)
     return len(execute(session, statement, parameters).all())
 
 
 def catch_up(session: Session, model: Model, after: Mapping[str, str], *, limit: int) -> CaughtUp:
-    """Mark those of `model` who wait for tasks of other queues that have ended, or are gone: for queues whose workers
-    don't know `model`, and so can't. Of each queue it looks at up to `limit` names, those behind `after`.
+    """Mark waits of a queue for tasks of other queues that have ended or were deleted.
 
-    In a transaction of its own. Call it again and again, with where it got to.
+    The workers of those queues may not know `model`, and then can't mark its waits. Needs a transaction of
+    its own.
+
+    Args:
+        session: A session of the worker.
+        model: The queue whose waits are marked.
+        after: The last name that was read, by queue, from the result of the previous call.
+        limit: The largest number of names to read from each queue.
     """
-    others: dict[str, list[Model]] = {}  # by name: schemas may have one each
-    for queue, twins in groupby(queues_beside(model), key=lambda queue: queue.__queue__):
-        if (called_so := list(twins)) != [model]:
-            others[queue] = called_so
+    others: dict[str, list[Model]] = {}  # by name: each schema may have a queue of this name
+    for queue, same_named in groupby(queues_beside(model), key=lambda queue: queue.__queue__):
+        if (models := list(same_named)) != [model]:
+            others[queue] = models
     places = [after.get(queue, "") for queue in others]
     parameters = {"queues": texts(others), "after": texts(places), "limit": limit}
     names: dict[str, list[str]] = {}
@@ -169,14 +183,16 @@ def catch_up(session: Session, model: Model, after: Mapping[str, str], *, limit:
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """How many waits were `marked`, and the last name of each queue of which there are more."""
+    """The result of `catch_up`."""
 
     marked: int
+    """How many waits were marked."""
     after: Mapping[str, str]
+    """The last name that was read, for each queue that may have more."""
 
 
 def _ended_names(session: Session, models: Iterable[Model], names: Iterable[str]) -> list[str]:
-    """Those events of ends whose task has ended, or is gone."""
+    """Return the names whose task has ended or was deleted."""
     ids = {UUID(name.removeprefix(TASK_EVENT)): name for name in names}
     if not ids:
         return []
@@ -188,11 +204,11 @@ def _ended_names(session: Session, models: Iterable[Model], names: Iterable[str]
 
 
 def wake(session: Session, model: Model, *, limit: int) -> int:
-    """Make up to `limit` tasks ready whose events are there. Returns how many; locked ones are woken later."""
+    """Make up to `limit` tasks ready whose events are settled. Returns their number. Skips locked tasks."""
     woken: int = execute(session, wake_stmt.wake(model), {"limit": limit}).one().woken
     return woken
 
 
 def forget_idle(session: Session, model: Model, *, limit: int) -> int:
-    """Drop up to `limit` settled waits that wake nobody, so that they cost nothing at the next look. Returns how many."""
+    """Delete up to `limit` settled waits that wake no task: `wake` reads less then. Returns their number."""
     return len(execute(session, wake_stmt.forget_idle(model), {"limit": limit}).all())

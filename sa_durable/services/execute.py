@@ -1,4 +1,4 @@
-"""Running statements in the caller's transaction, with PostgreSQL's refusals as typed errors."""
+"""Execute statements in the caller's transaction, and raise typed errors for PostgreSQL's refusals."""
 
 from __future__ import annotations
 
@@ -23,8 +23,19 @@ _UNDEFINED = frozenset({"42P01", "42703", "42P10"})  # table, column, index of a
 def execute(
     session: Session, statement: Executable, parameters: Any = None, *, model: type[DurableTask] | None = None
 ) -> Result[Any]:
-    """Execute in the caller's transaction; with `model`, on the engine that the session has for it. Raises RetryTransaction where running that again can succeed, and
-    SchemaOutdated where the database lacks what the statement names."""
+    """Execute a statement in the caller's transaction.
+
+    Args:
+        session: The caller's session.
+        statement: The statement.
+        parameters: Its parameters: a mapping, or a list of mappings for executemany.
+        model: The queue whose engine executes it, for sessions with several engines. None: the session
+            decides.
+
+    Raises:
+        RetryTransaction: Running the transaction again can succeed.
+        SchemaOutdated: The database lacks a table, column or index of the statement.
+    """
     try:
         return session.execute(statement, parameters, bind_arguments={"mapper": model} if model else None)
     except DBAPIError as error:
@@ -34,22 +45,24 @@ def execute(
 
 
 def typed_error(error: DBAPIError) -> RetryTransaction | SchemaOutdated | None:
-    """The sa_durable error that says what to do about a database error; None for one that isn't ours to explain."""
+    """Return the sa_durable error that says what to do about a database error; None if there is none."""
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate == _SERIALIZATION:
         return RetryTransaction(
-            "a concurrent transaction changed the same tasks, and this one's isolation level doesn't let it see that: "
-            "roll back and run the transaction again",
+            "a concurrent transaction changed the same rows, and this transaction's isolation level can't "
+            "see the change. Nothing was written. Roll back and retry the transaction.",
             sqlstate,
         )
     if sqlstate == _DEADLOCK:
         return RetryTransaction(
-            "PostgreSQL resolved a deadlock by aborting this transaction: roll back and run it again "
-            "(spawning keys in a fixed order, or with spawn_many, avoids it)",
+            "PostgreSQL aborted this transaction to resolve a deadlock. Nothing was written. Roll back and "
+            "retry the transaction. To avoid the deadlock, spawn keys in a fixed order, or with spawn_many.",
             sqlstate,
         )
     if sqlstate in _UNDEFINED:
-        return SchemaOutdated(f"{error.orig}: the database's schema is behind: run `alembic upgrade head`")
+        return SchemaOutdated(
+            f"the database is behind sa_durable's schema: {error.orig}. Run `alembic upgrade head`."
+        )
     return None
 
 
@@ -57,15 +70,18 @@ _checked: WeakKeyDictionary[object, set[tuple[str, str | None]]] = WeakKeyDictio
 
 
 def ensure_schema(session: Session, model: type[DurableTask]) -> None:
-    """Raise SchemaOutdated, before anything is sent that would abort the caller's transaction, if the task table
-    lacks columns or its key index isn't there and valid. Asked once per connection pool, table and schema."""
+    """Raise SchemaOutdated if a table of the queue, a column, or the valid key index is missing.
+
+    Called before statements that would abort the caller's transaction. Asks the database once for each
+    connection pool, table and schema.
+    """
     _ensure_schema(session.connection(bind_arguments={"mapper": model}), model)
 
 
 def connection_for(session: Session, model: type[DurableTask]) -> Connection:
-    """The session's connection for `model`, in its transaction, for Core statements without the Session's overhead.
+    """Return the session's connection for a queue, in its transaction, to avoid the Session's overhead.
 
-    What was pending in the session is flushed: a task may refer to it. Raises SchemaOutdated.
+    Flushes pending objects of the session first, because a task may refer to them. Raises SchemaOutdated.
     """
     if session.autoflush:
         session.flush()
@@ -75,7 +91,7 @@ def connection_for(session: Session, model: type[DurableTask]) -> Connection:
 
 
 def execute_on(connection: Connection, statement: Executable, parameters: Any = None) -> Result[Any]:
-    """As `execute`, on a connection."""
+    """Execute a statement as `execute` does, on a connection."""
     try:
         return connection.execute(statement, parameters)
     except DBAPIError as error:
@@ -93,8 +109,9 @@ def _ensure_schema(connection: Connection, model: type[DurableTask]) -> None:
         return
     missing = list(execute_on(connection, stmt.missing(model, schema)).scalars())
     if missing:
+        verb = "is" if len(missing) == 1 else "are"
         raise SchemaOutdated(
-            f"the database is behind sa_durable's schema: queue {model.__queue__!r} lacks {', '.join(missing)}. "
-            "Nothing was sent; run `alembic upgrade head`"
+            f"{', '.join(missing)} of queue {model.__queue__!r} {verb} missing in the database. "
+            "Nothing was sent. Run `alembic upgrade head`."
         )
     known.add((table.name, schema))

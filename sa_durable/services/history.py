@@ -1,4 +1,4 @@
-"""The attempts at a task, as one list."""
+"""The history of a task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Model = type["DurableTask"]
 
 
 def runs(session: Session, model: Model, task_id: UUID) -> list[TaskRun]:
-    """Every attempt, in order: see Durable.runs. Raises TaskNotFound."""
+    """Return every attempt, in order: see Durable.runs. Raises TaskNotFound."""
     rows = execute(session, stmt.attempts(model), {"task_id": task_id}, model=model).all()
     if not rows:
         raise TaskNotFound(model.__queue__, task_id)

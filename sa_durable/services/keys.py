@@ -1,4 +1,4 @@
-"""Looking up and freeing idempotency keys."""
+"""Find and release idempotency keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ M = TypeVar("M", bound=DurableTask)
 
 
 def find(session: Session, model: type[M], key: str) -> M | None:
-    """The task that holds `key`, attached to the session."""
+    """Return the task that holds `key`, attached to the session; None if the key is free."""
     if not policy.is_storable_key(key):
         return None
     ensure_schema(session, model)
@@ -24,7 +24,7 @@ def find(session: Session, model: type[M], key: str) -> M | None:
 
 
 def release(session: Session, model: type[DurableTask], key: str) -> bool:
-    """Free `key`. False: nobody held it."""
+    """Free `key`. Returns whether a task held it."""
     if not policy.is_storable_key(key):
         return False
     ensure_schema(session, model)

@@ -1,4 +1,7 @@
-"""What becomes of tasks that nobody attends to. Each call does a bounded amount of work."""
+"""Maintenance: promote due sleepers, expire leases, enforce deadlines.
+
+Each call handles at most `limit` tasks.
+"""
 
 from __future__ import annotations
 
@@ -26,42 +29,46 @@ Model = type["DurableTask"]
 
 @dataclass(frozen=True, slots=True)
 class Promoted:
-    """`woken` sleepers are pending now; the next one is due in `next_due` (None: there is none)."""
+    """The result of `promote`."""
 
     woken: int
+    """How many sleeping tasks became pending."""
     next_due: timedelta | None
+    """Time until the next sleeping task is due. None: no task sleeps."""
 
 
 def promote(session: Session, model: Model, *, limit: int) -> Promoted:
-    """Wake up to `limit` sleepers that are due, passing over locked ones."""
+    """Make up to `limit` sleeping tasks pending that are due. Skips locked tasks."""
     row = execute(session, stmt.promote(model), {"limit": limit}).one()
     return Promoted(row.woken, row.next_due)
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """A run whose worker stopped extending its lease. It is in the history as failed."""
+    """A run that was failed because its worker stopped extending its lease."""
 
     task_id: UUID
     attempt: int
     worker: str | None
-    retried: bool  # False: that was its last attempt, the task has failed
+    retried: bool
+    """Whether the task has another attempt. False: the task has failed."""
 
 
 def sweep_expired(session: Session, model: Model, *, limit: int) -> list[Expired]:
-    """Take up to `limit` tasks away from workers that let their leases expire, the oldest first: the next attempt
-    is ready at once, or the task has failed, and what descends from it is cancelled. Tasks that somebody has locked
-    are passed over.
+    """Fail up to `limit` runs whose leases have expired, the oldest first. Skips locked tasks.
 
-    In a transaction of its own: what is locked is judged and written before anybody else may. Call it until it
-    returns nothing: of those that fail and have children it takes one at a time.
+    The next attempt is ready at once. If there is none, the task has failed, and its descendants are
+    cancelled.
+
+    Needs a transaction of its own, which locks the tasks before it decides about them. Call it until it
+    returns nothing: failing tasks that have children are handled one at a time.
     """
     with session.begin_nested() as locks:
         overdue = list(execute(session, claim_stmt.expired(model), {"limit": limit}))
         batch = _without_parents(session, model, overdue, [row.id for row in overdue if _may_be_final(row)])
         if not batch:
             locks.rollback()
-    if overdue and not batch:  # only families: one of them, root to leaf, holding no other's lock
+    if overdue and not batch:  # all have children: handle one, from root to leaf, without other locks
         return _expire_one(session, model)
     ended = [runs.Failed(row.id, row.token, _error(row), _expiry_verdict(row)) for row in batch]
     stored = runs.fail_many(session, model, ended) if ended else None
@@ -85,24 +92,26 @@ def _may_be_final(row: Any) -> bool:
 
 
 def _without_parents(session: Session, model: Model, rows: list[Any], final: list[UUID]) -> list[Any]:
-    """Those of `rows` whose end is theirs alone: all but the `final` ones that have active children."""
+    """Return `rows` without the tasks among `final` that have active children."""
     families = cancellation.with_children(session, model, final)
     return [row for row in rows if row.id not in families]
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """`cancelled` tasks whose time was over; the next one is due in `next_due` (None: there is none)."""
+    """The result of `sweep_overdue`."""
 
     cancelled: list[UUID]
+    """Tasks that were past their deadline."""
     next_due: timedelta | None
+    """Time until the next deadline. None: no task has one."""
 
 
 def sweep_overdue(session: Session, model: Model, *, limit: int) -> Overdue:
-    """Cancel up to `limit` tasks whose time to start, or to end, is over, with what descends from them. Locked ones
-    are passed over.
+    """Cancel up to `limit` tasks that are past a deadline, with their descendants. Skips locked tasks.
 
-    In a transaction of its own. Call it until it cancels nothing: of those that have children it takes one at a time.
+    Needs a transaction of its own. Call it until it cancels nothing: tasks that have children are handled one
+    at a time.
     """
     with session.begin_nested() as locks:
         rows = list(execute(session, cancel_stmt.overdue(model), {"limit": limit}))
@@ -121,8 +130,8 @@ def sweep_overdue(session: Session, model: Model, *, limit: int) -> Overdue:
     return Overdue([row.id for row in batch], next_due)
 
 
-TOO_LATE = TaskError(TaskError.DEADLINE_EXCEEDED, "it had not started within its `start_within`")
-TOO_LONG = TaskError(TaskError.DEADLINE_EXCEEDED, "it had not ended within its `max_duration`")
+TOO_LATE = TaskError(TaskError.DEADLINE_EXCEEDED, "the task had not started within its `start_within`")
+TOO_LONG = TaskError(TaskError.DEADLINE_EXCEEDED, "the task had not ended within its `max_duration`")
 
 
 def _expiry_verdict(row: Any) -> policy.Verdict:
@@ -134,5 +143,5 @@ def _error(row: Any) -> TaskError:
     return TaskError(
         TaskError.LEASE_EXPIRED,
         f"worker {row.claimed_by} stopped extending its lease in attempt {row.attempt}; "
-        f"it ran out at {row.lease_expires_at.isoformat()}",
+        f"the lease expired at {row.lease_expires_at.isoformat()}",
     )

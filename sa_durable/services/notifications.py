@@ -1,4 +1,4 @@
-"""Notifications: who wants them, and hints for tasks that a flush inserts."""
+"""Notifications: workers enable and disable them, and a flush of new task objects sends them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,19 @@ Model = type[DurableTask]
 
 
 def enable(session: Session, models: Iterable[Model], *, time: timedelta, echo: str) -> set[tuple[str, str]]:
-    """Have whoever has something for these queues notify us, for `time`; and notify us of `echo`, now. Returns how their
-    notifications name the queues.
+    """Enable NOTIFY for these queues for `time`, and send the echo now.
 
-    In a transaction of its own. Never waits for locks: raises OperationalError if somebody has such a queue's row.
+    Needs a transaction of its own. Doesn't wait for locks: raises OperationalError after 50 ms if another
+    transaction has locked a queue's row.
+
+    Args:
+        session: A session of the worker.
+        models: The queues.
+        time: How long notifications stay enabled.
+        echo: A payload that the worker sends itself, to see whether notifications arrive.
+
+    Returns:
+        The queues as payloads name them: the oid of the queues table, and the queue's name.
     """
     execute(session, stmt.set_short_lock_timeout())
     names: set[tuple[str, str]] = set()
@@ -36,14 +45,14 @@ def enable(session: Session, models: Iterable[Model], *, time: timedelta, echo: 
 
 
 def disable(session: Session, models: Iterable[Model]) -> None:
-    """Nobody need notify for these queues any more. As `ask`."""
+    """Disable NOTIFY for these queues. Needs a transaction of its own, and doesn't wait for locks."""
     execute(session, stmt.set_short_lock_timeout())
     for table, queues in _by_table(models).items():
         execute(session, stmt.disable(table), {"names": texts(queues)})
 
 
 def notify_ready(session: Session, model: Model) -> None:
-    """Tell idle workers that there is something to claim."""
+    """Notify idle workers that a task of the queue is ready."""
     execute(session, stmt.send(model, NotificationKind.READY), model=model)
 
 
@@ -55,7 +64,7 @@ def _by_table(models: Iterable[Model]) -> dict[Table, list[str]]:
 
 
 def can_notify(connection: Connection) -> bool:
-    """False in a two-phase transaction: PostgreSQL can't prepare one that has notified."""
+    """Return whether the transaction may notify: PostgreSQL can't prepare a two-phase one that has."""
     return not isinstance(connection.get_transaction(), TwoPhaseTransaction)
 
 
@@ -64,7 +73,7 @@ _SENT = f"{__name__}.sent"
 
 @event.listens_for(DurableTask, "after_insert", propagate=True)
 def _after_insert(_: Mapper[Any], connection: Connection, task: DurableTask) -> None:
-    """A task that was added to a session as an object: one hint for a queue and (nested) transaction."""
+    """Notify for a task that was added to a session as an object, once a queue and (nested) transaction."""
     state = task.__dict__.get("state") or TaskState.PENDING
     if state not in (TaskState.PENDING, TaskState.SLEEPING) or not can_notify(connection):
         return

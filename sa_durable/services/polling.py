@@ -1,4 +1,4 @@
-"""What there is to do in a worker's queues, asked in one statement."""
+"""Poll a worker's queues: one statement says what there is to do in all of them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,25 @@ Model = type["DurableTask"]
 class Due:
     """What there is to claim and to wake in a queue."""
 
-    ready: bool  # a task of a name that was asked for could be claimed
-    next_due: timedelta | None  # until the first sleeper is due; zero or less: it is. None: there is none
-    unsettled: bool  # there are events to settle
-    settled: bool  # there are waits whose events are settled
-    waiting: bool  # there are others
+    ready: bool
+    """Whether a task with one of the given names could be claimed."""
+    next_due: timedelta | None
+    """Time until the first sleeping task is due: zero or less if it is due now. None: no task sleeps."""
+    unsettled: bool
+    """Whether there are events to settle."""
+    settled: bool
+    """Whether there are waits whose events are settled."""
+    waiting: bool
+    """Whether there are waits whose events are not settled."""
 
 
 def due(session: Session, names: Mapping[Model, Sequence[str]]) -> dict[Model, Due]:
-    """What is to be done in the queues of `names`, which gives for each the names that can be claimed."""
+    """Return what there is to claim and to wake.
+
+    Args:
+        session: A session of the worker.
+        names: The names of tasks that the worker can claim, by queue.
+    """
     models = tuple(names)
     parameters = {stmt.names_of(number): texts(names[model]) for number, model in enumerate(models)}
     rows = execute(session, stmt.due(models), parameters)
@@ -43,13 +53,15 @@ def due(session: Session, names: Mapping[Model, Sequence[str]]) -> dict[Model, D
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Whose time is over in a queue."""
+    """Which leases and deadlines of a queue have passed."""
 
-    expired: bool  # a lease is
-    next_overdue: timedelta | None  # until the first task has to be cancelled; as Due.next_due
+    expired: bool
+    """Whether a lease has expired."""
+    next_overdue: timedelta | None
+    """Time until the first deadline: zero or less if it has passed. None: no task has one."""
 
 
 def ended(session: Session, models: Sequence[Model]) -> dict[Model, Ended]:
-    """Whose time is over in the queues `models`."""
+    """Return whether leases or deadlines of the queues have passed."""
     rows = execute(session, stmt.expired(tuple(models)))
     return {models[row.number]: Ended(row.expired, row.next_overdue) for row in rows}

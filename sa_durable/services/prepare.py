@@ -159,7 +159,7 @@ def prepare(
 def _template_for(model: Model, name: str, merged: Mapping[str, Any]) -> SpawnTemplate:
     try:
         # With the types of the values: 1 equals True, so the cache would take a bad option for a good one.
-        return _template(model, name, tuple(merged.items()), tuple(map(type, merged.values())))  # type: ignore[arg-type]  # a class hashes; mypy looks at its instances
+        return _template(model, name, tuple(merged.items()), tuple(map(type, merged.values())))  # type: ignore[arg-type]  # a class is hashable; mypy checks its instances
     except TypeError:  # a value doesn't hash: most likely a bad option, which resolve_shared refuses
         return _template.__wrapped__(model, name, tuple(merged.items()), ())
 

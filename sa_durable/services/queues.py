@@ -1,4 +1,4 @@
-"""Operating a queue: pausing it, resuming it, and its retention.
+"""Operate a queue: pause it, resume it, set its retention.
 
 The row of a queue is shared with idle workers, which insert and update it to enable notifications. These
 functions wait for a worker's transaction (a few milliseconds), and never fail with a unique violation.

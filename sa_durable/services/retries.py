@@ -1,7 +1,7 @@
-"""Retrying tasks that ended without a result.
+"""Retry tasks that failed or were cancelled.
 
-A task that goes on takes its key back, which another task may hold by now: that is found out without a unique violation
-in the caller's transaction, as by spawn (services.tasks), but for a savepoint around an update that may lose a race.
+A retried task takes its key back, which another task may hold by now. As in services.spawn, a select finds
+that out first. The update that takes the key can still lose a race, so it has a savepoint of its own.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 Model = type["DurableTask"]
 
-_RULE = "only what has failed or was cancelled can be retried"
+_RULE = "only a failed or cancelled task can be retried"
 
 
 def retry(session: Session, model: Model, task_id: UUID, *, as_new: bool, detach: bool) -> SpawnResult[Any]:
-    """Another attempt for a task, or a new task like it: see Durable.retry."""
+    """Give a task another attempt, or spawn a copy of it: see Durable.retry."""
     connection = connection_for(session, model)
     row = execute_on(connection, stmt.lock(model), {"task_id": task_id}).first()
     if row is None:
@@ -55,7 +55,7 @@ def _retry_in_place(
 ) -> SpawnResult[Any]:
     run_id, takes_key = uuid7(), bool(row.takes_key)
     attempt: int | None = None
-    # It waits anew for what it still needs.
+    # The task registers new waits for the tasks that it still joins.
     execute(session, wake_stmt.forget_ended(model), {"ids": uuids([task_id])}, model=model)
     for _ in range(MAX_ROUNDS):
         if takes_key and _is_taken(session, model, row, detach=detach):
@@ -82,7 +82,7 @@ def _retry_as_new(
 ) -> SpawnResult[Any]:
     new = {"id": uuid7(), "run_id": uuid7(), "task_id": task_id}
     keyed = row.idempotency_key is not None and row.key_hold is not None
-    if row.held:  # for ever: it is handed on
+    if row.held:  # with hold "forever" or "succeeded": the copy gets the key
         execute(session, key_stmt.release_held(model, task_id), model=model)
     for _ in range(MAX_ROUNDS):
         if keyed and _is_taken(session, model, row, detach=detach):
@@ -97,7 +97,7 @@ def _retry_as_new(
 
 
 def _is_taken(session: Session, model: Model, row: Any, *, detach: bool) -> bool:
-    """Whether the task goes on without its key, because another holds it. Raises KeyTaken."""
+    """Return whether another task holds the key, and the retry goes on without. Raises KeyTaken."""
     parameters = {"key": row.idempotency_key, "params": "null"}
     holder = execute(session, key_stmt.holder(model), parameters, model=model).first()
     if holder is None:
@@ -112,14 +112,14 @@ def _is_taken(session: Session, model: Model, row: Any, *, detach: bool) -> bool
 
 def _key_contended(model: Model, row: Any) -> RetryTransaction:
     return RetryTransaction(
-        f"key {row.idempotency_key!r} of queue {model.__queue__!r} is being taken by another transaction: nothing was "
-        "written; roll back and run the transaction again"
+        f"could not acquire key {row.idempotency_key!r} in queue {model.__queue__!r}: concurrent transactions"
+        f" took and released it {MAX_ROUNDS} times. Nothing was written. Roll back and retry the transaction."
     )
 
 
 @cached_statement
 def _copied_columns(model: Model) -> tuple[str, ...]:
-    """The application's columns that a copy can be given."""
+    """Return the application's columns that a copy can set."""
     columns = table_of(model).c
     return tuple(
         key

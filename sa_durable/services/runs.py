@@ -1,7 +1,8 @@
-"""How a run ends: completed, failed with another attempt or none, or asleep.
+"""End runs: complete them, fail them with or without another attempt, or put them to sleep.
 
-Whatever a worker writes names the token of its claim. The functions for one claim raise Cancelled or LeaseLost when
-it no longer stands, and wait for locks; those for many return what they reached, and never wait.
+Every write names the token of its claim. Functions for one claim wait for locks, and raise Cancelled or
+LeaseLost if the claim is no longer valid. Functions for many claims skip locked tasks, and return the tasks
+that they reached.
 """
 
 from __future__ import annotations
@@ -33,22 +34,24 @@ if TYPE_CHECKING:
 Model = type["DurableTask"]
 
 
-class Completed(NamedTuple):  # as values.Claim
-    """A run that returned; `result` is JSON text (codec.dumps)."""
+class Completed(NamedTuple):
+    """A run that returned. A tuple, which is faster to make than a dataclass."""
 
     task_id: UUID
     token: int
     result: str
+    """JSON text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A run that ended without a result, and what follows."""
+    """A run that ended without a result."""
 
     task_id: UUID
     token: int
     error: TaskError
     verdict: Verdict
+    """Whether the task is retried."""
 
 
 def complete(session: Session, model: Model, claim: Claim, result: Json) -> None:
@@ -59,8 +62,10 @@ def complete(session: Session, model: Model, claim: Claim, result: Json) -> None
 
 
 def complete_first(session: Session, model: Model, claim: Claim, result: str) -> None:
-    """As `complete`, with JSON text, and with other writes in the same transaction, which must happen once. Raises
-    AlreadySaved."""
+    """Store a result (JSON text) in a transaction with other writes, which must happen once.
+
+    Raises AlreadySaved if an earlier transaction stored the result, and Cancelled or LeaseLost as `complete`.
+    """
     if not _complete(session, model, [Completed(claim.task_id, claim.token, result)], wait=True).reached:
         claims.check(session, model, claim.task_id, claim.token)
         raise AlreadySaved(None)
@@ -68,15 +73,18 @@ def complete_first(session: Session, model: Model, claim: Claim, result: str) ->
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a write for many claims came to."""
+    """The result of a write for many claims."""
 
-    reached: frozenset[UUID]  # the tasks whose claims still stood and weren't locked
-    announced: bool  # an internal event was written, for whoever waits for one of them
-    final: frozenset[UUID] = frozenset()  # those that ended without a result
+    reached: frozenset[UUID]
+    """The tasks whose claims were valid, and that were not locked."""
+    announced: bool
+    """Whether an internal event was written, because a task waits for one of them."""
+    final: frozenset[UUID] = frozenset()
+    """The tasks that have failed for good."""
 
 
 def complete_many(session: Session, model: Model, ended: Sequence[Completed]) -> Stored:
-    """Store many results in one statement. Locked tasks are passed over."""
+    """Store many results in one statement. Skips locked tasks."""
     return _complete(session, model, ended, wait=False)
 
 
@@ -92,7 +100,7 @@ def _complete(session: Session, model: Model, ended: Sequence[Completed], *, wai
 
 
 def failed(claim: Claim, error: TaskError, *, retryable: bool = True) -> Failed:
-    """The end of a claim that failed: its retry policy decides what follows."""
+    """Return the end of a failed claim; its retry policy decides whether the task is retried."""
     verdict = policy.after_failure(
         retry_policy(claim.retry), attempt=claim.attempt, max_attempts=claim.max_attempts, retryable=retryable
     )
@@ -102,8 +110,10 @@ def failed(claim: Claim, error: TaskError, *, retryable: bool = True) -> Failed:
 def fail(
     session: Session, model: Model, claim: Claim, error: TaskError, *, retryable: bool = True
 ) -> Verdict:
-    """End a claim without a result, with history: another attempt, or the task has failed. Raises Cancelled or
-    LeaseLost."""
+    """End a claim without a result, and add it to the history: the task is retried, or has failed.
+
+    Raises Cancelled or LeaseLost.
+    """
     ended = failed(claim, error, retryable=retryable)
     if not fail_root(session, model, ended).reached:
         claims.check(session, model, claim.task_id, claim.token)
@@ -111,8 +121,10 @@ def fail(
 
 
 def fail_root(session: Session, model: Model, ended: Failed) -> Stored:
-    """End one claim without a result, and cancel what descends from a task that has failed so. Waits for locks, root
-    to leaf: alone in its transaction."""
+    """End one claim without a result. If the task has failed for good, cancel its descendants.
+
+    Needs a transaction of its own, because it locks the descendants from root to leaf, and waits for locks.
+    """
     stored = _fail(session, model, [ended], wait=True)
     for task_id in stored.final:
         cancellation.cancel_descendants(session, model, task_id)
@@ -120,10 +132,9 @@ def fail_root(session: Session, model: Model, ended: Failed) -> Stored:
 
 
 def fail_many(session: Session, model: Model, ended: Iterable[Failed]) -> Stored:
-    """End many claims without a result, in one statement. Locked tasks are passed over.
+    """End many claims without a result, in one statement. Skips locked tasks.
 
-    Descendants are left to the caller, in the same transaction: a `final` one that has children is ended with
-    fail_root instead.
+    Doesn't cancel descendants: use `fail_root` for a task that has children and may fail for good.
     """
     return _fail(session, model, ended, wait=False)
 
@@ -146,7 +157,7 @@ def _fail(session: Session, model: Model, ended: Iterable[Failed], *, wait: bool
 
 
 def _id(run: Completed | Failed) -> bytes:
-    return run.task_id.bytes  # compares as PostgreSQL does, and faster than UUID's own
+    return run.task_id.bytes  # compares as PostgreSQL does, faster than UUID objects
 
 
 def _seconds(verdict: Verdict) -> float | None:
@@ -158,7 +169,10 @@ def _seconds(verdict: Verdict) -> float | None:
 
 
 def retry_policy(stored: Json) -> RetryPolicy:
-    """The stored policy; the default one for what this version can't read, since a run must be able to end."""
+    """Return the stored retry policy.
+
+    Returns the default one for a policy that this version can't read, because a run must be able to end.
+    """
     try:
         policy.check_retry(read := policy.retry_from_json(stored))
     except (InvalidOptions, TypeError, ValueError, OverflowError, AttributeError):
@@ -175,11 +189,23 @@ def sleep(
     delay: timedelta | None = None,
     until: datetime | None = None,
 ) -> bool:
-    """Put a claim to sleep, remembering as checkpoint `name` until when by the database's clock; the same run and
-    attempt go on then. False: the time has passed, go on now.
+    """Put a run to sleep, and save its wake-up time as checkpoint `name`. The same attempt goes on then.
 
-    A sleep that is remembered already keeps its time. Checkpoint and state change together if the caller's
-    transaction is one. Raises Cancelled or LeaseLost.
+    A checkpoint that exists already keeps its time. Both writes belong into one transaction.
+
+    Args:
+        session: A session of the worker.
+        model: The queue.
+        claim: The claim of the run.
+        name: The name of the checkpoint.
+        delay: How long to sleep, by the database's clock; or
+        until: when to wake up.
+
+    Returns:
+        Whether the run sleeps. False: the time has passed already, the run goes on now.
+
+    Raises:
+        Cancelled, LeaseLost: The claim is no longer valid.
     """
     wake = checkpoints.save_wake_time(session, model, claim, name, delay=delay, until=until)
     parameters = {"task_id": claim.task_id, "held_token": claim.token, "wake": datetime.fromisoformat(wake)}

@@ -1,8 +1,8 @@
-"""Spawning: insert, or get the task that holds the key.
+"""Spawn a task: insert it, or get the task that holds its key.
 
-A bounded loop of separate statements. Each sees what was committed before it; one statement that inserts and selects
-returns nothing when the winner commits while it waits (measured). No unique violation is ever raised, so the
-caller's transaction lives on.
+A bounded loop of separate statements. At READ COMMITTED, each statement sees what was committed before it. A
+single statement that inserts and selects would return nothing if the winner commits while the statement waits
+(measured). No unique violation is ever raised, so the caller's transaction stays usable.
 """
 
 from __future__ import annotations
@@ -33,22 +33,34 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 Model = type["DurableTask"]
 
-# A round ends without a task only when the holder left between two statements, or was found expired. A stress test
-# with twelve clients that spawned, cancelled, expired and deleted three hot keys saw six in a row.
 MAX_ROUNDS = 20
+"""Most rounds of the loop.
+
+A round ends without a task only if the holder left between two statements, or had expired. A stress test with
+twelve clients that spawned, cancelled, expired and deleted three hot keys needed six rounds.
+"""
 
 
 def spawn(session: Session, call: Call[Any, R], keywords: SpawnKeywords) -> SpawnResult[R]:
-    """Add a task, or find the one that holds its key: see Durable.spawn."""
+    """Add a task, or return the task that holds its key: see Durable.spawn."""
     prepared = prepare(call, keywords)
     return insert_or_get(session, prepared)
 
 
 def insert_or_get(session: Session, prepared: PreparedSpawn, *, wait: bool = True) -> SpawnResult[Any]:
-    """The loop. Raises DuplicateTask, IdempotencyConflict, RetryTransaction or SchemaOutdated.
+    """Insert a prepared task, or return the task that holds its key.
 
-    Without `wait` a holder that is there isn't waited for, by its key neither (an insert waits for whoever is just
-    ending the holder): Busy, if it has to be changed and somebody else has locked it.
+    Args:
+        session: The caller's session.
+        prepared: The spawn.
+        wait: Whether to wait for a transaction that has locked the holder or is ending it. False: raise Busy
+            if the holder must be changed and is locked.
+
+    Raises:
+        DuplicateTask, IdempotencyConflict: A task holds the key.
+        RetryTransaction: Concurrent transactions took and released the key `MAX_ROUNDS` times.
+        SchemaOutdated: The database lacks a table, column or index.
+        Busy: Another transaction has locked the holder.
     """
     model, row = prepared.model, prepared.row()
     connection = connection_for(session, model)
@@ -73,7 +85,7 @@ def insert_or_get(session: Session, prepared: PreparedSpawn, *, wait: bool = Tru
             connection, key_stmt.holder(model), {"key": prepared.key, "params": prepared.params}
         ).first()
         if holder is None:
-            continue  # it has just left; or its row is not ours to see yet
+            continue  # the holder has just left, or isn't visible to this snapshot yet
         if holder.expired:
             execute(session, key_stmt.release_expired(model, holder.id), model=model)
             continue
@@ -81,15 +93,15 @@ def insert_or_get(session: Session, prepared: PreparedSpawn, *, wait: bool = Tru
             return found
         replaced = prepared.options.on_duplicate is OnDuplicate.REPLACE
     raise RetryTransaction(
-        f"key {prepared.key!r} of queue {model.__queue__!r} changed hands {MAX_ROUNDS} times during one spawn: nothing was "
-        "written; roll back and run the transaction again"
+        f"could not acquire key {prepared.key!r} in queue {model.__queue__!r}: concurrent transactions took "
+        f"and released it {MAX_ROUNDS} times. Nothing was written. Roll back and retry the transaction."
     )
 
 
 def _resolve_duplicate(
     session: Session, prepared: PreparedSpawn, holder: Any, *, wait: bool
 ) -> SpawnResult[Any] | None:
-    """What a spawn comes to whose key `holder` holds; None: the key may be free now, insert again."""
+    """Apply `on_duplicate` to the holder of the key. Returns None if the key may be free now."""
     check_same_task(prepared, holder)
     match prepared.options.on_duplicate:
         case OnDuplicate.RAISE:
@@ -100,9 +112,9 @@ def _resolve_duplicate(
                 lock(session, prepared.model, [holder.id], wait=False)
             return _update(session, prepared, holder)
         case OnDuplicate.REPLACE:
-            with suppress(TaskNotFound):  # it was cleaned up meanwhile
+            with suppress(TaskNotFound):  # the holder was cleaned up in the meantime
                 cancel(session, prepared.model, holder.id, wait=wait)
-            # What holds for ever, or has succeeded, is not freed by its end.
+            # A hold of "forever", or of a task that succeeded, doesn't end with the task.
             execute(session, key_stmt.release_held(prepared.model, holder.id), model=prepared.model)
             return None
         case _:
@@ -110,7 +122,7 @@ def _resolve_duplicate(
 
 
 def check_same_task(prepared: PreparedSpawn, holder: Any) -> None:
-    """Raise IdempotencyConflict if the key means something else than this spawn."""
+    """Raise IdempotencyConflict if the holder is another task than this spawn would add."""
     reason = None
     if holder.name != prepared.template.name:
         reason = f"called {holder.name!r}, not {prepared.template.name!r}"
@@ -122,7 +134,7 @@ def check_same_task(prepared: PreparedSpawn, holder: Any) -> None:
 
 
 def duplicate_result(session: Session, prepared: PreparedSpawn, holder: Any) -> SpawnResult[Any]:
-    """The result of a spawn that found `holder`."""
+    """Record and return the result of a spawn that found `holder`."""
     _record(prepared, SpawnOutcome.RETURNED, holder)
     return _existing(session, prepared, holder, holder.state, params_match=holder.params_match)
 
@@ -139,7 +151,7 @@ def _update(session: Session, prepared: PreparedSpawn, holder: Any) -> SpawnResu
     statement = key_stmt.update_waiting(prepared.model, values, own, notify=notify)
     updated = execute(session, statement, model=prepared.model).first()
     if updated is None:
-        return None  # it was started, or left, meanwhile
+        return None  # the holder has started or ended in the meantime
     _record(prepared, SpawnOutcome.UPDATED, holder)
     return _existing(session, prepared, holder, updated.state, params_match=True)
 
@@ -166,7 +178,7 @@ def _record(prepared: PreparedSpawn, outcome: SpawnOutcome, holder: Any) -> None
 
 
 def result(session: Session, model: Model, task_id: UUID) -> TaskResult[Any]:
-    """How a task stands. Raises TaskNotFound."""
+    """Return the state, result and error of a task: see Durable.result. Raises TaskNotFound."""
     row = execute(session, stmt.outcome(model), {"task_id": task_id}, model=model).first()
     if row is None:
         raise TaskNotFound(model.__queue__, task_id)

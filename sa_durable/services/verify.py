@@ -1,8 +1,8 @@
-"""Comparing a database with the schema that this version needs, part by part.
+"""Compare a database with the schema that this version needs, part by part.
 
-Both sides are spelled by PostgreSQL itself: the library's tables are made as empty temporary ones, in a savepoint that
-is rolled back, and the catalogue is asked about them and about the real ones. So no text of ours is compared with text
-of PostgreSQL's, and an index differs if and only if it is another index.
+PostgreSQL writes both sides of the comparison. The library's tables are created as empty temporary tables, in
+a savepoint that is rolled back, and the catalog describes them and the real ones. So no text of the library
+is compared with a text of PostgreSQL, and two equal indexes never differ by their spelling.
 """
 
 from __future__ import annotations
@@ -20,26 +20,32 @@ from ..statements import catalog
 
 
 class Part(StrEnum):
-    """What can be missing, or different."""
+    """Kinds of parts that can be missing or different."""
 
     TABLE = "table"
     COLUMN = "column"
     INDEX = "index"
     CHECK = "check"
-    KEY = "key"  # primary or foreign
+    KEY = "key"
+    """A primary or foreign key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A part of a queue's tables that is not as this version has it. Its text says it in one line."""
+    """A part of a queue's tables that differs from this version. `str()` describes it in one line."""
 
-    table: str  # with its schema if it has one, quoted
+    table: str
+    """The table's name, quoted, with its schema if it has one."""
     part: Part
     name: str
-    wanted: str | None  # as PostgreSQL spells it; None: it is no part of this version
-    found: str | None  # None: it is missing
-    breaks: bool  # this version doesn't work without it
-    source: Table = field(repr=False, compare=False)  # the table of the metadata
+    wanted: str | None
+    """The definition that this version needs, as PostgreSQL writes it. None: not a part of this version."""
+    found: str | None
+    """The definition in the database. None: the part is missing."""
+    breaks: bool
+    """Whether this version doesn't work without the part."""
+    source: Table = field(repr=False, compare=False)
+    """The table of the metadata."""
 
     def __str__(self) -> str:
         if self.part is Part.TABLE:
@@ -52,26 +58,35 @@ class Difference:
         return f"{what} is {self.found}, should be {self.wanted}"
 
 
-INVALID = " INVALID"  # at the end of an index's definition: what an interrupted build leaves behind
-Parts: TypeAlias = Mapping[Part, Mapping[str, str]]  # name to definition
+INVALID = " INVALID"
+"""The end of the definition of an index whose build was interrupted."""
+Parts: TypeAlias = Mapping[Part, Mapping[str, str]]
+"""Definitions by name."""
 _QUERIES: Mapping[Part, TextClause] = {
     Part.COLUMN: catalog.COLUMNS,
     Part.INDEX: catalog.INDEXES,
     Part.CHECK: catalog.CHECKS,
     Part.KEY: catalog.KEYS,
 }
-_TEMPLATE = "q"  # the queue whose tables are made; every queue's are the same but for names
+_TEMPLATE = "q"  # the queue of the temporary tables; the tables of all queues differ in names only
 
 
 def verify(bind: Engine | Connection, metadata: MetaData) -> list[Difference]:
-    """How the database differs from what the queues of `metadata` need: an empty list if it doesn't.
+    """Compare a database with the tables that the queues of `metadata` need.
 
-    For tests, start-up and CI: `assert verify(engine, Base.metadata) == []`. The library's own columns, indexes, checks
-    and keys are compared, exactly; columns and indexes of the application's own aren't looked at. What helps is
-    `alembic upgrade head`, after `alembic revision --autogenerate` with the plugin of sa_durable.alembic.
+    For tests, start-up and CI: `assert verify(engine, Base.metadata) == []`. Compares the library's columns,
+    indexes, checks and keys exactly, and ignores columns and indexes of your own. To remove differences, run
+    `alembic revision --autogenerate` with the plugin of sa_durable.alembic, then `alembic upgrade head`.
 
-    Needs the right to make temporary tables, which every role has by default. With an AsyncEngine:
-    `await connection.run_sync(verify, Base.metadata)`.
+    With an AsyncEngine: `await connection.run_sync(verify, Base.metadata)`.
+
+    Args:
+        bind: An engine or a connection. Its role needs the right to create temporary tables, which all roles
+            have by default.
+        metadata: The metadata of the models.
+
+    Returns:
+        The differences. An empty list: there are none.
     """
     if isinstance(bind, Engine):
         # A savepoint needs a transaction, and the engine may be in AUTOCOMMIT.
@@ -86,7 +101,7 @@ def verify(bind: Engine | Connection, metadata: MetaData) -> list[Difference]:
 
 
 def differences(connection: Connection, tables: Iterable[Table]) -> list[Difference]:
-    """As `verify`, for some queues' tables, in the caller's transaction."""
+    """Compare some queues' tables as `verify` does, in the caller's transaction."""
     relations = {_relation(connection, table): table for table in tables}
     wanted = _wanted(connection) if relations else {}
     found = _read(connection, list(relations))
@@ -96,7 +111,7 @@ def differences(connection: Connection, tables: Iterable[Table]) -> list[Differe
             missing = Difference(relation, Part.TABLE, table.name, "", None, breaks=True, source=table)
             compared.append(missing)
             continue
-        own = _LibraryParts.of(table)
+        own = _LibraryParts.of_table(table)
         for part in _QUERIES:
             compared += _compare(relation, part, own, wanted[own.role][part], found[relation][part])
     return compared
@@ -110,22 +125,23 @@ def _relation(connection: Connection, table: Table) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _LibraryParts:
-    """A table of the metadata, and what in it is the library's."""
+    """The parts of a table of the metadata that belong to the library."""
 
     table: Table
     role: Role | None
-    names: Mapping[str, str]  # of indexes and checks, from those of the template
+    names: Mapping[str, str]
+    """Names of indexes and checks, by their names in the template."""
 
     @classmethod
-    def of(cls, table: Table) -> _LibraryParts:
+    def of_table(cls, table: Table) -> _LibraryParts:
         info = table.info["sa_durable"]
         role = Role(info["role"]) if "queue" in info else None
         ours = library_tables(info.get("queue", _TEMPLATE))[role]
         template = library_tables(_TEMPLATE)[role]
         return cls(table, role, dict(zip(_names(template), _names(ours), strict=True)))
 
-    def disowns(self, part: Part, name: str) -> bool:
-        """Whether a part that only the database has must be of another version of the library."""
+    def is_foreign(self, part: Part, name: str) -> bool:
+        """Return whether a part that only the database has is from another version of the library."""
         if part in (Part.INDEX, Part.CHECK):
             declared = {
                 *(index.name for index in self.table.indexes),
@@ -148,13 +164,13 @@ def _compare(
     for name, definition in expected.items():
         there = found.get(name)
         if there != definition:
-            # A spawn names the predicate of the key's index; a column that is there may be of a type that will do.
+            # A spawn names the predicate of the key's index. A column that exists may have a type that works.
             breaks = (part is Part.COLUMN and there is None) or (
                 part is Part.INDEX and definition.startswith("UNIQUE")
             )
             yield Difference(relation, part, name, definition, there, breaks, own.table)
     for name, there in found.items():
-        if name not in expected and own.disowns(part, name):
+        if name not in expected and own.is_foreign(part, name):
             yield Difference(relation, part, name, None, there, breaks=False, source=own.table)
 
 
@@ -169,7 +185,7 @@ def _wanted(connection: Connection) -> Mapping[Role | None, Parts]:
 
 
 def _read(connection: Connection, relations: list[str]) -> dict[str, Parts]:
-    """What the catalogue says, by relation; those that aren't there are left out."""
+    """Return the parts in the catalog, by relation. Leaves out relations that don't exist."""
     asked = {"relations": relations}
     found: dict[str, dict[Part, dict[str, str]]] = {
         relation: {part: {} for part in _QUERIES}

@@ -1,7 +1,8 @@
-"""Waiting: for an event, and for tasks to end.
+"""Waits: for an event, and for tasks to end.
 
-Two transactions of the library's own, `look` and `sleep` (statements.waits says why that loses nothing). What was
-waited for is saved as the step's checkpoint. Both raise Cancelled or LeaseLost, as every write of a run.
+A run waits in two transactions, `find_or_register` and `sleep`. statements.waits says why no wake-up is lost
+between them. The result is saved as the step's checkpoint. Both functions raise Cancelled or LeaseLost if the
+claim was lost.
 """
 
 from __future__ import annotations
@@ -31,41 +32,45 @@ if TYPE_CHECKING:
 
 Model = type["DurableTask"]
 
-TIMED_OUT = "timed_out"  # the key of a checkpoint that says so
+TIMED_OUT = "timed_out"  # the key of the checkpoint of a wait that timed out
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """What was waited for is there; `value` is its checkpoint."""
+    """The wait has ended: its value is saved."""
 
     value: Json
+    """The checkpoint."""
 
 
 class Registered:
-    """The waits are there: `sleep` is next."""
+    """The waits are registered: commit, then call `sleep`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prerequisites:
-    """What is still to come: names of events, and the queue of each. `first`: what has to be done before the run can wait for
-    them, each in a transaction of its own. `partly`: more was waited for, and that is there."""
+    """Events that are not there yet."""
 
     names: Sequence[str]
+    """The names of the events."""
     queues: Sequence[str]
+    """The queue of each event."""
     first: Sequence[Callable[[Session], object]] = ()
+    """Calls to make before the run can wait, each in a transaction of its own."""
     partly: bool = False
+    """Whether a part of what the run waits for is there."""
 
 
 class Awaited(Protocol):
-    """Something that a run can wait for."""
+    """An event or tasks that a run can wait for."""
 
     def find(self, session: Session) -> str | Prerequisites:
-        """What to save of it, as JSON text; or what it still lacks."""
+        """Return the checkpoint to save, as JSON text; or Prerequisites if something is not there yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class AwaitedEvent:
-    """An event of a queue. Saved as `{"payload": ...}`."""
+    """An event of a queue. Its checkpoint is `{"payload": ...}`."""
 
     model: Model
     name: str
@@ -80,8 +85,11 @@ class AwaitedEvent:
 
 @dataclass(frozen=True, slots=True)
 class AwaitedTasks:
-    """The ends of tasks, all of them. Saved as a list of `{"name": ..., "state": ..., "result": ..., "error": ...}`, in
-    order; what is gone has no state."""
+    """The ends of all of some tasks.
+
+    Their checkpoint is a list of `{"name": ..., "state": ..., "result": ..., "error": ...}`, in order. A
+    deleted task is saved with state null.
+    """
 
     tasks: Sequence[tuple[Model, UUID]]
 
@@ -107,17 +115,23 @@ class AwaitedTasks:
 def _outcome_json(row: Any) -> str:
     if row is None:
         return '{"state": null}'
-    name = dumps(row.name)
-    return f'{{"name": {name}, "state": "{row.state}", "result": {row.result or "null"}, "error": {row.error or "null"}}}'
+    name, result, error = dumps(row.name), row.result or "null", row.error or "null"
+    return f'{{"name": {name}, "state": "{row.state}", "result": {result}, "error": {error}}}'
 
 
 def find_or_register(
     session: Session, model: Model, claim: Claim, step: str, what: Awaited, *, timeout: timedelta | None
 ) -> Arrived | Registered | Prerequisites:
-    """Take `what` if it is there, or if its time is over; else register the waits for it. Missing: first things first,
-    and look again.
+    """Save what a run waits for, if it is there or the wait has timed out. Otherwise register the waits.
 
-    A wait that is there keeps its end, so a timeout counts from the first time.
+    A wait that is registered already keeps its deadline: a timeout counts from the first call.
+
+    Returns:
+        Arrived, or Registered; or Prerequisites: run `first`, each in a transaction of its own, then call
+        this again.
+
+    Raises:
+        Cancelled, LeaseLost: The claim is no longer valid.
     """
     found = what.find(session)
     if isinstance(found, str):
@@ -143,8 +157,17 @@ def find_or_register(
 def sleep(
     session: Session, model: Model, claim: Claim, step: str, what: Awaited
 ) -> Arrived | Prerequisites | None:
-    """Look a last time, and put the run to sleep: until it is woken, or the first of its waits' times is over. None: it
-    sleeps. Missing: `look` again. After the waits are committed; those for what is there are over."""
+    """Check once more, then put the run to sleep until it is woken or its first wait times out.
+
+    Call it after the waits are committed: an event that is settled in between is found here, or wakes the
+    run.
+
+    Returns:
+        None: the run sleeps. Arrived: it goes on. Prerequisites: call `find_or_register` again.
+
+    Raises:
+        Cancelled, LeaseLost: The claim is no longer valid.
+    """
     found = what.find(session)
     if isinstance(found, str):
         return _arrived(session, model, claim, step, found)
@@ -152,7 +175,7 @@ def sleep(
         return found
     parameters = {"task_id": claim.task_id, "held_token": claim.token}
     if found.partly:
-        # What ended after the first look, and was settled before the waits were committed, comes no more.
+        # Tasks that ended before the waits were committed will not wake the run: wait for the others only.
         rest = {**parameters, "step": step, "names": texts(found.names)}
         if not execute(session, stmt.narrow(model), rest).scalar():
             claims.check(session, model, claim.task_id, claim.token)
@@ -163,19 +186,28 @@ def sleep(
 
 
 def _arrived(session: Session, model: Model, claim: Claim, step: str, text: str) -> Arrived:
-    value = checkpoints.save(session, model, claim, step, text)  # first: locks go from tasks to waits
+    value = checkpoints.save(session, model, claim, step, text)  # first, as locks go from tasks to waits
     execute(session, stmt.forget(model), {"id": claim.task_id, "step": step})
     return Arrived(value)
 
 
 def announce(session: Session, model: Model, task_id: UUID) -> bool:
-    """Have the end of a task announced, to somebody who is not its parent. False: it has ended, or is gone."""
+    """Request an internal event for the end of a task that the waiting task is not the parent of.
+
+    Returns:
+        Whether the task is active. False: it has ended or was deleted.
+    """
     return execute(session, stmt.mark_awaited(model), {"task_id": task_id}, model=model).first() is not None
 
 
 def await_end(session: Session, model: Model, task_id: UUID) -> bool:
-    """As `announce`, in a new session, at READ COMMITTED, and without waiting for a lock. False: somebody has locked the
-    task, so that it isn't announced; nothing has happened then."""
+    """Request an internal event as `announce` does, in a new session, without waiting for a lock.
+
+    Sets READ COMMITTED.
+
+    Returns:
+        Whether that worked. False: another transaction has locked the task, and nothing was written.
+    """
     session.connection(
         bind_arguments={"mapper": model}, execution_options={"isolation_level": "READ COMMITTED"}
     )
@@ -190,4 +222,4 @@ def await_end(session: Session, model: Model, task_id: UUID) -> bool:
     return True
 
 
-LOCK_NOT_AVAILABLE = "55P03"  # lock_not_available
+LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's SQLSTATE

@@ -212,7 +212,7 @@ SAYS = {
     "no key index": "valid index uq_durable_billing_tasks_key",
     "no key column": "column idempotency_key",
     "no other column": "column parent_queue",
-    "no table": "column id",
+    "no table": "table durable_billing_tasks of queue 'billing' is missing in the database",
     "an index that a failed concurrent build has left behind": "valid index uq_durable_billing_tasks_key",
 }
 
@@ -299,7 +299,7 @@ def test_a_holder_that_the_snapshot_cant_see_is_a_retryable_error(engine, level,
         late.scalar(select(func.count()).select_from(Order))  # its snapshot is taken
         winner = Durable(early).spawn(call)
         early.commit()
-        with pytest.raises(RetryTransaction, match="run the transaction again") as refused:
+        with pytest.raises(RetryTransaction, match="retry the transaction") as refused:
             durable.spawn(call) if how == "spawn" else durable.spawn_many([call])
         assert (refused.value.sqlstate, refused.value.retryable) == ("40001", True)
         late.rollback()
