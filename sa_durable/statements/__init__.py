@@ -1,1 +1,1 @@
-"""Values in, SQLAlchemy statements out. Nothing here executes anything."""
+"""SQLAlchemy statements, built from values. Nothing here executes a statement."""

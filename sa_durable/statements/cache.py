@@ -1,4 +1,4 @@
-"""Statements are built once per queue: SQLAlchemy then finds the compiled form at once."""
+"""Build each statement once per queue, so that SQLAlchemy finds its compiled form at once."""
 
 from __future__ import annotations
 
@@ -11,5 +11,9 @@ T = TypeVar("T")
 
 
 def cached_statement(build: Callable[P, T]) -> Callable[P, T]:
-    """`build`, remembering its values for the last 512 arguments (queues, mostly); typed as it was."""
+    """Cache the statements that a builder returns, for its last 512 combinations of arguments.
+
+    The arguments are mostly a task model and flags. An application with more than 512 queue models would
+    build its statements again and again: correct, but slow.
+    """
     return cast("Callable[P, T]", lru_cache(512)(build))

@@ -1,4 +1,4 @@
-"""Cancelling tasks. Callers lock first, root to leaf and each generation in the order of ids."""
+"""Cancel tasks. Callers lock them first, root to leaf, and each generation in the order of ids."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ from .tables import Model, table_of
 
 @cached_statement
 def lock_active(model: Model, *, wait: bool = True) -> Select[Any]:
-    """Lock those of the tasks `ids` that aren't terminal, in the order of ids, as every statement that locks several
-    does. Without `wait` it is an error (55P03) if somebody else has locked one."""
+    """Lock the active tasks among `ids`, in the order of ids, like every statement that locks several tasks.
+
+    Without `wait`, raises an error (55P03) if another transaction has locked one.
+    """
     active = select(model.id).where(_among(model.id), text(ACTIVE)).order_by(model.id)
     return active.with_for_update(nowait=not wait)
 
 
 @cached_statement
 def children(model: Model) -> Select[Any]:
-    """The children here, of the tasks `ids` of any queue, that aren't terminal."""
+    """Return the active tasks of this queue whose parents are the tasks `ids` of any queue."""
     return select(model.id).where(model.parent_id == any_of("ids", Uuid()), text(ACTIVE)).order_by(model.id)
 
 
 @cached_statement
 def with_children(model: Model, queue: str) -> Select[Any]:
-    """Those tasks among `ids` of `queue` that have `children` here."""
+    """Return the tasks among `ids` of `queue` that have active children in this queue."""
     table = table_of(model)
     found: Select[Any] = (
         select(table.c.parent_id)
@@ -56,9 +58,12 @@ def with_children(model: Model, queue: str) -> Select[Any]:
 
 @cached_statement
 def cancel(model: Model, *, notify: bool) -> Update:
-    """Cancel the locked tasks `ids`, with `error` (JSON text or NULL). The token is raised: whatever a worker still
-    writes for them is rejected. With `notify`, whoever waits for them is told."""
-    told = [notifications.notify_waiters(table_of(model))] if notify else []
+    """Cancel the locked tasks `ids`, with `error` (JSON text or NULL).
+
+    Raises the token, so that every later write of a worker for these tasks is rejected. With `notify`,
+    notifies callers that wait for these tasks.
+    """
+    notification = [notifications.notify_waiters(table_of(model))] if notify else []
     error: ColumnElement[Any] = sql_cast(bindparam("error", type_=Text()), JSONB)
     return (
         update(model)
@@ -71,13 +76,13 @@ def cancel(model: Model, *, notify: bool) -> Update:
             lease_expires_at=None,
             error=func.coalesce(error, model.error),
         )
-        .returning(model.id, *told)
+        .returning(model.id, *notification)
     )
 
 
 @cached_statement
 def announce(model: Model, *, notify: bool) -> events.Appending:
-    """Append the internal events of the cancelled tasks `ids`, which we have locked."""
+    """Append the internal events of the cancelled tasks `ids`, which this transaction has locked."""
     tasks = table_of(model)
     ended = (
         select(tasks.c.id, events.is_announced(model, tasks).label("announced"))
@@ -89,7 +94,7 @@ def announce(model: Model, *, notify: bool) -> events.Appending:
 
 @cached_statement
 def insert_cancelled_runs(model: Model) -> Insert:
-    """History of the current attempts of the tasks `ids`, which are about to be cancelled."""
+    """Insert the history of the current attempts of the tasks `ids`, before they are cancelled."""
     tasks, runs = table_of(model), table_of(model, Role.RUNS)
     current = select(
         tasks.c.run_id,
@@ -110,8 +115,10 @@ def _among(column: Any) -> ColumnElement[bool]:
 
 @cached_statement
 def overdue(model: Model) -> Select[Any]:
-    """Lock up to `limit` tasks whose time is over, the longest overdue first, passing over locked ones; and say which
-    of them had started."""
+    """Lock up to `limit` tasks past their deadline, the longest overdue first, passing over locked rows.
+
+    Returns which of them had started (`started`).
+    """
     table = table_of(model)
     return (
         select(table.c.id, table.c.first_started_at.is_not(None).label("started"))
@@ -124,12 +131,12 @@ def overdue(model: Model) -> Select[Any]:
 
 @cached_statement
 def next_overdue(model: Model) -> Select[Any]:
-    """In how long the next task's time is over, as an interval; NULL: there is none."""
+    """Return in how long the next task is past its deadline, as an interval. NULL: no task has one."""
     table = table_of(model)
     first = (
         select(table.c.cancel_at)
         .where(text(LIMITED), table.c.cancel_at > clock.now())
         .order_by(table.c.cancel_at)
-        .limit(ONE)  # not min(): as in maintenance.promote
+        .limit(ONE)  # instead of min(), as in maintenance.promote
     )
     return select(first.scalar_subquery() - clock.now())

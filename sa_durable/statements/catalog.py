@@ -1,4 +1,4 @@
-"""What PostgreSQL's catalogue says about tables, in its own spelling, so that two of them can be compared."""
+"""Queries of PostgreSQL's catalog: definitions of tables in its spelling, so that they can be compared."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from __future__ import annotations
 from sqlalchemy import ARRAY, Text, TextClause, bindparam, text
 from sqlalchemy.dialects import postgresql
 
-# A connection's own preparer doubles each %, for drivers whose parameters are marked by it: right in a statement,
-# wrong in a value.
+# The preparer of a connection doubles each % for drivers that mark parameters by it. That is right in a
+# statement, but wrong in a value.
 _preparer = postgresql.dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]  # SQLAlchemy's
 
 
 def relation(name: str, schema: str | None) -> str:
-    """How a value names a table or index, for `to_regclass`: quoted where that is needed."""
+    """Return the name of a table or index as a value for `to_regclass`, quoted where necessary."""
     quoted = _preparer.quote(name)
     return f"{_preparer.quote_schema(schema)}.{quoted}" if schema else quoted
 
@@ -28,9 +28,8 @@ def _of(sql: str) -> TextClause:
 
 
 TABLES = _of(f"SELECT asked.relation {_RELATION}")
-"""Those of `relations` (quoted names) that there are."""
+"""The tables among `relations` (quoted names) that exist."""
 
-# In each of the following: `relation`, the part's `name`, and its `definition`.
 COLUMNS = _of(
     "SELECT asked.relation, a.attname AS name, format_type(a.atttypid, a.atttypmod)"
     " || CASE WHEN o.collname <> 'default' THEN format(' COLLATE %I', o.collname) ELSE '' END"
@@ -40,22 +39,34 @@ COLUMNS = _of(
     " LEFT JOIN pg_collation AS o ON o.oid = a.attcollation"
     " LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum"
 )
-INDEX_DEFINITION = "CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END || regexp_replace(pg_get_indexdef(i.indexrelid), '^.*? USING ', '')"
+"""The columns of `relations`: `relation`, `name`, `definition`."""
+INDEX_DEFINITION = (
+    "CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END"
+    " || regexp_replace(pg_get_indexdef(i.indexrelid), '^.*? USING ', '')"
+)
 """The definition of index `i`, without its name and table."""
 
 INDEXES = _of(
     f"SELECT asked.relation, x.relname AS name, {INDEX_DEFINITION}"
-    " || CASE WHEN i.indisvalid THEN '' ELSE ' INVALID' END AS definition"  # what an interrupted build leaves behind
+    # An interrupted build leaves an invalid index behind.
+    " || CASE WHEN i.indisvalid THEN '' ELSE ' INVALID' END AS definition"
     f" {_RELATION} JOIN pg_index AS i ON i.indrelid = c.oid JOIN pg_class AS x ON x.oid = i.indexrelid"
-    " WHERE NOT EXISTS (SELECT FROM pg_constraint AS k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'))"
+    " WHERE NOT EXISTS"
+    " (SELECT FROM pg_constraint AS k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'))"
 )
+"""The indexes of `relations` that belong to no constraint: `relation`, `name`, `definition`."""
 CHECKS = _of(
     "SELECT asked.relation, k.conname AS name, pg_get_constraintdef(k.oid) AS definition"
     f" {_RELATION} JOIN pg_constraint AS k ON k.conrelid = c.oid AND k.contype = 'c'"
 )
-# A host's naming convention calls these as it likes; and where a foreign key points to is spelt by the search path.
+"""The check constraints of `relations`: `relation`, `name`, `definition`."""
+# Primary and foreign keys are named by their definition, because the application's naming convention decides
+# their names. The table that a foreign key refers to is left out: how it is spelled depends on the search
+# path.
 KEYS = _of(
-    "SELECT asked.relation, regexp_replace(pg_get_constraintdef(k.oid), 'REFERENCES .*\\(', 'REFERENCES (') AS name,"
+    "SELECT asked.relation,"
+    " regexp_replace(pg_get_constraintdef(k.oid), 'REFERENCES .*\\(', 'REFERENCES (') AS name,"
     " '' AS definition"
     f" {_RELATION} JOIN pg_constraint AS k ON k.conrelid = c.oid AND k.contype IN ('p', 'f')"
 )
+"""The primary and foreign keys of `relations`: `relation`, `name`, `definition`."""

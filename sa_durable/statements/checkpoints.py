@@ -1,4 +1,4 @@
-"""What steps left behind. The primary key (task_id, name) serves both statements."""
+"""Checkpoints: the saved values of steps. The primary key (task_id, name) serves all statements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .tables import Model, table_of
 
 @cached_statement
 def load(model: Model) -> Select[Any]:
-    """Every checkpoint of the tasks `ids`."""
+    """Return every checkpoint of the tasks `ids`."""
     table = table_of(model, Role.CHECKPOINTS)
     return select(table.c.task_id, table.c.name, table.c.value).where(
         table.c.task_id == any_of("ids", Uuid())
@@ -29,7 +29,7 @@ def load(model: Model) -> Select[Any]:
 
 @cached_statement
 def find(model: Model) -> Select[Any]:
-    """The value of checkpoint `name` of task `id`."""
+    """Return the value of checkpoint `name` of task `id`."""
     table = table_of(model, Role.CHECKPOINTS)
     return select(table.c.value).where(
         table.c.task_id == bindparam("id", type_=Uuid()), table.c.name == bindparam("name", type_=Text())
@@ -38,21 +38,27 @@ def find(model: Model) -> Select[Any]:
 
 @cached_statement
 def save(model: Model) -> ReturningInsert[Any]:
-    """Store `value` (JSON text) as checkpoint `name` of the claim `id` with `token`, unless there is one of that name.
-    Returns the value as PostgreSQL keeps it; no row: the claim is over, or the name is taken."""
+    """Save `value` (JSON text) as checkpoint `name` of claim `id` with `token`, unless the name is taken.
+
+    Returns the value as PostgreSQL stores it. No row: the claim is no longer held, or the name is taken.
+    """
     return _save(model, sql_cast(bindparam("value", type_=Text()), JSONB))
 
 
 @cached_statement
 def save_wake_time(model: Model) -> ReturningInsert[Any]:
-    """As `save`; the value is when a sleep that starts now ends, by the database's clock."""
+    """Save as checkpoint `name`, like `save`, the time when a sleep ends that starts now.
+
+    The sleep lasts `delay`, or ends at `until`, by the database's clock.
+    """
     return _save(model, wake_time())
 
 
 def _save(model: Model, value: ColumnElement[Any]) -> ReturningInsert[Any]:
     from_, into = table_of(model), table_of(model, Role.CHECKPOINTS)
-    # The lock makes the fence real: a sweep that takes the task away waits for us, or we see the token it raised.
-    # NO KEY UPDATE and not SHARE: concurrent steps of a task take turns and make no multixacts.
+    # The lock makes the check of the token safe: a sweep that ends the claim waits for this transaction, or
+    # this statement sees the token that the sweep raised. The lock is NO KEY UPDATE and not SHARE, so that
+    # concurrent steps of a task take turns and make no multixacts.
     claim = (
         select(from_.c.id, bindparam("name", type_=Text()), value, from_.c.attempt, clock.now())
         .where(

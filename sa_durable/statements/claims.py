@@ -1,7 +1,7 @@
-"""Claims and leases: who may run a task, until when, and how it is taken away.
+"""Claims and leases: which worker may run a task, until when, and how a claim ends early.
 
-Every statement that acts for a worker names the token of its claim and asks for state 'running'. Arrays travel in
-the order of ids, so that two workers who write several rows take their locks in one order.
+Every statement that acts for a worker names the token of its claim and checks the state 'running'. Arrays are
+sorted by id, so that two workers that write several rows lock them in one order.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ from .tables import Model, table_of
 
 @cached_statement
 def claim(model: Model, *, behind: bool = False) -> ReturningUpdate[Any]:
-    """Give up to `limit` ready tasks called one of `names` to `worker` for the time of `lease`. Nothing while the
-    queue is paused. With `behind`, of those within reach: of priorities from `lows` to `highs`, in their order, what has been
-    ready for at most `withins`.
+    """Claim up to `limit` ready tasks with one of the `names` for `worker`, with a lease of `lease`.
 
-    The ready index is walked once per name, so rows of other names cost nothing, wherever they stand. Locked rows
-    are passed over. `= ANY (ARRAY(...))` and no join: the planner always answers it by primary key, also right
-    after a bulk insert, before anybody has analysed the table, and in a generic plan (measured at 150k rows).
-    JSON comes as text: one row that can't be read must not cost the batch.
+    Nothing while the queue is paused. With `behind`, only tasks within the scan range: of priorities from
+    `lows` to `highs` (arrays), in their order, the tasks that have been ready for at most `withins`.
+
+    Scans the ready index once for each name, so that tasks with other names cost nothing, wherever they are
+    in it. Passes over locked rows. `= ANY (ARRAY(...))` instead of a join, because the planner always answers
+    it by primary key, even right after a bulk insert, before the table was analyzed, and in a generic plan
+    (measured at 150,000 rows). Returns JSON as text: a row that can't be decoded must not fail the whole
+    batch.
     """
     table = table_of(model)
     ready = table.alias("ready")
@@ -86,7 +88,7 @@ def claim(model: Model, *, behind: bool = False) -> ReturningUpdate[Any]:
             lease_expires_at=clock.after(bindparam("lease", type_=Interval())),
             started_at=clock.now(),
             first_started_at=func.coalesce(table.c.first_started_at, clock.now()),
-            # From its deadline to start to its deadline to end
+            # Replaces the deadline to start by the deadline to end.
             cancel_at=case(
                 (table.c.first_started_at.is_(None), clock.after(table.c.max_duration)),
                 else_=table.c.cancel_at,
@@ -109,10 +111,11 @@ def claim(model: Model, *, behind: bool = False) -> ReturningUpdate[Any]:
 
 
 def _within_reach(candidates: Select[Any], known: FromClause, ready: FromClause) -> Select[Any]:
-    """One walk for each part, until there are enough: no more are locked than without.
+    """Restrict `candidates` to the scan range, with one index scan for each of its parts.
 
-    PostgreSQL before 18 finds no place in the ready index by a due time alone, only behind a priority. A part needs no sort
-    of its own: its walks come in its order, and they in that of the parts.
+    It stops when there are enough, so it locks no more rows than the claim without a range. Each part is one
+    of priorities, because before PostgreSQL 18 an index scan can't start at a due time without a priority.
+    The result needs no sort: each scan returns rows in the claim's order, and the parts are ordered.
     """
     arrays = (
         opaque_array("lows", SmallInteger()),
@@ -134,10 +137,10 @@ def _within_reach(candidates: Select[Any], known: FromClause, ready: FromClause)
 
 @cached_statement
 def count_ready(model: Model, *, named: bool) -> Select[Any]:
-    """How many tasks, called one of `names` if `named`, a claim could take now, once the sleepers that are due are woken;
-    counted up to `limit`. None while the queue is paused.
+    """Count the tasks that a claim could take now, after the due sleepers were woken. Counts up to `limit`.
 
-    Reads at most twice that many rows, of two partial indexes.
+    0 while the queue is paused. With `named`, only tasks with one of the `names`. Reads at most twice `limit`
+    rows, of two partial indexes.
     """
 
     def counted(alias: str, state: str, order: tuple[str, ...]) -> ScalarSelect[Any]:
@@ -147,7 +150,7 @@ def count_ready(model: Model, *, named: bool) -> Select[Any]:
             found = found.where(task.c.available_at <= clock.now())
         if named:
             found = found.where(task.c.name == any_of("names", Text()))
-        # In the order of its index, which makes the planner read that, and not the table.
+        # Only the index has this order, so the planner reads the index, and not the table.
         found = found.order_by(*(task.c[name] for name in order)).limit(opaque_limit())
         return select(func.count()).select_from(found.subquery()).scalar_subquery()
 
@@ -157,12 +160,15 @@ def count_ready(model: Model, *, named: bool) -> Select[Any]:
 
 
 def not_overdue(task: FromClause) -> ColumnElement[bool]:
-    """Not overdue: else the sweep has it. As `<>`, of which the planner expects nearly all: see planning.at_most."""
+    """Return the condition that a task is not past its deadline. Tasks past it are left to the sweep.
+
+    Written with `<>`, for which the planner expects nearly all rows to match (see plan_shape.opaque_limit).
+    """
     return case((task.c.cancel_at <= clock.now(), 1), else_=0) != 1
 
 
 def paused(model: Model) -> ColumnElement[bool]:
-    """Whether somebody has paused the queue."""
+    """Return the condition that the queue is paused."""
     queues = model.Queue.__table__
     row = select(queues.c.name).where(
         queues.c.name == literal(model.__queue__), queues.c.paused_at.is_not(None)
@@ -172,10 +178,9 @@ def paused(model: Model) -> ColumnElement[bool]:
 
 @cached_statement
 def extend(model: Model) -> ReturningUpdate[Any]:
-    """Move the leases of `ids` with `tokens` to `lease` from now. Returns the ids that are still held and that nobody
-    has locked.
+    """Extend the leases of claims `ids` with `tokens` to `lease` from now, and return the ids still held.
 
-    No index holds lease_expires_at, so this is a HOT update.
+    Passes over locked rows. No index has lease_expires_at, so this is a HOT update.
     """
     table = table_of(model)
     return (
@@ -188,10 +193,11 @@ def extend(model: Model) -> ReturningUpdate[Any]:
 
 @cached_statement
 def release(model: Model) -> ReturningUpdate[Any]:
-    """Give `ids` with `tokens` back: pending again, the same run and attempt. Returns the ids that were still held and
-    that nobody had locked. Idle workers are told.
+    """Release the claims `ids` with `tokens`, and return the ids that were still held.
 
-    first_started_at stays: a key that was released by the start must not come back (models.predicates.HELD).
+    The tasks are pending again, in the same run and attempt. Passes over locked rows. Notifies idle workers.
+    `first_started_at` stays: a key that was released at the first start must not be held again
+    (models.predicates.HELD).
     """
     table = table_of(model)
     return (
@@ -206,9 +212,10 @@ def release(model: Model) -> ReturningUpdate[Any]:
 
 @cached_statement
 def expired(model: Model) -> Select[Any]:
-    """Lock up to `limit` running tasks whose lease is over, the oldest first, passing over locked rows.
+    """Lock up to `limit` running tasks whose lease has expired, the oldest first, passing over locked rows.
 
-    Reads what is running, through its own small index; a lease that was extended meanwhile is seen under the lock.
+    Reads all running tasks, through their own small index. PostgreSQL checks each row again under its lock,
+    so a lease that was extended meanwhile is seen.
     """
     table = table_of(model)
     return (
@@ -231,15 +238,17 @@ def expired(model: Model) -> Select[Any]:
 
 @cached_statement
 def set_lock_timeout(longest: timedelta) -> Select[Any]:
-    """Locks are waited for so long, and then an error, until the transaction ends."""
+    """Wait for locks at most `longest`, then raise an error, until the transaction ends."""
     milliseconds = str(round(longest / timedelta(milliseconds=1)))
     return select(func.set_config("lock_timeout", milliseconds, True))
 
 
 @cached_statement
 def statuses(model: Model, *, lock: bool = False) -> Select[Any]:
-    """State and token of the tasks `ids`: why a write of a worker found nothing. With `lock`, for one task, it waits for
-    whoever writes it."""
+    """Return state and token of the tasks `ids`, which say why a worker's write found no row.
+
+    With `lock`, for one task, wait for the transaction that writes it.
+    """
     table = table_of(model)
     found = select(table.c.id, table.c.state, table.c.token).where(table.c.id == any_of("ids", Uuid()))
     return found.with_for_update(key_share=True) if lock else found

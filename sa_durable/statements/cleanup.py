@@ -1,7 +1,7 @@
-"""Clean-up: which ended tasks and settled events nobody needs any more.
+"""Delete ended tasks and settled events that no task needs any more.
 
-What was joined or awaited is in checkpoints and needed no longer. What somebody sleeps for, or was woken for and has
-not read yet, is.
+Results that a task joined and events that it awaited are in its checkpoints: the originals are no longer
+needed. They are needed while a task sleeps for them, or was woken for them and hasn't read them yet.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ Models = tuple[Model, ...]
 
 @cached_statement
 def delete_finished(model: Model, beside: Models) -> ReturningDelete[Any]:
-    """Delete up to `limit` tasks that ended more than `older_than` ago, the longest ago first, passing over locked ones.
-    Returns their ids. `beside` are all queues of the Base.
+    """Delete up to `limit` tasks that ended more than `older_than` ago, the oldest first. Returns their ids.
 
-    Not those that rows of the application refer to, that a waiting task joins, or whose parent is active or ended less
-    than `older_than` ago: it may be retried, and join them then. Judged again under the lock: a task that was just
-    retried stays. Through the ORM, so that loaded objects are gone too; history, checkpoints and waits go along.
+    `beside` are all queues of the Base. Kept are tasks that rows of the application refer to, that a waiting
+    task joins, or whose parent is active or ended less than `older_than` ago: the parent may be retried, and
+    join them then. Locked rows are passed over. The conditions are checked again under the lock, so a task
+    that was just retried stays. Through the ORM, so that loaded objects are deleted too. History, checkpoints
+    and waits are deleted by cascade.
 
-    Waits that it has left behind are locked first: the foreign key's cascade would wait for those that are just being
+    The task's own waits are locked first. The foreign key's cascade would wait for waits that are just being
     settled, in an order of its own, and deadlock (tests.races.test_lock_order_inside).
     """
     table = table_of(model)
@@ -80,15 +81,17 @@ def delete_finished(model: Model, beside: Models) -> ReturningDelete[Any]:
     waits = table_of(model, Role.WAITS)
     left = select(waits.c.task_id).where(waits.c.task_id == old.c.id)
     free = left.with_for_update(skip_locked=True).lateral("free")
-    ours = select(free.c.task_id).select_from(old.join(free, true())).cte("ours")
-    gone = select(old.c.id).where(_count_of(waits, old) == _count_of(ours, old))
+    own = select(free.c.task_id).select_from(old.join(free, true())).cte("ours")
+    gone = select(old.c.id).where(_count_of(waits, old) == _count_of(own, old))
     return delete(model).where(model.id == any_(func.array(gone.scalar_subquery()))).returning(model.id)
 
 
 @cached_statement
 def delete_settled(model: Model, beside: Models) -> ReturningDelete[Any]:
-    """Delete up to `limit` events that were settled, or dropped, more than `older_than` ago, the longest ago first.
-    Returns their ids. Not those that somebody waits for or may not have read yet."""
+    """Delete up to `limit` events that were settled or dropped more than `older_than` ago, oldest first.
+
+    Returns their ids. Kept are events that a task waits for, or that a woken task may not have read yet.
+    """
     table = table_of(model, Role.EVENTS)
     event = table.alias("event")
     needed = or_(
@@ -106,30 +109,35 @@ def delete_settled(model: Model, beside: Models) -> ReturningDelete[Any]:
 
 @cached_statement
 def retentions(queues: Table) -> Select[Any]:
-    """The queues that have a `retention`, and which."""
+    """Return the queues that have a `retention`, and the retention."""
     return select(queues.c.name, queues.c.retention).where(queues.c.retention.is_not(None))
 
 
 def _count_of(waits: FromClause, tasks: FromClause) -> ScalarSelect[int]:
+    """Count the waits of a task."""
     counted = select(func.count()).select_from(waits).where(waits.c.task_id == tasks.c.id)
     return counted.correlate(tasks).scalar_subquery()
 
 
 def _cutoff() -> ColumnElement[Any]:
+    """Return the time `older_than` ago."""
     return clock.before(sql_cast(bindparam("older_than", type_=Interval()), Interval()))
 
 
 def _child(ended: FromClause, queue: Model) -> ColumnElement[bool]:
-    """Its parent is a task of `queue` that may still join it."""
+    """Return the condition that the parent is a task of `queue` that may still join the task."""
     parent = table_of(queue).alias("parent")
     recent = or_(parent.c.finished_at.is_(None), parent.c.finished_at > _cutoff())
-    stands = exists_by_index(select(parent.c.id).where(parent.c.id == ended.c.parent_id, recent))
-    return and_(ended.c.parent_queue == queue.__queue__, stands)
+    may_join = exists_by_index(select(parent.c.id).where(parent.c.id == ended.c.parent_id, recent))
+    return and_(ended.c.parent_queue == queue.__queue__, may_join)
 
 
 def _waited_for(name: ColumnElement[str], model: Model, queue: Model) -> ColumnElement[bool]:
-    """A task of `queue` waits for event `name` of `model`. Those that have the event wait on where they need others,
-    too; there are few of them, so they are read once, and the rest is looked up."""
+    """Return the condition that a task of `queue` waits for event `name` of `model`.
+
+    A step that has this event but also waits for others still needs it. There are few such waits, so they are
+    read once. The others are looked up by index.
+    """
     open_, met = table_of(queue, Role.WAITS).alias("open"), table_of(queue, Role.WAITS).alias("met")
     of_model = literal(model.__queue__)
     waits = select(open_.c.task_id).where(
@@ -140,8 +148,11 @@ def _waited_for(name: ColumnElement[str], model: Model, queue: Model) -> ColumnE
 
 
 def _joined_with_others(since: ColumnElement[Any], queue: Model) -> ColumnElement[bool]:
-    """A task of `queue` joins others, and began to before this one ended: perhaps both, and it is read when the last has
-    ended. (Its own wait is gone by then: statements.wake.forget_idle.)"""
+    """Return the condition that a task of `queue` may join this task together with others that haven't ended.
+
+    True if such a join began before this task ended. The result is read when the last of them has ended, but
+    the wait for this task is deleted by then (statements.wake.forget_idle).
+    """
     join = table_of(queue, Role.WAITS).alias("join")
     joins = select(func.min(join.c.created_at)).where(
         text('NOT "join".settled'), join.c.event_name.startswith(TASK_EVENT, autoescape=True)
@@ -150,9 +161,12 @@ def _joined_with_others(since: ColumnElement[Any], queue: Model) -> ColumnElemen
 
 
 def _unread(since: ColumnElement[Any], queues: Models) -> ColumnElement[bool]:
-    """A task that was woken, and hasn't been able to run for `older_than`, may have been woken for it: its wait is gone,
-    and what it waited for not read. (A paused queue; workers that are away.) Then nothing is old that came after the
-    first start of such a task."""
+    """Return the condition that a woken task may not have read this result or event, since it hasn't run.
+
+    A task that was woken may not run for `older_than`: its queue is paused, or it has no workers. Its wait is
+    deleted by then, and the result or event isn't read yet. So nothing is old that came after the first start
+    of such a task.
+    """
 
     def first_start(queue: Model, state: str) -> ColumnElement[Any]:
         task = table_of(queue).alias("task")
@@ -164,7 +178,7 @@ def _unread(since: ColumnElement[Any], queues: Models) -> ColumnElement[bool]:
 
 
 def _referred_to(tasks: Table, ended: FromClause) -> Iterator[ColumnElement[bool]]:
-    """A row of the application refers to it and wants to keep it, as far as the metadata knows."""
+    """Yield the conditions that a row of the application refers to the task and would block its deletion."""
     for table in tasks.metadata.tables.values():
         for key in table.foreign_key_constraints:
             kept = (key.ondelete or "NO ACTION").upper() in ("NO ACTION", "RESTRICT")

@@ -1,4 +1,4 @@
-"""The one clock, as statements see it."""
+"""The one clock, for statements."""
 
 from datetime import datetime
 
@@ -8,7 +8,7 @@ from ..models.clock import after, before, now
 
 
 def read() -> Select[datetime]:
-    """The time, for who asks for nothing else."""
+    """Return a statement that only reads the time."""
     return select(now())
 
 

@@ -1,7 +1,7 @@
-"""Events: appended by whoever has something to tell, decided by workers.
+"""Events: appended by emitters, decided by workers.
 
-The rows of a name are candidates. The earliest that is visible when a worker decides becomes the event, under an
-advisory lock on the name (statements.locks), and that is final.
+All rows of a name are candidates. When a worker decides the name, the earliest row that it can see becomes
+the event, and that is final. The worker holds an advisory lock on the name (statements.locks).
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ Appending = Insert | ReturningInsert[Any]
 
 @cached_statement
 def emit(model: Model, *, notify: bool = True) -> Appending:
-    """Append `payload` (JSON text) under `name`. Takes no lock, waits for nobody. With `notify`, idle workers are told."""
+    """Append `payload` (JSON text) under `name`. Takes no lock and waits for no transaction.
+
+    With `notify`, notifies idle workers.
+    """
     payload = sql_cast(bindparam("payload", type_=Text()), JSONB)
     values = {
         "id": bindparam("id", type_=Uuid()),
@@ -51,25 +54,32 @@ def emit(model: Model, *, notify: bool = True) -> Appending:
         "payload": payload,
         "emitted_at": clock.now(),
     }
-    return _telling(insert(table_of(model, Role.EVENTS)).values(values), model, notify=notify)
+    return _with_notification(insert(table_of(model, Role.EVENTS)).values(values), model, notify=notify)
 
 
-def _telling(statement: Insert, model: Model, *, notify: bool) -> Appending:
+def _with_notification(statement: Insert, model: Model, *, notify: bool) -> Appending:
     return statement.returning(notify_workers(model, NotificationKind.WAKE)) if notify else statement
 
 
-TASK_EVENT = "$task:"  # and a task's id: it has ended
+TASK_EVENT = "$task:"
+"""Prefix of the internal events that announce the end of a task, before the task's id."""
 
 
 def is_announced(model: Model, tasks: Table) -> ColumnElement[bool]:
-    """Whether the end of a task concerns others: somebody may wait for it, or it leaves waits behind."""
+    """Return the condition that the end of a task is announced by an event.
+
+    It is if a task or caller may wait for the end, or if the task leaves waits behind.
+    """
     waits = table_of(model, Role.WAITS)
     left = select(waits.c.task_id).where(waits.c.task_id == tasks.c.id).correlate(tasks)
     return or_(tasks.c.parent_id.is_not(None), tasks.c.awaited, exists_by_index(left))
 
 
 def announce(model: Model, ended: FromClause, *, notify: bool = True) -> Appending:
-    """Append the internal event of each task in `ended` that is `announced`. It never touches who waits. As `emit`."""
+    """Append the internal event of each task in `ended` that is `announced`. Touches no waits.
+
+    With `notify`, notifies idle workers.
+    """
     rows = select(
         func.gen_random_uuid(),
         literal(TASK_EVENT) + sql_cast(ended.c.id, Text()),
@@ -78,20 +88,23 @@ def announce(model: Model, ended: FromClause, *, notify: bool = True) -> Appendi
     ).where(ended.c.announced)
     names = ["id", "name", "payload", "emitted_at"]
     statement = insert(table_of(model, Role.EVENTS)).from_select(names, rows, include_defaults=False)
-    return _telling(statement, model, notify=notify)
+    return _with_notification(statement, model, notify=notify)
 
 
 @cached_statement
 def unsettled(model: Model) -> Select[Any]:
-    """The names of the `limit` oldest rows that nobody has decided about, each once or more."""
+    """Return the names of the `limit` oldest rows that no worker has decided, some more than once."""
     table = table_of(model, Role.EVENTS)
     return select(table.c.name).where(text("settled_at IS NULL")).order_by(table.c.id).limit(opaque_limit())
 
 
 @cached_statement
 def settle(model: Model) -> ReturningUpdate[Any]:
-    """Decide about every open row of `names`, whose locks we have: the earliest is the event, unless there is one.
-    Returns their ids, names, and whether they were dropped."""
+    """Decide every open row of `names`, whose locks are held: the earliest becomes the event.
+
+    Rows of a name that has an event already are dropped. Returns their ids and names, and whether they were
+    dropped.
+    """
     table = table_of(model, Role.EVENTS)
     row = table.alias("candidate")
     first = (
@@ -102,8 +115,9 @@ def settle(model: Model) -> ReturningUpdate[Any]:
     candidates = (
         select(row.c.id, row.c.settled_at, first).where(row.c.name == any_of("names", Text()), ~row.c.dropped)
     ).cte("candidates")
-    # As arrays: whoever joins is planned by how many rows are expected. With a look for the earliest at each row, 500
-    # names among 50,000 rows took 5 to 10 s where nobody had analysed the table, by the index of open ones (measured).
+    # Arrays instead of joins, whose plans depend on how many rows the planner expects. With a search for the
+    # earliest row at each row, 500 names among 50,000 rows took 5 to 10 s on a table without statistics,
+    # through the index of open rows (measured).
     open_ = select(candidates.c.id).where(candidates.c.settled_at.is_(None)).scalar_subquery()
     events = select(candidates.c.event).distinct().scalar_subquery()
     return (
@@ -116,14 +130,14 @@ def settle(model: Model) -> ReturningUpdate[Any]:
 
 @cached_statement
 def discard(model: Model) -> Delete:
-    """Take away the rows of `names`: internal ones, whose news is the task's own row."""
+    """Delete the rows of `names`, which are internal events: the task's own row says the same."""
     table = table_of(model, Role.EVENTS)
     return delete(table).where(table.c.name == any_of("names", Text()), ~table.c.dropped)
 
 
 @cached_statement
 def find(model: Model) -> Select[Any]:
-    """The event `name`: its payload as JSON text, and whether that is decided; else its earliest candidate."""
+    """Return the event `name`, or its earliest candidate: payload (JSON text), and whether it is settled."""
     table = table_of(model, Role.EVENTS)
     found = (
         select(

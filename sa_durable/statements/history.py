@@ -15,8 +15,11 @@ from .tables import Model, table_of
 
 @cached_statement
 def attempts(model: Model) -> CompoundSelect[Any]:
-    """Every attempt at task `task_id`, in order: those that ended, and the current one unless it is among them. No row:
-    there is no such task. Errors as JSON text."""
+    """Return every attempt at task `task_id`, in order, with its error as JSON text.
+
+    These are the runs that ended, and the current run unless it is one of them. No row: there is no such
+    task.
+    """
     tasks, runs = table_of(model), table_of(model, Role.RUNS)
     task_id = bindparam("task_id", type_=Uuid())
     ended = select(

@@ -1,6 +1,7 @@
-"""Who holds a key, and what a spawn can do about it.
+"""Find the holder of a key, and free the key or update the holder.
 
-Reading is Core, for speed; what changes a holder is rare and goes through the ORM, so that loaded objects see it.
+Reads are Core statements, for speed. Changes of a holder are rare, and go through the ORM, so that loaded
+objects see them.
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ from .tables import Model, table_of
 
 @cached_statement
 def holder(model: Model) -> Select[Any]:
-    """Who holds `key`: what a spawn tells its caller, and whether the stored params equal `params` (as jsonb: order
-    of keys and 1 against 1.0 don't matter) and the key has outlived its time."""
+    """Return the task that holds `key`, and whether its stored params equal `params` (`params_match`).
+
+    Params are compared as jsonb: the order of keys doesn't matter, and 1 equals 1.0. `expired` says whether
+    the holder's `key_ttl` has passed.
+    """
     table = table_of(model)
     return select(
         *_holder_columns(table),
@@ -51,7 +55,10 @@ def holder(model: Model) -> Select[Any]:
 
 @cached_statement
 def holders(model: Model) -> Select[Any]:
-    """As `holder`, for arrays (statements.arrays) of `keys` and `params` of the same length; with the position of each, from 1."""
+    """Return, like `holder`, the holders of the arrays `keys` and `params` (statements.arrays) of one length.
+
+    `position` is the index of the key in the arrays, from 1.
+    """
     table = table_of(model)
     wanted = (
         func.unnest(arrays.array("keys", Text()), arrays.array("params", Text()))
@@ -86,7 +93,8 @@ def _holder_columns(table: Table) -> tuple[ColumnElement[Any], ...]:
 
 
 def _expired(table: Table) -> ColumnElement[bool]:
-    # An active holder never expires: its time counts once it is terminal.
+    # The key of an active holder never expires, only of a terminal one.
+    """Return the condition that the holder's `key_ttl` has passed."""
     return (func.coalesce(table.c.key_expires_at <= clock.now(), False)) & literal_column(
         f"({TERMINAL})", Boolean()
     )
@@ -94,41 +102,42 @@ def _expired(table: Table) -> ColumnElement[bool]:
 
 @cached_statement
 def held_task(model: Model) -> Select[Any]:
-    """The task that holds `key` and has not outlived it."""
+    """Return the task that holds `key` and whose `key_ttl` hasn't passed."""
     table = table_of(model)
     holder_id = select(table.c.id).where(
         table.c.idempotency_key == bindparam("key", type_=KEY), text(HELD), ~_expired(table)
     )
-    return select(model).where(
-        model.id == holder_id.scalar_subquery()
-    )  # apart: the entity may load others with it
+    # A subquery, because the entity may be loaded with joins, in which the predicates would be ambiguous.
+    return select(model).where(model.id == holder_id.scalar_subquery())
 
 
 def release_expired(model: Model, task_id: UUID) -> Update:
-    """Free the key of a task, if its time is over (checked again: somebody else may have done it)."""
+    """Free the key of a task whose `key_ttl` has passed.
+
+    Checks that again, because another transaction may have freed the key meanwhile.
+    """
     return (
         update(model).where(model.id == task_id, text(HELD), _expired(table_of(model))).values(key_hold=None)
     )
 
 
 def release_key(model: Model, key: str) -> ReturningUpdate[Any]:
-    """Free `key`, unless its time is over anyway. Returns the holder's id."""
+    """Free `key`, unless its `key_ttl` has passed anyway. Returns the holder's id."""
     held = (model.idempotency_key == key, text(HELD), ~_expired(table_of(model)))
     return update(model).where(*held).values(key_hold=None).returning(model.id)
 
 
 def release_held(model: Model, task_id: UUID) -> Update:
-    """Free the key of a task, by whatever it is held."""
+    """Free the key of a task, whatever its hold."""
     return update(model).where(model.id == task_id, text(HELD)).values(key_hold=None)
 
 
 def update_waiting(
     model: Model, values: dict[str, Any], own: dict[str, Any], *, notify: bool
 ) -> ReturningUpdate[Any]:
-    """Give task `id` of `values` other params, headers, priority, schedule and limits, if it has never started. With
-    `notify`, idle workers are told.
+    """Update params, headers, priority, schedule and limits of task `id` of `values` before its start.
 
-    Through the ORM, so that loaded objects see it.
+    With `notify`, notifies idle workers. Through the ORM, so that loaded objects see it.
     """
     begins = start(
         sql_cast(bindparam(None, values[RUN_AT], type_=TIME), TIME),
@@ -146,6 +155,11 @@ def update_waiting(
         ),
         **own,
     }
-    told = [notify_workers_by_row(model, table_of(model))] if notify else []
+    notification = [notify_workers_by_row(model, table_of(model))] if notify else []
     waiting = (model.first_started_at.is_(None), text(ACTIVE), text(HELD))
-    return update(model).where(model.id == values["id"], *waiting).values(new).returning(model.state, *told)
+    return (
+        update(model)
+        .where(model.id == values["id"], *waiting)
+        .values(new)
+        .returning(model.state, *notification)
+    )

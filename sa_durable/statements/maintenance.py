@@ -1,4 +1,4 @@
-"""What time does to tasks. Each statement takes a bounded number of rows and passes over locked ones."""
+"""Statements that depend on the clock: promote sleepers that are due."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from .tables import Model, table_of
 
 @cached_statement
 def promote(model: Model) -> Select[Any]:
-    """Make up to `limit` sleepers that are due pending, the longest due first. Returns one row: how many (`woken`), and
-    in how long the next sleeper is due (`next_due`, an interval; NULL: none).
+    """Make up to `limit` due sleepers pending, those due first before others, passing over locked rows.
 
-    available_at stays: among equals, whoever was due first is claimed first.
+    Returns one row: how many (`woken`), and when the next sleeper is due (`next_due`, an interval from now,
+    or NULL). `available_at` stays, so that tasks of one priority are claimed in the order in which they were
+    due.
     """
     table = table_of(model)
     due = (
@@ -40,7 +41,7 @@ def promote(model: Model) -> Select[Any]:
         select(later.c.available_at)
         .where(text(f"later.{SLEEPING}"), later.c.available_at > clock.now())
         .order_by(later.c.available_at)
-        .limit(ONE)  # and not min(): where the planner expects a single row, it reads all for that
+        .limit(ONE)  # min() would read all rows where the planner expects a single one
         .scalar_subquery()
     ) - clock.now()
     return select(

@@ -1,8 +1,9 @@
-"""Parameters that the planner doesn't see (docs/decisions/0008).
+"""Expressions that hide parameters from PostgreSQL's planner (docs/decisions/0008).
 
-A queue's tables change faster than their statistics do: a table that was analysed while it was idle, or never, may hold
-100,000 tasks a second later. So no plan may hang on what the planner believes to be there. These make it assume the
-same few rows whatever there is, for which an index is always right.
+The tables of a queue change faster than their statistics. A table that was analyzed while it was idle, or
+never, may hold 100,000 tasks a second later. So no plan may depend on how many rows the planner expects.
+These expressions make it assume the same few rows whatever the table holds. For few rows, it always chooses
+an index.
 """
 
 from __future__ import annotations
@@ -27,49 +28,59 @@ from .arrays import array
 
 
 def any_of(name: str, type_: Any) -> ColumnElement[Any]:
-    """One of the array in parameter `name`, on the right side of `==`.
+    """Match any element of the array in parameter `name`. For the right side of `==`.
 
-    A plain `= ANY (array)` of 500 elements on a table without statistics is planned as a sequential scan that compares
-    each row with each element: 15 seconds for 100,000 rows, where the index answers in 0.4 ms (measured).
+    Yields `id = ANY (ARRAY(SELECT unnest(:ids::uuid[])))`. A plain `= ANY (:ids)` of 500 elements on a table
+    without statistics is planned as a sequential scan that compares each row with each element: 15 seconds
+    for 100,000 rows, where the index answers in 0.4 ms (measured).
     """
     return any_(func.array(select(func.unnest(array(name, type_))).scalar_subquery()))
 
 
 def opaque_array(name: str, type_: Any) -> ScalarSelect[Any]:
-    """The array in parameter `name`, for unnest.
+    """Hide the length of the array in parameter `name`. For `unnest`.
 
-    An array that the planner sees has as many elements as it has: so plans for it look cheaper than the one for
-    any array, and PostgreSQL makes one anew for each execution, 0.5 ms for a claim that takes 0.25 (measured).
+    Yields `(SELECT :ids::uuid[])`. For an array that the planner can see, it knows the number of elements. A
+    plan for that number looks cheaper than the plan for any array, so PostgreSQL plans each execution again:
+    0.5 ms for a claim that takes 0.25 ms (measured).
     """
     return select(array(name, type_)).scalar_subquery()
 
 
 def opaque_limit(name: str = "limit") -> ScalarSelect[Any]:
-    """As many rows as parameter `name` says, for `limit`.
+    """Hide the value of parameter `name`. For `limit`.
 
-    With a plain LIMIT of 500 where the planner expects no more than that, it reads and sorts all there is, for each
-    batch again: 60 ms with 50,000 rows, where the index that has the order gives the first 500 in 0.1 ms (measured).
+    Yields `LIMIT (SELECT :limit)`. With a plain `LIMIT 500`, where the planner expects at most 500 rows, it
+    reads and sorts all rows for every batch: 60 ms with 50,000 rows, where the index with that order returns
+    the first 500 in 0.1 ms (measured).
     """
     return select(bindparam(name, type_=Integer())).scalar_subquery()
 
 
 ONE: ColumnElement[int] = literal_column("1", Integer())
-"""For `limit`, where it is always 1. As a parameter it would be a tenth of all rows in a plan for any number, which then
-looks so much dearer than one for 1 that PostgreSQL plans each execution anew."""
+"""For a `limit` that is always 1.
+
+Yields `LIMIT 1`. In a plan for any number, a parameter counts as a tenth of all rows. That plan looks so much
+more expensive than a plan for 1 that PostgreSQL would plan each execution again.
+"""
 
 
 def exists_by_index(rows: Select[Any]) -> ColumnElement[bool]:
-    """Whether there are any `rows`, which an index finds.
+    """Return whether there are any `rows`, which an index finds.
 
-    An EXISTS may be answered by reading the whole table once, if many rows ask it: 150 ms for a batch of 1000
-    completions with 110,000 waits, of which they had none, instead of 30 (measured).
+    Yields `(SELECT id FROM ... LIMIT 1) IS NOT NULL`. PostgreSQL may answer a plain EXISTS by reading the
+    whole table once, if many rows ask: 150 ms instead of 30 for a batch of 1000 completions with 110,000
+    waits of other tasks (measured).
     """
     return rows.limit(ONE).scalar_subquery().is_not(None)
 
 
 def discard_plans() -> Executable:
-    """Have PostgreSQL forget the plans of this connection's prepared statements; not the statements."""
-    return _PLAN_ANEW
+    """Discard the plans of this connection's prepared statements, but not the statements.
+
+    Yields `DISCARD PLANS`.
+    """
+    return _DISCARD_PLANS
 
 
-_PLAN_ANEW = text("DISCARD PLANS")
+_DISCARD_PLANS = text("DISCARD PLANS")

@@ -1,5 +1,7 @@
-"""What there is to do in several queues, in one statement: all that an idle worker sends. Each part is found at once by
-an index, whatever waits there."""
+"""What there is to do in several queues, in one statement: all that an idle worker sends.
+
+An index answers each part at once, however many tasks wait.
+"""
 
 from __future__ import annotations
 
@@ -29,35 +31,42 @@ from .tables import Model, table_of
 
 
 def names_of(number: int) -> str:
-    """The parameter with the names that can be claimed from queue `number`."""
+    """Return the name of the parameter with the task names that can be claimed from queue `number`."""
     return f"names_{number}"
 
 
 @cached_statement
 def due(models: tuple[Model, ...]) -> CompoundSelect[Any]:
-    """A row for each queue, by its `number`: whether there is something to claim (`ready`), in how long the first sleeper
-    is due (`next_due`, an interval, negative if it is overdue; NULL: there is none), whether there are events to settle
-    (`unsettled`), waits whose event is there (`settled`), and other waits (`waiting`)."""
+    """Return a row for each queue, by its `number`: what there is to claim or to wake.
+
+    `ready`: whether there is a task to claim. `next_due`: in how long the first sleeper is due, an interval,
+    negative if the sleeper is overdue, or NULL. `unsettled`: whether there are events to decide. `settled`:
+    whether there are waits whose event is settled. `waiting`: whether there are other waits.
+    """
     return _for_each(models, _due)
 
 
 @cached_statement
 def expired(models: tuple[Model, ...]) -> CompoundSelect[Any]:
-    """As `due`: whether a lease is over (`expired`), which reads all that is running, and in how long the first task's time
-    is over (`next_overdue`, as `next_due`)."""
-    return _for_each(models, _ended)
+    """Return a row for each queue, by its `number`: which leases and deadlines have passed.
+
+    `expired`: whether a lease has expired, for which it reads all running tasks. `next_overdue`: in how long
+    the first task is past its deadline, as `next_due` in `due`.
+    """
+    return _for_each(models, _expired)
 
 
-def _for_each(models: tuple[Model, ...], look: Any) -> CompoundSelect[Any]:
-    looks = [
-        select(literal_column(str(number), Integer()).label("number"), *look(number, model))
+def _for_each(models: tuple[Model, ...], columns: Any) -> CompoundSelect[Any]:
+    queries = [
+        select(literal_column(str(number), Integer()).label("number"), *columns(number, model))
         for number, model in enumerate(models)
     ]
-    return union_all(*looks)
+    return union_all(*queries)
 
 
 def _due(number: int, model: Model) -> list[ColumnElement[Any]]:
-    # In an order, which only the index has: the planner expects many such rows, and to meet one soon in the table.
+    # Each subquery has an order, which only its index has. Without one, the planner would read the table: it
+    # expects many such rows, and to find one of them soon.
     event, wait = table_of(model, Role.EVENTS), table_of(model, Role.WAITS)
     ready = table_of(model).alias("ready")
     known = (
@@ -65,7 +74,8 @@ def _due(number: int, model: Model) -> list[ColumnElement[Any]]:
         .table_valued(column("name", Text()))
         .render_derived(name="known")
     )
-    first = (  # of each name, as a claim does: rows of other names cost nothing
+    # The first task of each name, as a claim does, so that tasks with other names cost nothing.
+    first = (
         select(ready.c.id)
         .where(text(f"ready.{PENDING}"), ready.c.name == known.c.name, not_overdue(ready))
         .order_by(ready.c.priority, ready.c.available_at, ready.c.id)
@@ -88,15 +98,15 @@ def _due(number: int, model: Model) -> list[ColumnElement[Any]]:
     ]
 
 
-def _ended(_: int, model: Model) -> list[ColumnElement[Any]]:
+def _expired(_: int, model: Model) -> list[ColumnElement[Any]]:
     running = table_of(model).alias("running")
-    over = (
+    expired = (
         select(running.c.id)
         .where(text(f"running.{RUNNING}"), running.c.lease_expires_at < clock.now())
         .order_by(running.c.id)
     )
     return [
-        exists_by_index(over).label("expired"),
+        exists_by_index(expired).label("expired"),
         _until_first(model, "cancel_at", LIMITED).label("next_overdue"),
     ]
 

@@ -6,7 +6,7 @@ only. All statements are ORM-enabled: objects that the caller's session has load
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Interval, Update, bindparam, null, update
 from sqlalchemy.dialects.postgresql import Insert, insert
@@ -14,11 +14,7 @@ from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from . import clock
 from .cache import cached_statement
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
+from .tables import Model
 
 
 @cached_statement

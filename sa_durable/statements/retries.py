@@ -1,4 +1,4 @@
-"""Retrying tasks that ended without a result: in place, or as new tasks."""
+"""Retry tasks that failed or were cancelled: in place, or as new tasks."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ from .tables import Model, table_of
 
 @cached_statement
 def lock(model: Model) -> Select[Any]:
-    """Lock task `task_id`, and say what becomes of its key if it goes on: whether it holds it now (`held`), or takes it
-    back (`takes_key`)."""
+    """Lock task `task_id`, and return what a retry does to its key.
+
+    `held`: the task holds its key now. `takes_key`: a retry must acquire the key again.
+    """
     table = table_of(model)
     return (
         select(
@@ -52,10 +54,10 @@ def lock(model: Model) -> Select[Any]:
 def retry_in_place(
     model: Model, task_id: UUID, run_id: UUID, *, detached: bool, notify: bool
 ) -> ReturningUpdate[Any]:
-    """Make a locked task pending, for another attempt as `run_id`; `detached`: without its key. Returns the attempt.
-    With `notify`, idle workers are told, here and below.
+    """Make a locked task pending, for another attempt with run `run_id`. Returns the attempt.
 
-    An attempt that never started isn't burnt. Through the ORM, so that loaded objects see it.
+    With `detached`, frees the task's key. With `notify`, notifies idle workers. An attempt that never started
+    isn't counted. Through the ORM, so that loaded objects see it.
     """
     attempt = case((model.started_at.is_not(None), model.attempt + 1), else_=model.attempt)
     new: dict[str, Any] = {
@@ -72,7 +74,8 @@ def retry_in_place(
         "lease_expires_at": None,
         "finished_at": None,
         "error": None,
-        # It starts anew. One that has never started gets it from its claim; its time to start was over once.
+        # The deadline to end starts again. A task that never started gets it from its claim; its deadline to
+        # start no longer applies.
         "cancel_at": case(
             (model.first_started_at.is_not(None), clock.after(model.max_duration)), else_=null()
         ),
@@ -83,14 +86,17 @@ def retry_in_place(
         update(model)
         .where(model.id == task_id, text("state IN ('failed', 'cancelled')"))
         .values(new)
-        .returning(model.attempt, *_told(model, notify=notify))
+        .returning(model.attempt, *_notification(model, notify=notify))
     )
 
 
 @cached_statement
 def retry_as_new(model: Model, own: tuple[str, ...], *, keyed: bool, notify: bool) -> ReturningInsert[Any]:
-    """Insert task `id` with run `run_id`, to do what task `task_id` was to do: with its columns `own`, which are the
-    application's, and, if `keyed`, with its key, unless that is held, and its `hold`. Returns its id, or no row."""
+    """Insert task `id` with run `run_id`, as a copy of task `task_id`. Returns its id.
+
+    Copies the application's own columns `own`. With `keyed`, copies the key, with hold `hold`; no row is
+    inserted or returned if another task holds the key. With `notify`, notifies idle workers.
+    """
     table = table_of(model)
     row = table.alias("original")
     same = ("name", "params", "headers", "priority", "max_attempts", "retry", "max_duration", *own)
@@ -106,8 +112,8 @@ def retry_as_new(model: Model, own: tuple[str, ...], *, keyed: bool, notify: boo
     statement = statement.from_select(list(values), source, include_defaults=False)
     if keyed:
         statement = unless_held(statement, table)
-    return statement.returning(table.c.id, *_told(model, notify=notify))
+    return statement.returning(table.c.id, *_notification(model, notify=notify))
 
 
-def _told(model: Model, *, notify: bool) -> list[Any]:
+def _notification(model: Model, *, notify: bool) -> list[Any]:
     return [notify_workers(model, NotificationKind.READY)] if notify else []

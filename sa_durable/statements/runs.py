@@ -1,4 +1,4 @@
-"""How a run ends: completed, failed with another attempt or none, asleep."""
+"""How a run ends: completed, failed with or without another attempt, or suspended."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ from .tables import Model, table_of
 
 @cached_statement
 def complete_many(model: Model, *, wait: bool = False) -> Select[Any]:
-    """Store `results` (JSON texts) of the claims `ids` with `tokens`. Returns the ids that were still held, and whether
-    their end was announced.
+    """Store `results` (JSON texts) of the claims `ids` with `tokens`.
 
-    Locked rows are passed over: whoever writes several tasks never waits for one while it holds another. With `wait`,
-    for one claim, it waits.
+    Returns the ids that were still held, and whether the end of the task was announced. Passes over locked
+    rows: a transaction that writes several tasks never waits for one while it holds another. With `wait`, for
+    one claim, it waits.
     """
     table = table_of(model)
     ended = (
@@ -78,19 +78,20 @@ def complete_many(model: Model, *, wait: bool = False) -> Select[Any]:
         )
         .cte("done")
     )
-    told = announce(model, done).cte("told")
-    return select(done.c.id, done.c.announced).add_cte(told)
+    announced = announce(model, done).cte("told")
+    return select(done.c.id, done.c.announced).add_cte(announced)
 
 
 @cached_statement
 def fail_many(model: Model, *, wait: bool = False) -> Select[Any]:
-    """End the runs of `ids` with `tokens`, each with its `errors` (JSON text), and write their history. Returns the
-    ids that were still held, the states that follow, and whether an end was announced. Passes over locked rows as
-    complete_many does.
+    """End the runs of claims `ids` with `tokens`, with `errors` (JSON texts), and write their history.
 
-    `delays` says what follows: seconds until the next attempt, which gets the id of `next_runs`, or NULL: the task
-    has failed. What would go on after its time was over is cancelled. One statement: history and task change
-    together, in one round trip.
+    `delays` decides what follows: seconds until the next attempt, whose id is in `next_runs`, or NULL: the
+    task has failed. A task whose next attempt would be past its deadline is cancelled. Returns the ids that
+    were still held, their new states, and whether their end was announced. Passes over locked rows, as
+    complete_many.
+
+    One statement: history and task change together, in one round trip.
     """
     table, runs = table_of(model), table_of(model, Role.RUNS)
     ended = (
@@ -182,8 +183,8 @@ def fail_many(model: Model, *, wait: bool = False) -> Select[Any]:
         )
         .cte("done")
     )
-    told = announce(model, done).cte("told")
-    return select(done.c.id, done.c.state, done.c.announced).add_cte(history, told)
+    announced = announce(model, done).cte("told")
+    return select(done.c.id, done.c.state, done.c.announced).add_cte(history, announced)
 
 
 @cached_statement
@@ -213,7 +214,7 @@ def suspend(table: Table, wake: ColumnElement[Any], *conditions: ColumnElement[b
 
 
 def wake_time() -> ColumnElement[Any]:
-    """When a sleep of `delay` that starts now ends, or `until`, if given: a JSON string."""
+    """Return, as a JSON string, when a sleep of `delay` that starts now ends, or `until` if given."""
     until: ColumnElement[Any] = sql_cast(bindparam("until", type_=TIME), TIME)
     delay: ColumnElement[Any] = sql_cast(bindparam("delay", type_=Interval()), Interval())
     return func.to_jsonb(func.coalesce(until, clock.after(delay)), type_=JSONB)

@@ -1,7 +1,8 @@
 """Spawning: the inserts.
 
-Core statements on tables, built once per queue, their parameters by name: a spawn must cost what its INSERT costs.
-Values that travel as text (params, headers, retry) are JSON already and are cast by PostgreSQL.
+These are Core statements on tables, built once per queue, with named parameters: a spawn must cost no more
+than its INSERT. Values that travel as text (params, headers, retry) are JSON already, and PostgreSQL casts
+them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from .cache import cached_statement
 from .notifications import NotificationKind
 from .tables import Model, table_of
 
-# What a spawn sets, in the order of its parameters. `available_at` and `state` follow from run_at and delay.
+# The columns that a spawn sets, in the order of its parameters. `available_at` and `state` follow from run_at
+# and delay.
 _PLAIN = (
     "id",
     "name",
@@ -52,7 +54,7 @@ _PLAIN = (
     "parent_id",
 )
 
-# Parameters that are no columns; named so that they are none of the application's either.
+# Parameters that aren't columns. Their prefix keeps them apart from the application's own columns.
 RUN_AT, DELAY, KEY_TTL = "durable_run_at", "durable_delay", "durable_key_ttl"
 START_WITHIN, MAX_DURATION = "durable_start_within", "max_duration"
 DUE_RUN_AT, DUE_DELAY = "durable_due_run_at", "durable_due_delay"
@@ -62,24 +64,24 @@ _IDS = frozenset({"id", "run_id"})
 
 
 def _bind(name: str, column_: Column[Any] | ColumnElement[Any]) -> ColumnElement[Any]:
-    """Parameter `name` for a column: JSON travels as text."""
+    """Return parameter `name` for a column. JSON travels as text."""
     if name in _AS_TEXT:
         return sql_cast(bindparam(name, type_=Text()), JSONB)
     return bindparam(name, type_=column_.type)
 
 
 def start(run_at: ColumnElement[Any], delay: ColumnElement[Any]) -> ColumnElement[Any]:
-    """When a task starts, by the database's clock: `run_at`, else now, plus `delay`."""
+    """Return when a task is due, by the database's clock: `run_at` or now, plus `delay`."""
     return clock.after(delay, func.coalesce(run_at, clock.now()))
 
 
 def state_at(started: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The state of a new task that starts then."""
+    """Return the state of a new task that is due at a time."""
     return case((started > clock.now(), text("'sleeping'")), else_=text("'pending'"))
 
 
 def parameter(name: str, type_: Any) -> ColumnElement[Any]:
-    """Parameter `name`; the cast says its type where asyncpg can't see it."""
+    """Return parameter `name`, with a cast that tells asyncpg its type."""
     return sql_cast(bindparam(name, type_=type_), type_)
 
 
@@ -88,22 +90,22 @@ def _start(run_at: str, delay: str) -> ColumnElement[Any]:
 
 
 def start_parameters(run_at: datetime | None, delay: timedelta) -> dict[str, Any]:
-    """The parameters of when a task starts."""
-    again = {STATE_RUN_AT: run_at, STATE_DELAY: delay, DUE_RUN_AT: run_at, DUE_DELAY: delay}
-    return {RUN_AT: run_at, DELAY: delay, **again}
+    """Return the parameters that say when a task is due."""
+    repeated = {STATE_RUN_AT: run_at, STATE_DELAY: delay, DUE_RUN_AT: run_at, DUE_DELAY: delay}
+    return {RUN_AT: run_at, DELAY: delay, **repeated}
 
 
 def limit_parameters(start_within: timedelta | None, max_duration: timedelta | None) -> dict[str, Any]:
-    """The parameters of when a task is given up."""
+    """Return the parameters that say when a task is past its deadlines."""
     return {START_WITHIN: start_within, MAX_DURATION: max_duration}
 
 
-# The parameters of a spawn without options, where a statement has them all
 NO_OPTION: Mapping[str, Any] = {
     **start_parameters(None, timedelta(0)),
     **limit_parameters(None, None),
     **dict.fromkeys(("idempotency_key", "key_hold", KEY_TTL)),
 }
+"""The parameters of a spawn without options, for a statement that has all of them."""
 
 
 @cached_statement
@@ -116,11 +118,13 @@ def insert_task(
     own: tuple[str, ...] = (),
     notify: bool = True,
 ) -> ReturningInsert[Any]:
-    """Insert one task; with a key, unless the key is held. Returns its state, or no row. With `notify`, idle workers
-    are told.
+    """Insert one task. Returns its id and state, or no row if another task holds its key.
 
-    `own` are columns of the application's. Parameters go by the columns' names, but for the constants above. Some of
-    those stand for one value again: executemany on asyncpg miscounts a parameter that is used twice.
+    A `keyed` task has a key; a `scheduled` task, a `run_at` or a `delay`; a `limited` task, a `cancellation`.
+    `own` are the application's own columns that are set. With `notify`, notifies idle workers.
+
+    Parameters are named by their columns, except for the constants above. Some constants stand for the same
+    value again, because executemany on asyncpg miscounts a parameter that is used twice.
     """
     table = table_of(model)
     values: dict[str, Any] = {name: _bind(name, table.c[name]) for name in (*_PLAIN, *own)}
@@ -160,11 +164,14 @@ def _returning(statement: Insert, model: Model, *, scheduled: bool, notify: bool
 
 
 def unless_held(statement: Insert, table: Table) -> Insert:
-    """`statement`, passing over rows whose key is held. The predicate is the index's, letter by letter."""
+    """Make an insert pass over rows whose key is held.
+
+    The predicate must be the index's own text, character by character.
+    """
     return statement.on_conflict_do_nothing(index_elements=[table.c.idempotency_key], index_where=text(HELD))
 
 
-# Each parameter of a batch: its type, and how an array of it travels.
+# The parameters of a batch: type, and encoder of an array.
 _BATCH: dict[str, tuple[Any, Callable[[Iterable[Any]], str]]] = {
     "id": (Uuid(), arrays.digits),
     "name": (Text(), arrays.texts),
@@ -187,13 +194,16 @@ _BATCH: dict[str, tuple[Any, Callable[[Iterable[Any]], str]]] = {
 
 
 def batch(columns: Mapping[str, Sequence[Any]]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The arrays and the parameters of `insert_tasks`, or without RUN_AT and DELAY of `insert_ready_tasks`, for values of
-    tasks in one order: what is the same for all of them travels once, and may have been given once. Ids are digits."""
+    """Return names of arrays, and parameters, of `insert_tasks`, for values of tasks by column.
+
+    Without RUN_AT and DELAY, they are those of `insert_ready_tasks`. The values of all columns are in one
+    order. A value that all tasks share travels once. Ids are given as digits.
+    """
     varying: list[str] = []
     parameters: dict[str, Any] = {}
     for name, values in columns.items():
         if name not in _BATCH:
-            continue  # a parameter of `insert_task` that says the same again
+            continue  # a parameter of `insert_task` that repeats a value
         encode = _BATCH[name][1]
         if name in _IDS or values.count(values[0]) < len(values):
             varying.append(name)
@@ -205,19 +215,22 @@ def batch(columns: Mapping[str, Sequence[Any]]) -> tuple[tuple[str, ...], dict[s
 
 @cached_statement
 def insert_tasks(model: Model, varying: tuple[str, ...], *, notify: bool = True) -> ReturningInsert[Any]:
-    """Insert many tasks at once, passing over those whose key is held. Returns the ids and states of the new ones.
+    """Insert many tasks, passing over tasks whose key is held. Returns ids and states of the inserted tasks.
 
-    `varying` names the parameters that are arrays, one element a task; the others are one value for all (`batch`
-    makes both). In the order of the arrays, so that callers who sort by key take the index's locks in one order. With
-    `notify`, idle workers are told of each of them.
+    `varying` names the parameters that are arrays, with one element for each task. The others are one value
+    for all tasks. `batch` makes both. Inserts in the order of the arrays, so that callers that sort by key
+    lock the index's entries in one order. With `notify`, notifies idle workers of each task.
     """
     return _returning(_insert_tasks(model, varying, scheduled=True), model, scheduled=True, notify=notify)
 
 
 @cached_statement
 def insert_ready_tasks(model: Model, varying: tuple[str, ...], *, notify: bool = True) -> Select[Any]:
-    """As `insert_tasks`, for tasks that start now. Returns the ids of the new ones as one text, with commas between, or
-    NULL: a row for each costs the client as much as all else that it does with a task. Idle workers are told once."""
+    """Insert many tasks that are due now, like `insert_tasks`. Notifies idle workers once.
+
+    Returns the ids of the inserted tasks as one text, separated by commas, or NULL. A row for each task would
+    cost the client as much as all its other work for the task.
+    """
     statement = _insert_tasks(model, varying, scheduled=False)
     new = _returning(statement, model, scheduled=False, notify=notify).cte("inserted")
     return select(func.string_agg(sql_cast(new.c.id, Text()), literal_column("','", Text())))
@@ -246,7 +259,7 @@ def _insert_tasks(model: Model, varying: tuple[str, ...], *, scheduled: bool) ->
 
 @cached_statement
 def outcome(model: Model) -> Select[Any]:
-    """State, attempt, name, result and error of task `task_id`."""
+    """Return state, attempt, name, result and error of task `task_id`."""
     table = table_of(model)
     return select(
         table.c.id, table.c.state, table.c.attempt, table.c.name, table.c.result, table.c.error

@@ -1,11 +1,12 @@
-"""Waits: which tasks sleep for which events. Here is the run's side; workers wake it by statements.wake.
+"""Waits: which tasks sleep for which events. The run's side; statements.wake is the workers' side.
 
-A run first commits its waits and then looks for the event a last time before it sleeps. So whoever settles an event
-either sees the wait, or the event was there to be seen by the waiter: neither needs a lock on the other. Who waits for
-several sleeps although some are there: it takes their waits back (`narrow`), since nobody else would.
+A run first commits its waits, then checks once more for the event, then sleeps. So either the transaction
+that settles the event sees the wait, or the run sees the event: neither locks the other. A run that waits for
+several events and sleeps although some are settled deletes the waits for those itself (`narrow`), since no
+worker would.
 
-Locks are taken in the order task, then its waits; where several waits are locked, only free ones (`settle` in
-statements.waking is the one that waits, and it locks no task).
+Locks are taken in the order task, then its waits. Several waits are locked only if they are free.
+`mark_settled` in statements.wake is the exception: it waits for locked waits, and locks no task.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ from .tables import Model, table_of
 
 @cached_statement
 def register(model: Model) -> Select[Any]:
-    """Have the claim `task_id` with `held_token` wait, as `step`, for the events `names` of the queues `queues`
-    (arrays), for `timeout`. A wait that is there keeps its end. Returns one row: whether the claim stands (`held`), and
-    whether the step's time is over.
+    """Make claim `task_id` with `held_token` wait, as `step`, for the events `names` of `queues` (arrays).
 
-    The lock makes the fence real, as in checkpoints.save: who ends the task waits for us, or we see that it ended.
-    DO NOTHING, since an update would lock several waits in an order of its own, against `settle`.
+    `timeout` is the longest wait. A wait that exists keeps its end. Returns one row: whether the claim is
+    still held (`held`), and whether the step's time has passed (`over`).
+
+    The lock makes the check of the token safe, as in checkpoints.save: a transaction that ends the task waits
+    for this one, or this statement sees that it ended. ON CONFLICT DO NOTHING, because an update would lock
+    several waits in an order of its own and could deadlock with `mark_settled`.
     """
     table, tasks = table_of(model, Role.WAITS), table_of(model)
     task_id: ColumnElement[Any] = bindparam("task_id", type_=Uuid())
@@ -88,7 +91,7 @@ def register(model: Model) -> Select[Any]:
 
 
 def _claim(tasks: Table) -> CTE:
-    """The claim `task_id` with `held_token`, locked, if it stands."""
+    """Lock the task of claim `task_id` with `held_token`, if it is still held."""
     return (
         select(tasks.c.id)
         .where(
@@ -101,8 +104,11 @@ def _claim(tasks: Table) -> CTE:
 
 @cached_statement
 def narrow(model: Model) -> Select[Any]:
-    """Have the claim `task_id` with `held_token` wait, as `step`, for no other events than `names` (an array). Waits that are
-    just being settled stay: they are no hindrance then. Returns whether any are left."""
+    """Make claim `task_id` with `held_token` wait, as `step`, only for the events `names` (an array).
+
+    Waits that are locked because their event is being settled stay: they don't keep the task asleep. Returns
+    whether any waits are left.
+    """
     table = table_of(model, Role.WAITS)
     mine = (
         table.c.task_id == bindparam("task_id", type_=Uuid()),
@@ -130,8 +136,10 @@ def narrow(model: Model) -> Select[Any]:
 
 @cached_statement
 def sleep(model: Model) -> ReturningUpdate[Any]:
-    """Put the claim `task_id` with `held_token` to sleep until it is woken, or the first of its waits' times is over.
-    Returns its id."""
+    """Put the task of claim `task_id` with `held_token` to sleep until an event or its first timeout.
+
+    Returns the task's id.
+    """
     table, waits = table_of(model), table_of(model, Role.WAITS)
     wake = (
         select(func.min(waits.c.timeout_at))
@@ -144,7 +152,11 @@ def sleep(model: Model) -> ReturningUpdate[Any]:
 
 @cached_statement
 def forget(model: Model) -> Delete:
-    """Task `id` no longer waits in `step`. Waits that are just being settled stay: statements.wake.forget_idle has them then."""
+    """Delete the waits of task `id` in `step`.
+
+    Waits that are locked because their event is being settled stay: statements.wake.forget_idle deletes them
+    later.
+    """
     table = table_of(model, Role.WAITS)
     mine = (
         table.c.task_id == bindparam("id", type_=Uuid()),
@@ -156,7 +168,7 @@ def forget(model: Model) -> Delete:
 
 @cached_statement
 def outcomes(model: Model) -> Select[Any]:
-    """State, result and error (JSON texts) of the tasks `ids`."""
+    """Return state, result and error (JSON texts) of the tasks `ids`."""
     table = table_of(model)
     return select(
         table.c.id,
@@ -171,7 +183,7 @@ def outcomes(model: Model) -> Select[Any]:
 
 @cached_statement
 def mark_awaited(model: Model) -> ReturningUpdate[Any]:
-    """Have the end of task `id` announced. Returns its id, unless it has ended."""
+    """Make the end of task `task_id` be announced. Returns its id, unless it has ended."""
     table = table_of(model)
     return (
         update(table)
@@ -183,8 +195,11 @@ def mark_awaited(model: Model) -> ReturningUpdate[Any]:
 
 @cached_statement
 def touch(model: Model, *, wait: bool) -> ReturningUpdate[Any]:
-    """Write the row of claim `task_id` with `held_token` as it is; or no row, without `wait`, if somebody has it locked. A
-    cascade at REPEATABLE READ, which couldn't see the child that this transaction spawns, then fails and is run again."""
+    """Write the row of claim `task_id` with `held_token` unchanged.
+
+    Without `wait`, writes nothing if the row is locked. A cascade at REPEATABLE READ can't see the child that
+    this transaction spawns. After this write it fails and is retried.
+    """
     table = table_of(model)
     own = claim_is_held(table)
     if not wait:

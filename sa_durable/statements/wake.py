@@ -1,4 +1,4 @@
-"""Waking who waits: the workers' side of statements.waits."""
+"""Wake tasks whose events are settled: the workers' side of statements.waits."""
 
 from __future__ import annotations
 
@@ -37,10 +37,13 @@ from .tables import Model, table_of
 
 @cached_statement
 def mark_settled(model: Model, *, notify: bool) -> ReturningUpdate[Any]:
-    """Mark whoever waits for the events `names` of `queue`. Tasks aren't touched: a locked one must not hold this up.
-    With `notify`, idle workers of theirs are told."""
+    """Mark the waits for the events `names` of `queue` as settled.
+
+    Touches no tasks, so a locked task can't block it. With `notify`, notifies idle workers of the waiting
+    tasks' queue.
+    """
     table = table_of(model, Role.WAITS)
-    told = [notify_workers(model, NotificationKind.WAKE)] if notify else []
+    notification = [notify_workers(model, NotificationKind.WAKE)] if notify else []
     return (
         update(table)
         .where(
@@ -49,14 +52,16 @@ def mark_settled(model: Model, *, notify: bool) -> ReturningUpdate[Any]:
             text("NOT settled"),
         )
         .values(settled=True)
-        .returning(table.c.task_id, *told)
+        .returning(table.c.task_id, *notification)
     )
 
 
 @cached_statement
 def awaited_events(model: Model) -> Select[Any]:
-    """Which events of the queues `queues` open waits are for: queue and name, of each queue up to `limit` names behind
-    that of the array `after`, in order, some more than once."""
+    """Return the events of `queues` that open waits are for: queue and name, in order.
+
+    Of each queue, up to `limit` names after the name in the array `after`, some more than once.
+    """
     table = table_of(model, Role.WAITS)
     asked = (
         func.unnest(opaque_array("queues", Text()), opaque_array("after", Text()))
@@ -76,12 +81,16 @@ def awaited_events(model: Model) -> Select[Any]:
 
 @cached_statement
 def wake(model: Model) -> Select[Any]:
-    """Make up to `limit` sleepers pending whose events are all there, passing over locked ones; those waits are over.
-    Returns how many."""
+    """Make up to `limit` sleepers pending whose events are all settled, and delete their waits.
+
+    Passes over locked rows. Returns how many tasks were woken (`woken`), and how many waits deleted
+    (`waits`).
+    """
     table, tasks = table_of(model, Role.WAITS), table_of(model)
     steps = _settled_steps(table)
-    # Lateral, as leases.still_held, and with a state that the planner can't read: where it believed that nobody sleeps,
-    # it searched the index of all sleepers for each wait. A task with several steps comes several times.
+    # LATERAL, as in fencing.lock_held, and with a state that the planner can't match with an index: where it
+    # believed that no task sleeps, it searched the index of all sleepers for each wait. A task with several
+    # steps comes several times.
     sleeper = (
         select(tasks.c.id)
         .where(tasks.c.id == steps.c.task_id, text(f"{tasks.name}.state || '' = '{TaskState.SLEEPING}'"))
@@ -119,9 +128,10 @@ def wake(model: Model) -> Select[Any]:
 
 @cached_statement
 def forget_ended(model: Model) -> ReturningDelete[Any]:
-    """Drop the waits of those of the tasks `ids` (an array) that are over, passing over what is locked."""
+    """Delete the waits of tasks among `ids` (an array) that have ended, passing over locked rows."""
     table, tasks = table_of(model, Role.WAITS), table_of(model)
-    over = (  # locked: a task that is retried meanwhile needs its new waits
+    # Locked, because a task that is retried meanwhile needs its new waits.
+    over = (
         select(tasks.c.id.label("task_id"))
         .where(tasks.c.id == any_of("ids", Uuid()), tasks.c.state.in_(_ENDED))
         .with_for_update(skip_locked=True, key_share=True)
@@ -133,8 +143,11 @@ def forget_ended(model: Model) -> ReturningDelete[Any]:
 
 @cached_statement
 def forget_idle(model: Model) -> ReturningDelete[Any]:
-    """Drop up to `limit` settled waits that wake nobody: of tasks that will look for themselves or have ended, and
-    those whose step waits for others still. A running task's own stay: it may be about to sleep."""
+    """Delete up to `limit` settled waits that wake no task.
+
+    These are waits of tasks that have ended or are pending, and waits whose step also waits for events that
+    aren't settled. Waits of running tasks stay, because the task may be about to sleep.
+    """
     table, tasks = table_of(model, Role.WAITS), table_of(model)
     steps = _settled_steps(table)
     state = select(tasks.c.state).where(tasks.c.id == steps.c.task_id).correlate(steps).scalar_subquery()
@@ -148,9 +161,12 @@ _ENDED = sorted(TERMINAL)
 
 
 def _settled_steps(table: Table) -> CTE:
-    """The steps with waits whose event is there, one after the other, as many as are asked for. Steps and not waits: one
-    that joins 5000 tasks is asked about once. (Asked for each wait that is settled, each time looking through the
-    others, it took 26 s.) Recursive, to go from step to step in the index: DISTINCT reads all there are."""
+    """Return the steps that have settled waits, in order, one at a time, as many as the outer LIMIT asks for.
+
+    Steps and not waits, so that a step that joins 5,000 tasks is checked once. (Checked for each settled
+    wait, with a scan of the others each time, it took 26 s.) Recursive, to go from step to step in the index:
+    DISTINCT would read all waits.
+    """
     first, then = table.alias("first"), table.alias("then")
     steps = (
         select(first.c.task_id, first.c.step)
@@ -174,7 +190,7 @@ def _settled_steps(table: Table) -> CTE:
 
 
 def _waits_for_more(table: Table, steps: CTE) -> ColumnElement[bool]:
-    """Whether a step waits for other events that aren't there."""
+    """Return the condition that a step also waits for events that aren't settled."""
     other = table.alias("other")
     more = select(other.c.task_id).where(
         other.c.task_id == steps.c.task_id, other.c.step == steps.c.step, text("NOT other.settled")
@@ -189,7 +205,7 @@ def _locked_waits(
     *,
     settled: bool = False,
 ) -> LateralFromClause:
-    """The waits of a task, or of its step, that nobody has locked, locked now."""
+    """Lock and return the free waits of a task, or of its step."""
     wait = table.alias("wait")
     rows = select(*wait.primary_key).where(wait.c.task_id == task_id)
     if step is not None:
@@ -204,7 +220,7 @@ def _delete(table: Table, rows: Select[Any]) -> ReturningDelete[Any]:
     return (
         delete(table)
         .where(
-            # Which index: those of the tasks. A join alone may read the whole table.
+            # Makes the planner search by the tasks' ids. A join alone may read the whole table.
             table.c.task_id == any_(func.array(select(free.c.task_id).scalar_subquery())),
             tuple_(*table.primary_key).in_(select(*free.c)),
         )
