@@ -1,4 +1,4 @@
-"""How a worker ends. In a thread of its own, so that a handler which blocks the event loop can't prevent it."""
+"""Shut a worker down, in a thread of its own: a handler that blocks the event loop can't prevent it."""
 
 from __future__ import annotations
 
@@ -11,97 +11,128 @@ from time import monotonic
 from ..errors import LeaseLost
 from .runs.active import ActiveRuns
 from .runs.completer import Completer, ReleaseClaim
+from .threads.event_loop import EventLoopHandle
 from .threads.periodic import PeriodicThread
 
 logger = logging.getLogger("sa_durable.worker")
 
 POLL_S = 0.02
-STORE_TIMEOUT_S = 5.0  # seconds for the last writes; beyond that leases run out, and a sweep takes over
+"""Pause between two checks whether all runs are stored."""
+
+CHECK_LOOP_S = 1.0
+"""Pause between two checks whether the event loop was closed without a stop request."""
+
+STORE_TIMEOUT_S = 5.0
+"""How long the last writes may take. Leases that are not released by then run out, and a sweeper expires them."""
+
+JOIN_TIMEOUT_S = 1.0
+"""How long each thread may take to end."""
 
 
 class Shutdown:
-    """Waits for the order to stop, or for the end of the worker's loop, and takes the worker down in order.
+    """Wait for a stop request, or for the end of the event loop, and take the worker down in this order.
 
-    No more claims; `stopping` gives back what waits for a slot; what runs has `patience` seconds, or until a second
-    order; the rest is given back and ended; the other chores stop last, since leases count until then; `stopped`.
+    1. The claimer stops, and `stop_accepting` gives back the runs that wait for a slot.
+    2. Active runs have `shutdown_timeout_s` to end, or until a second stop request.
+    3. Runs that are left are ended, and their claims released.
+    4. The other threads stop. They come last because leases must be extended until then.
+    5. `closed` is set, and `close` is called.
+
+    Args:
+        active: Runs that this worker holds.
+        completer: Stores their outcomes.
+        claimer: The claimer's thread.
+        others: The other threads, without the completer's.
+        loop: The event loop. If it was closed without a stop request, nothing is waited for.
+        shutdown_timeout_s: How long active runs may take to end.
+        stop_accepting: Starts no more runs, and gives back those that wait.
+        close: Closes threads and connections.
     """
+
+    closed: Event
+    """Set once every outcome is stored or its claim released, or `STORE_TIMEOUT_S` is over."""
 
     def __init__(
         self,
-        live: ActiveRuns,
-        flusher: Completer,
+        active: ActiveRuns,
+        completer: Completer,
         claimer: PeriodicThread,
         others: Sequence[PeriodicThread],
+        loop: EventLoopHandle,
         *,
-        patience: float,
-        loop_gone: Callable[[], bool],
-        stopping: Callable[[], None],
-        stopped: Callable[[], None],
+        shutdown_timeout_s: float,
+        stop_accepting: Callable[[], None],
+        close: Callable[[], None],
     ) -> None:
-        self._active, self._completer, self._claimer, self._others = live, flusher, claimer, others
-        self._patience = patience
-        self._loop_gone, self._stopping, self._stopped = loop_gone, stopping, stopped
+        self._active, self._completer, self._claimer, self._others = active, completer, claimer, others
+        self._loop, self._shutdown_timeout_s = loop, shutdown_timeout_s
+        self._stop_accepting, self._close = stop_accepting, close
         self.closed = Event()
-        # SimpleQueue: its put is reentrant, and a signal handler may interrupt one.
-        self._orders: SimpleQueue[None] = SimpleQueue()
+        # SimpleQueue: its put is reentrant, and a signal handler may interrupt another put.
+        self._requests: SimpleQueue[None] = SimpleQueue()
 
     def start(self) -> None:
+        """Start the thread that waits for a stop request."""
         Thread(target=self._run, name="sa_durable shutdown", daemon=True).start()
 
     def request(self) -> None:
-        """The order to stop; the second one is not to wait. From any thread or signal handler."""
-        self._orders.put(None)
+        """Request the shutdown. A second request means not to wait. From any thread or signal handler."""
+        self._requests.put(None)
 
     def _run(self) -> None:
-        ordered = self._ordered(1.0)
-        while not ordered and not self._loop_gone():
-            ordered = self._ordered(1.0)
+        requested = self._requested(CHECK_LOOP_S)
+        while not requested and self._loop.usable:
+            requested = self._requested(CHECK_LOOP_S)
         try:
-            self._close(self._patience if ordered else 0.0)
+            self._shut_down(self._shutdown_timeout_s if requested else 0.0)
         finally:
             self.closed.set()
-            self._stopped()
+            self._close()
 
-    def _ordered(self, timeout: float) -> bool:
+    def _requested(self, timeout_s: float) -> bool:
+        """Wait for a stop request. Return whether one came."""
         try:
-            self._orders.get(timeout=timeout)
+            self._requests.get(timeout=timeout_s)
         except Empty:
             return False
         return True
 
-    def _close(self, patience: float) -> None:
-        deadline = monotonic() + patience
+    def _shut_down(self, timeout_s: float) -> None:
+        deadline = monotonic() + timeout_s
         self._claimer.stop()
-        self._stopping()
-        logger.info("stopping: %d tasks in hand, up to %g s for what runs", len(self._active), patience)
+        self._stop_accepting()
+        logger.info("shutting down: %d tasks held, waiting up to %g s", len(self._active), timeout_s)
         while len(self._active) and monotonic() < deadline:
-            if self._ordered(POLL_S):
-                logger.info("stopping at once")
+            if self._requested(POLL_S):
+                logger.info("shutting down at once: second stop request; unfinished tasks are released")
                 break
-        self.release_unfinished()
+        release_unfinished(self._active, self._completer)
         self._claimer.join(STORE_TIMEOUT_S)
-        self.release_unfinished()  # what a claim brought that was on its way
+        release_unfinished(self._active, self._completer)  # tasks of a claim that was under way
         deadline = monotonic() + STORE_TIMEOUT_S
         while (len(self._active) or self._completer.backlog) and monotonic() < deadline:
-            self._ordered(POLL_S)
-        if left := len(self._active):
+            self._requested(POLL_S)
+        if unfinished := len(self._active):
             logger.error(
-                "stopped with %d tasks neither stored nor given back: their leases will run out", left
+                "shut down with %d tasks unfinished; they will be retried after their lease expires",
+                unfinished,
             )
-        for chore in (*self._others, self._completer.thread):
-            chore.stop()
-        for chore in (*self._others, self._completer.thread):
-            chore.join(1.0)
+        for thread in (*self._others, self._completer.thread):
+            thread.stop()
+        for thread in (*self._others, self._completer.thread):
+            thread.join(JOIN_TIMEOUT_S)
 
-    def release_unfinished(self) -> None:
-        """End what runs, and hand its claims to the flusher: their tasks are ready again, no attempt burnt."""
-        # Runs that were ended otherwise are nobody's to store; their handlers are left behind.
-        self._active.remove(run for run in self._active.all() if run.signal is not None and not run.finishing)
-        unfinished = [run for run in self._active.all() if not run.finishing and run.signal is None]
-        for run in unfinished:
-            # In this order: from now on it is ours to store; and once it has ended, its handler's outcome isn't taken.
-            run.finishing = True
-            if run.end(LeaseLost(f"task {run.claim.task_id}: its worker stops")):
-                self._completer.submit(run, ReleaseClaim(run.claim.task_id, run.claim.token))
-        if unfinished:
-            logger.warning("gave %d unfinished tasks back", len(unfinished))
+
+def release_unfinished(active: ActiveRuns, completer: Completer) -> None:
+    """End all active runs and release their claims: their tasks are claimable again, and no attempt is consumed."""
+    # The outcome of a run that a signal ended is not stored. Its handler may still be running: it is left behind.
+    active.remove(run for run in active.all() if run.signal is not None and not run.finishing)
+    unfinished = [run for run in active.all() if not run.finishing and run.signal is None]
+    for run in unfinished:
+        # `finishing` first: from now on this thread stores the outcome. Once `end` has returned True, the handler's
+        # own outcome is not taken any more.
+        run.finishing = True
+        if run.end(LeaseLost(f"task {run.claim.task_id}: its worker shuts down")):
+            completer.submit(run, ReleaseClaim(run.claim.task_id, run.claim.token))
+    if unfinished:
+        logger.warning("released %d unfinished tasks; other workers can claim them", len(unfinished))

@@ -1,4 +1,4 @@
-"""What a worker does to its process: it takes the signals, and winds up the loop that it ran in."""
+"""What `Worker.run` does to its process: handle SIGTERM and SIGINT, and close the event loop."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-UNWIND_S = 2.0  # seconds that cancelled handlers have for their `finally` blocks
+UNWIND_S = 2.0
+"""How long cancelled handlers may take for their `finally` blocks."""
 
 
 @contextmanager
 def stop_signals(call: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call `call` instead of ending the process. Nothing, outside the main thread."""
+    """Make SIGTERM and SIGINT call `call` instead of ending the process. Does nothing outside the main thread."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         call()
@@ -26,18 +27,18 @@ def stop_signals(call: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            # None: something that Python didn't install, and can't put back.
+            # None: the handler was not installed by Python, and Python can't restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def close_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Close a loop without waiting for threads: asyncio.run would, for as long as a handler's thread hangs."""
+    """Close a loop without waiting for threads: asyncio.run would wait for as long as a handler's thread hangs."""
     try:
-        left = asyncio.all_tasks(loop)
-        for task in left:
+        unfinished = asyncio.all_tasks(loop)
+        for task in unfinished:
             task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left, timeout=UNWIND_S))
+        if unfinished:
+            loop.run_until_complete(asyncio.wait(unfinished, timeout=UNWIND_S))
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()

@@ -10,9 +10,11 @@ from time import monotonic
 
 # Seconds, at the latest after which a claim looks at everything again; the other where that is dear. It is where so often
 # in a row it took so many times what a claim took that found as much.
-EVERYTHING, RARELY = 1.0, 5.0
+FULL_SCAN_INTERVAL_S, RARELY = 1.0, 5.0
 OFTEN, DEAR = 5, 2.0
-LATE = 2.0  # seconds; tasks that were due, and committed, so much later than others are found at once
+LATE_COMMIT_S = (
+    2.0  # seconds; tasks that were due, and committed, so much later than others are found at once
+)
 PRIORITIES = 8  # that are kept apart
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
 ALWAYS = timedelta(days=2_000_000)  # longer than anything was ready, and still a time that PostgreSQL has
@@ -33,15 +35,22 @@ class ClaimWatermark:
     While some transaction holds an old snapshot, all that has passed through stays in the ready index, before what is
     ready, and whoever looks at everything steps over it. A claim that found less than it asked for has taken all that was
     ready; one that found as much has taken all that comes before its last. What is there all the same (somebody had it
-    locked, it was given back, its transaction took longer than LATE, its time had long come when it was spawned) is found
+    locked, it was given back, its transaction took longer than `late_commit_s`, its time had long come when it was spawned) is found
     by a look at everything: by one a second, and by each claim that would find nothing. Where those have become dear, there is
     one in five seconds, and such a claim leaves it for that: `owed` says when.
 
     One thread claims; another may ask what is `due` and tell what it has `looked` at.
     """
 
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = monotonic,
+        *,
+        full_scan_interval_s: float = FULL_SCAN_INTERVAL_S,
+        late_commit_s: float = LATE_COMMIT_S,
+    ) -> None:
         self._clock = clock
+        self._full_scan_interval_s, self._late_commit_s = full_scan_interval_s, late_commit_s
         self._taken: dict[int, float] = {}  # what was ready before that is taken, by priority
         self._looked = -inf  # when the last claim was sent that looked at everything,
         self._asked = -inf  # and when somebody else last did
@@ -65,7 +74,7 @@ class ClaimWatermark:
         for priority, taken in sorted(self._taken.items()):
             if low < priority:
                 yield ScanRange(low, priority - 1, ALWAYS)
-            yield ScanRange(priority, priority, timedelta(seconds=now - taken + LATE))
+            yield ScanRange(priority, priority, timedelta(seconds=now - taken + self._late_commit_s))
             low = priority + 1
         if low <= HIGHEST:
             yield ScanRange(low, HIGHEST, ALWAYS)
@@ -106,7 +115,7 @@ class ClaimWatermark:
 
     @property
     def _pause(self) -> float:
-        return RARELY if self._is_dear else EVERYTHING
+        return RARELY if self._is_dear else self._full_scan_interval_s
 
     def due(self) -> bool:
         """Whether everything may be looked at now."""

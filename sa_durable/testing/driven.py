@@ -1,4 +1,4 @@
-"""A worker that is driven by hand, one run after the other."""
+"""A worker without threads of its own, whose parts a test drives one run after the other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from threading import Lock
+from time import monotonic
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -16,13 +17,16 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..runtime import Worker
 from ..runtime.connections.database import Database
 from ..runtime.connections.engines import EngineOrUrl, engine_for
 from ..runtime.context.transactions import AsyncSessionFactory, SessionFactory
+from ..runtime.parts import build_parts
 from ..runtime.runs.active import ActiveRun
 from ..runtime.runs.completer import LOCKED_RETRY_S
+from ..runtime.shutdown import release_unfinished
 from ..runtime.signals import UNWIND_S
+from ..runtime.tuning import DEFAULT_TUNING, Tuning
+from ..runtime.worker_options import WorkerOptions
 from ..values import ACTIVE, TaskState
 
 if TYPE_CHECKING:
@@ -31,39 +35,59 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LEFT = 1000  # tasks that are listed
+MAX_LEFT = 1000
+"""Most tasks that `DrivenWorker.left` lists."""
+
 NEVER = timedelta(days=1)
+"""Longer than any test, for intervals that don't matter here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A run of a handler, and what it made of its task."""
+    """A run of a handler, and the state that it left its task in."""
 
     name: str
-    state: TaskState | None  # directly afterwards. Pending: it is tried again at once. None: its row is gone
+    """The task's name."""
+
+    state: TaskState | None
+    """The task's state directly after the run. Pending: it is retried at once. None: its row was deleted."""
+
     attempt: int
     queue: str
     task_id: UUID
-    error: BaseException | None = field(default=None, compare=False)  # what the handler raised
+
+    error: BaseException | None = field(default=None, compare=False)
+    """What the handler raised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A task that is not over: it sleeps, or nobody here can run it (its name is unknown, its queue paused)."""
+    """A task that has not ended.
+
+    It sleeps, or it can't be claimed here: no handler of its name is known, or its queue is paused.
+    """
 
     name: str
+    """The task's name."""
+
     state: TaskState
-    due: datetime | None  # when it wakes by itself. None: it doesn't sleep, or waits for others without end
+
+    due: datetime | None
+    """When the task wakes by itself. None: it doesn't sleep, or it waits without a timeout."""
+
     attempt: int
     queue: str
     task_id: UUID
 
 
-class DrivenWorker(Worker):
-    """All parts of a worker, but nobody's threads call them: it looks, claims and runs when it is told to.
+class DrivenWorker:
+    """The parts of a worker, without their threads: the caller says when to claim a task and when to run it.
 
-    What it asks the database goes through the engine's own pool: a connection at a time.
+    All parts share one connection of the engine's own pool.
     """
+
+    claimed: ActiveRun | None
+    """The run that was claimed and is not stored yet."""
 
     def __init__(
         self,
@@ -71,119 +95,141 @@ class DrivenWorker(Worker):
         queues: Iterable[type[DurableTask]],
         session_factory: SessionFactory | None,
         async_session_factory: AsyncSessionFactory | None,
+        tuning: Tuning = DEFAULT_TUNING,
     ) -> None:
         source = _plain(engine)
-        self._shared = Database(source, own_pool=source is not engine)
-        self._over = asyncio.Event()
-        self._error: BaseException | None = None
-        self._working = Lock()  # one thread asks the database at a time
-        self._gone = False
-        self.in_hand: ActiveRun | None = None
-        super().__init__(
+        self._database = Database(source, own_pool=source is not engine)
+        self._parts = build_parts(
             engine,
             queues,
-            concurrency=1,
-            prefetch=0,
-            lease=NEVER,  # by this process's clock; a database's that is moved may still end it
-            poll_interval=NEVER,
-            sweep_interval=NEVER,
-            notify=False,
-            worker_id="run_until_idle",
+            WorkerOptions(
+                worker_id="run_until_idle",
+                concurrency=1,
+                prefetch=0,
+                lease=NEVER,  # by this process's clock; a test that moves the database's clock may still end it
+                poll_interval=NEVER,
+                sweep_interval=NEVER,
+                notify=False,
+            ),
             session_factory=session_factory,
             async_session_factory=async_session_factory,
+            tuning=tuning,
+            database=self._database,
+            accept=self._accept,
+            on_error=self._on_error,
         )
-        self._databases = []  # it is closed here
-        self._loop = asyncio.get_running_loop()
+        self._parts.loop.attach()
+        self._run_ended = asyncio.Event()
+        self._error: BaseException | None = None
+        self._database_lock = Lock()  # one thread uses the database at a time
+        self._closing = False
+        self.claimed = None
 
     async def claim_next(self) -> ActiveRun | None:
-        """Do what time and events have to do, and claim a task. None: there is nothing to do."""
+        """Wake, sweep and claim until a task is claimed. Return None if there is nothing left to do."""
         more = True
-        while more and self.in_hand is None:
-            more = await self._call(self._look)
-        return self.in_hand
+        while more and self.claimed is None:
+            more = await self._call(self._poll)
+        return self.claimed
 
     async def run_next(self, run: ActiveRun) -> Ran:
-        """Run the task that was claimed, and store how that ended."""
-        self._over.clear()
+        """Run the task that was claimed, and store the outcome."""
+        self._run_ended.clear()
         self._error = None
-        self._accept([run])
-        while not self._over.is_set():
-            left = self._timeouts.thread.run_once()  # for handlers that have a timeout
+        self._parts.capacity.start()
+        self._parts.executor.start(run, self)
+        while not self._run_ended.is_set():
+            pause_s = self._parts.timeouts.thread.run_once()  # for handlers that have a timeout
             with suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._over.wait()
+                async with asyncio.timeout(pause_s):
+                    await self._run_ended.wait()
         stored, state = await self._call(self._store, run)
         while not stored:
             await asyncio.sleep(LOCKED_RETRY_S)
             stored, state = await self._call(self._store, run)
-        claim, self.in_hand = run.claim, None
+        claim, self.claimed = run.claim, None
         return Ran(claim.name, state, claim.attempt, claim.queue, claim.task_id, self._error)
 
     async def left(self) -> list[Left]:
-        """The tasks of the queues that are not over: sleepers first, in the order in which they are due."""
+        """Return the tasks that have not ended: sleepers first, in the order in which they are due."""
         found = await self._call(self._left)
         return sorted(found, key=lambda task: (task.due is None, task.due and task.due.timestamp()))
 
+    async def close(self) -> None:
+        """Release the claimed task, and close the connections."""
+        self._closing = True
+        parts = self._parts
+        release_unfinished(parts.active, parts.completer)
+        if parts.completer.backlog:
+            with suppress(TimeoutError, SQLAlchemyError):
+                async with asyncio.timeout(UNWIND_S):
+                    await self._call(parts.completer.thread.run_once)
+        if parts.executor.tasks:
+            await asyncio.wait(parts.executor.tasks, timeout=UNWIND_S)
+        parts.close()
+        await parts.operations.transactions.aclose()
+        if self._database_lock.acquire(
+            blocking=False
+        ):  # else the thread that has the lock closes the database
+            self._database.close()
+            self._database_lock.release()
+
+    def ended(self, run: ActiveRun) -> None:
+        """Free the slot of a run. On the loop (see RunSource)."""
+        self._parts.capacity.release(monotonic() - run.started)
+        self._run_ended.set()
+
+    def next_sync(self, ended: ActiveRun) -> ActiveRun | None:
+        """Report the end of a sync run to the loop. Its thread runs nothing else (see RunSource)."""
+        self._parts.loop.post(self.ended, ended)
+        return None
+
     async def _call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._operations.threads.call(partial(self._in_thread, partial(work, *args, **kwargs)))
+        call = partial(self._in_thread, partial(work, *args, **kwargs))
+        return await self._parts.operations.threads.call(call)
 
     def _in_thread(self, work: Callable[[], T]) -> T:
         try:
-            with self._working:
+            with self._database_lock:
                 return work()
         finally:
-            if self._gone:  # it had waited for a lock
-                self._shared.close()
+            if self._closing:  # the work had waited for a database lock
+                self._database.close()
 
-    async def let_go(self) -> None:
-        """Give back what was claimed, and let go of the database."""
-        self._gone = True
-        self._shutdown.release_unfinished()
-        if self._completer.backlog:
-            with suppress(TimeoutError, SQLAlchemyError):
-                async with asyncio.timeout(UNWIND_S):
-                    await self._call(self._completer.thread.run_once)
-        if self._executor.tasks:
-            await asyncio.wait(self._executor.tasks, timeout=UNWIND_S)
-        self._close_connections()
-        await self._operations.transactions.aclose()
-        if self._working.acquire(blocking=False):  # else whoever has it closes
-            self._shared.close()
-            self._working.release()
-
-    def _look(self) -> bool:
-        """In a thread. True: there may be more to do, even if no task was claimed."""
-        if self._asleep.wait(0):  # somebody has slept, ended or emitted
-            self._waker.thread.run_once()
-        self._claimer.thread.run_once()
-        if self.in_hand is not None:
+    def _poll(self) -> bool:
+        """Wake, sweep and claim once. Return whether there may be more to do. In a thread."""
+        parts, sleepers_changed = self._parts, self._parts.sleepers_changed
+        if sleepers_changed.wait(0):
+            parts.waker.thread.run_once()
+        parts.claimer.thread.run_once()
+        if self.claimed is not None:
             return True
-        self._sweeper.thread.run_once()
-        self._asleep.wait(0)  # the hint is taken: the waker comes next
-        pause = self._waker.thread.run_once()
-        self._claimer.thread.run_once()
-        return not pause or self._asleep.wait(0)
+        parts.sweeper.thread.run_once()
+        sleepers_changed.wait(0)  # consume the wake-up: the waker comes next
+        pause_s = parts.waker.thread.run_once()
+        parts.claimer.thread.run_once()
+        return not pause_s or sleepers_changed.wait(0)
 
     def _store(self, run: ActiveRun) -> tuple[bool, TaskState | None]:
-        """Whether it is stored how the run ended (else somebody has the row locked), and the task's state then."""
-        if self._completer.thread.run_once() is not None:
+        """Store the run's outcome. Return whether its row was not locked, and the task's state after that."""
+        if self._parts.completer.thread.run_once() is not None:
             return False, None
         model = run.model
-        with self._shared.autocommit() as session:
+        with self._database.autocommit() as session:
             state = session.scalar(select(model.state).where(model.id == run.claim.task_id))
         return True, None if state is None else TaskState(state)
 
     def _left(self) -> list[Left]:
         found: list[Left] = []
-        for model in self.queues:
+        for model in self._parts.registry.queues:
             due = model.available_at
             left = (
                 select(model.name, model.state, due, model.attempt, model.id)
                 .where(model.state.in_([state.value for state in ACTIVE]))
                 .order_by(model.state.desc(), due.nulls_last())
-                .limit(LEFT - len(found))
+                .limit(MAX_LEFT - len(found))
             )
-            with self._shared.autocommit() as session:
+            with self._database.autocommit() as session:
                 rows = session.execute(left).all()
             for name, state, at, attempt, task_id in rows:
                 asleep = state == TaskState.SLEEPING
@@ -192,32 +238,22 @@ class DrivenWorker(Worker):
                 )
         return found
 
-    def _connect(self, engine: Engine) -> Database:  # noqa: ARG002 - one of its own isn't needed
-        return self._shared
+    def _accept(self, runs: list[ActiveRun]) -> None:
+        """Keep the run that the claimer has claimed. In a thread."""
+        (self.claimed,) = runs
+        if self._closing:  # the claim had waited for a database lock
+            release_unfinished(self._parts.active, self._parts.completer)
+            self._parts.completer.thread.run_once()
 
-    def _hand_over(self, runs: list[ActiveRun]) -> None:
-        (self.in_hand,) = runs
-        if self._gone:  # the claim had waited for a lock
-            self._shutdown.release_unfinished()
-            self._completer.thread.run_once()
-
-    def _raised(self, run: ActiveRun, error: BaseException) -> None:  # noqa: ARG002 - there is one at a time
+    def _on_error(self, run: ActiveRun, error: BaseException) -> None:  # noqa: ARG002 - there is one run at a time
         self._error = error
-
-    def _next_plain(self, ended: ActiveRun) -> ActiveRun | None:
-        self._on_loop(self._ended, ended)
-        return None
-
-    def _ended(self, run: ActiveRun) -> None:
-        super()._ended(run)
-        self._over.set()
 
 
 _plain_engines: WeakKeyDictionary[Engine, Engine] = WeakKeyDictionary()
 
 
 def _plain(engine: EngineOrUrl) -> Engine:
-    """As `engine_for`, but one for each engine: what it knows and has compiled is kept from call to call."""
+    """Return the engine that `engine_for` makes, and the same one for each engine: its caches survive the call."""
     key = getattr(engine, "sync_engine", engine)
     if not isinstance(key, Engine) or (plain := _plain_engines.get(key)) is None:
         plain = engine_for(engine)

@@ -13,6 +13,7 @@ from ..runtime.connections.engines import EngineOrUrl
 from ..runtime.context.transactions import AsyncSessionFactory, SessionFactory
 from ..runtime.runs.active import ActiveRun
 from ..runtime.signals import close_loop
+from ..runtime.tuning import DEFAULT_TUNING, Tuning
 from .driven import DrivenWorker, Left, Ran
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def run_until_idle(
     raise_errors: bool = False,
     session_factory: SessionFactory | None = None,
     async_session_factory: AsyncSessionFactory | None = None,
+    _tuning: Tuning = DEFAULT_TUNING,
 ) -> Idle:
     """Run the due tasks of `queues`, one after the other, until none is left that the database's clock says is due.
 
@@ -83,6 +85,7 @@ def run_until_idle(
                 raise_errors=raise_errors,
                 session_factory=session_factory,
                 async_session_factory=async_session_factory,
+                _tuning=_tuning,
             )
         )
     finally:
@@ -97,9 +100,10 @@ async def run_until_idle_async(
     raise_errors: bool = False,
     session_factory: SessionFactory | None = None,
     async_session_factory: AsyncSessionFactory | None = None,
+    _tuning: Tuning = DEFAULT_TUNING,
 ) -> Idle:
     """As `run_until_idle`, inside a running event loop, on which async handlers then run; for any engine."""
-    worker = DrivenWorker(engine, queues, session_factory, async_session_factory)
+    worker = DrivenWorker(engine, queues, session_factory, async_session_factory, _tuning)
     ran: list[Ran] = []
     error: BaseException | None = None
     try:
@@ -113,9 +117,9 @@ async def run_until_idle_async(
     except TimeoutError as late:
         if not bound.expired():
             raise
-        raise NotIdle(_busy(ran, worker.in_hand, f"{timeout:g} seconds")) from late
+        raise NotIdle(_busy(ran, worker.claimed, f"{timeout:g} seconds")) from late
     finally:
-        await worker.let_go()
+        await worker.close()
     if error is not None:
         raise error
     return Idle(tuple(ran), tuple(left))

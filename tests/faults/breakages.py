@@ -51,7 +51,7 @@ def sweep_without_recheck() -> None:
             time.sleep(BETWEEN)
             with self._database.transaction() as session:
                 runs.fail_many(session, model, ended)
-            self._ready.set()
+            self._tasks_ready.set()
         return False
 
     sweeper.Sweeper._expire_batch = _sweep

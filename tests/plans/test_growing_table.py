@@ -11,8 +11,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import Durable, DurableTask
-from sa_durable.runtime.connections import plan_cache
 from sa_durable.runtime.connections.database import Database
+from sa_durable.runtime.connections.plan_cache import PlanCache
+from sa_durable.runtime.tuning import Tuning
 from sa_durable.services import claims
 from tests.databases import throwaway
 from tests.plans.explaining import Plan
@@ -43,8 +44,14 @@ def engine(server_url: str):
 
 
 @pytest.fixture
-def database(engine) -> Iterator[Database]:
-    database = Database(create_engine(engine.url, pool_size=1))
+def plans() -> PlanCache:
+    """No statement is slow."""
+    return PlanCache(Tuning(slow_statement_s=1e6, slow_total_s=0))
+
+
+@pytest.fixture
+def database(engine, plans) -> Iterator[Database]:
+    database = Database(create_engine(engine.url, pool_size=1), plans=plans)
     yield database
     database.close()
 
@@ -65,23 +72,21 @@ def plan(session: Session) -> Plan:
     return Plan(found[0]["Plan"] if not isinstance(found, str) else json.loads(found)[0]["Plan"])
 
 
-def test_a_claim_that_took_long_is_planned_for_the_table_as_it_is_now(engine, database, monkeypatch):
-    monkeypatch.setattr(plan_cache, "SLOW_STATEMENT_S", 1e6)
-    monkeypatch.setattr(plan_cache, "SLOW_TOTAL_S", 0)
+def test_a_claim_that_took_long_is_planned_for_the_table_as_it_is_now(engine, database, plans):
     for _ in range(20):  # until it is prepared, with a plan for whatever parameters
-        with database.once() as session:
+        with database.autocommit() as session:
             assert claim(session) == []
     with Session(engine) as session, session.begin():
         Durable(session).spawn_many([charge.call(order_id=i) for i in range(5000)])
-    with database.once() as session:
+    with database.autocommit() as session:
         assert "Seq Scan" in types(plan(session)), "or else this test tests nothing"
         assert len(claim(session)) == 10
-    with database.once() as session:
+    with database.autocommit() as session:
         assert "Seq Scan" in types(plan(session)), "a quick one keeps its plan"
-    monkeypatch.setattr(plan_cache, "SLOW_STATEMENT_S", 0)
-    with database.once() as session:
+    plans._tuning = Tuning(slow_statement_s=0, slow_total_s=0)  # every statement is slow
+    with database.autocommit() as session:
         assert len(claim(session)) == 10
-    with database.once() as session:
+    with database.autocommit() as session:
         assert len(claim(session)) == 10
         assert "Seq Scan" not in types(plan(session))
 

@@ -12,12 +12,12 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 
 from sa_durable.runtime.connections.database import Database
-from sa_durable.runtime.loops import waker
 from sa_durable.runtime.loops.sweeper import Sweeper
 from sa_durable.runtime.loops.waker import Waker
 from sa_durable.runtime.runs.capacity import Capacity
 from sa_durable.runtime.runs.registry import Registry
 from sa_durable.runtime.threads.wakeup import Wakeup
+from sa_durable.runtime.tuning import Tuning
 from tests.plans.explaining import explain
 from tests.shop import MailTask
 
@@ -43,7 +43,15 @@ def sending(to: Engine) -> Iterator[list[tuple[str, Any]]]:
 def catching_up(database: Database) -> Callable[[], object]:
     """Every 5 s, and what is done every 250 ms."""
     queues, slots = Registry([MailTask]), Capacity(10, None)
-    waker = Waker(database, queues, slots, poll_interval=HOUR, ready=Wakeup(), asleep=Wakeup())
+    waker = Waker(
+        database,
+        queues,
+        slots,
+        poll_interval=HOUR,
+        tasks_ready=Wakeup(),
+        sleepers_changed=Wakeup(),
+        tuning=Tuning(catch_up_interval_s=HOUR.total_seconds()),  # not twice, should the machine stall
+    )
     return waker.thread.run_once
 
 
@@ -56,9 +64,14 @@ def waking(database: Database) -> Callable[[], object]:
 
 def sweeping(database: Database) -> Callable[[], object]:
     """Every 5 s."""
-    return Sweeper(
-        database, Registry([MailTask]), sweep_interval=HOUR, ready=Wakeup(), ended=Wakeup()
-    ).thread.run_once
+    sweeper = Sweeper(
+        database,
+        Registry([MailTask]),
+        sweep_interval=HOUR,
+        tasks_ready=Wakeup(),
+        sleepers_changed=Wakeup(),
+    )
+    return sweeper.thread.run_once
 
 
 LOOKS = {
@@ -72,10 +85,7 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.__name__)
-def test_an_idle_look_sends_few_statements_that_touch_few_pages(engine, mode, look, monkeypatch):
-    monkeypatch.setattr(
-        waker, "CATCH_UP_INTERVAL_S", HOUR.total_seconds()
-    )  # not again, should the machine stand still
+def test_an_idle_look_sends_few_statements_that_touch_few_pages(engine, mode, look):
     database = Database(engine)
     act = look(database)
     with sending(engine) as sent:

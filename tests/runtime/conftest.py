@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Call, Durable
 from sa_durable.runtime import Worker
-from sa_durable.runtime.loops import heartbeat
+from sa_durable.runtime.tuning import Tuning
 from tests.databases import throwaway, url_of
 from tests.runtime import app, family, ledger, verbs_app
 from tests.runtime.app import Base, WorkTask
@@ -170,10 +170,9 @@ def play(monkeypatch):
 
 
 @pytest.fixture
-def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heartbeats come ten times a second, while a lease lasts a minute: no machine stands still for that long."""
-    monkeypatch.setattr(heartbeat, "BEATS_PER_LEASE", 600)
-    monkeypatch.setattr(heartbeat, "MIN_AGE_FRACTION", 0.0)
+def quick_beats() -> Tuning:
+    """Heartbeats come ten times a second, while a lease lasts a minute: no machine stalls for that long."""
+    return Tuning(beats_per_lease=600, min_beat_age_fraction=0.0)
 
 
 @contextmanager

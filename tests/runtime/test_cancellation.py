@@ -87,7 +87,7 @@ def test_a_deadline_fires_when_it_is_due_and_not_when_a_sweep_is(engine, shop):
 
 def test_a_running_handler_whose_time_is_over_is_ended_at_the_heartbeat(engine, shop, quick_beats):
     task = shop.spawn(app.aswallows.call(), cancellation=LIMITS)
-    with working(engine, **OFTEN):
+    with working(engine, _tuning=quick_beats, **OFTEN):
         wait_until(lambda: app.calls["aswallows"])
         shop.set(task, cancel_at=func.now() - SECOND)
         wait_until(lambda: len(app.seen) == 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from threading import get_ident
 from time import monotonic
@@ -18,9 +19,9 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable
 from sa_durable.cli import main
 from sa_durable.runtime.connections.database import Database
-from sa_durable.runtime.loops import cleaner
 from sa_durable.runtime.loops.cleaner import Cleaner
 from sa_durable.runtime.runs.registry import Registry
+from sa_durable.runtime.tuning import Tuning
 from sa_durable.testing import event_factory, queue_factory, task_factory
 from tests.proxy import Link, Proxy
 from tests.runtime import app
@@ -30,13 +31,7 @@ from tests.services.observed import statements
 from tests.waiting import wait_until
 
 DAY = timedelta(days=1)
-
-
-@pytest.fixture
-def timed_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The timer is always over."""
-    monkeypatch.setattr(cleaner, "INTERVAL_S", 0.0)
-    monkeypatch.setattr(cleaner, "REST_FACTOR", 0.0)
+ALWAYS_DUE = Tuning(cleanup_interval_s=0.0, cleanup_rest_factor=0.0)
 
 
 def retain(engine: Any, model: Any, retention: timedelta | None) -> None:
@@ -57,14 +52,12 @@ def count(engine: Any, *models: Any) -> list[int]:
 
 
 @pytest.mark.owner
-def test_a_worker_cleans_up_queues_with_a_retention_while_it_runs(engine, shop, monkeypatch):
-    monkeypatch.setattr(cleaner, "INTERVAL_S", 0.02)
-    monkeypatch.setattr(cleaner, "REST_FACTOR", 0.0)
-    monkeypatch.setattr(cleaner, "BATCH_SIZE", 2)
+def test_a_worker_cleans_up_queues_with_a_retention_while_it_runs(engine, shop):
+    tuning = Tuning(cleanup_interval_s=0.02, cleanup_rest_factor=0.0, cleanup_batch_rows=2)
     fill(engine, WorkTask, 5)
     fill(engine, OtherTask, 5)
     retain(engine, OtherTask, None)
-    with working(engine, WorkTask, OtherTask):
+    with working(engine, WorkTask, OtherTask, _tuning=tuning):
         task = shop.spawn(app.double.call(number=2))
         assert shop.ended(task).result == 4
         retain(engine, WorkTask, DAY)  # from now on
@@ -73,11 +66,10 @@ def test_a_worker_cleans_up_queues_with_a_retention_while_it_runs(engine, shop, 
 
 
 @pytest.mark.owner
-def test_batches_are_bounded_and_follow_each_other_until_there_is_no_more(engine, timed_out, monkeypatch):
-    monkeypatch.setattr(cleaner, "BATCH_SIZE", 2)
+def test_batches_are_bounded_and_follow_each_other_until_there_is_no_more(engine):
     fill(engine, WorkTask, 5)
     retain(engine, WorkTask, DAY)
-    cleans = Cleaner(Database(engine), Registry([WorkTask]))
+    cleans = Cleaner(Database(engine), Registry([WorkTask]), replace(ALWAYS_DUE, cleanup_batch_rows=2))
     left = []
     while not left or left[-1]:
         assert cleans._run_once() == 0.0  # at once, or when the timer says, which is at once
@@ -86,45 +78,43 @@ def test_batches_are_bounded_and_follow_each_other_until_there_is_no_more(engine
     cleans._database.close()
 
 
-def test_without_a_retention_a_look_is_one_statement_and_nothing_before_its_time(engine, monkeypatch):
-    monkeypatch.setattr(
-        cleaner, "REST_FACTOR", 0.0
-    )  # a look that takes long is followed by more than INTERVAL
+def test_without_a_retention_a_look_is_one_statement_and_nothing_before_its_time(engine):
+    tuning = Tuning(cleanup_rest_factor=0.0)  # a cleanup that takes long doesn't make the pause longer
     database = Database(engine)
-    cleans = Cleaner(database, Registry([WorkTask, OtherTask]))
+    cleans = Cleaner(database, Registry([WorkTask, OtherTask]), tuning)
     with statements(database._engine) as sent:
-        assert 0 < cleans._run_once() <= cleaner.INTERVAL_S
+        assert 0 < cleans._run_once() <= tuning.cleanup_interval_s
         assert sent == []
-        monkeypatch.setattr(cleans, "_due", 0.0)
-        assert cleans._run_once() == cleaner.INTERVAL_S
+        cleans._due_at = 0.0
+        assert cleans._run_once() == tuning.cleanup_interval_s
     assert [text.split()[0] for text in sent if "durable" in text] == ["SELECT"]
     database.close()
 
 
-def test_a_look_that_took_long_is_followed_by_a_longer_pause(engine, monkeypatch):
-    monkeypatch.setattr(cleaner, "INTERVAL_S", 0.0)
-    cleans = Cleaner(Database(engine), Registry([WorkTask]))
+def test_a_look_that_took_long_is_followed_by_a_longer_pause(engine):
+    tuning = Tuning(cleanup_interval_s=0.0)
+    cleans = Cleaner(Database(engine), Registry([WorkTask]), tuning)
     began = monotonic()
     paused = cleans._run_once()
-    assert 0 < paused <= (monotonic() - began) * cleaner.REST_FACTOR
+    assert 0 < paused <= (monotonic() - began) * tuning.cleanup_rest_factor
     cleans._database.close()
 
 
 @pytest.mark.owner
-def test_a_queue_that_cannot_be_cleaned_up_is_named_and_holds_up_no_other(engine, timed_out, caplog):
+def test_a_queue_that_cannot_be_cleaned_up_is_named_and_holds_up_no_other(engine, caplog):
     fill(engine, WorkTask, 1)
     with Session(engine) as session, session.begin():
         queue_factory(OtherTask, session)(retention=-DAY)  # which set_retention refuses
     retain(engine, WorkTask, DAY)
     database = Database(engine)
     caplog.set_level(logging.INFO, "sa_durable.worker")
-    Cleaner(database, Registry([OtherTask, WorkTask]))._run_once()
+    Cleaner(database, Registry([OtherTask, WorkTask]), ALWAYS_DUE)._run_once()
     database.close()
     assert count(engine, WorkTask) == [0]
     ours = [record for record in caplog.records if record.thread == get_ident()]
     assert [record.getMessage() for record in ours] == [
-        "queue other (retention -1 day, 0:00:00) can't be cleaned up: InvalidOptions",
-        "queue work: cleaned up 1 tasks, 1 events",
+        "could not clean up: queue other, retention -1 day, 0:00:00 (InvalidOptions); other queues are cleaned up",
+        "cleaned up: queue work, 1 tasks and 1 events deleted",
     ]
 
 

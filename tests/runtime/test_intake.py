@@ -15,6 +15,7 @@ import pytest
 from sa_durable.runtime.execution.dispatcher import MAX_WAIT_S, Dispatcher
 from sa_durable.runtime.runs.active import ActiveRun
 from sa_durable.runtime.runs.capacity import Capacity
+from sa_durable.runtime.threads.wakeup import Wakeup
 from tests.runtime import app
 from tests.runtime.conftest import working
 from tests.waiting import wait_until
@@ -27,18 +28,19 @@ class Hall:
         self.slots = Capacity(concurrency, prefetch)
         self.started: list[str] = []
         self.released: list[str] = []
-        self.filling = 0
+        self.posted = 0
         self.intake = Dispatcher(
             self.slots,
-            start=lambda run: self.started.append(run.name),
-            plain=lambda run: run.name.startswith("plain"),
+            start=lambda run, _: self.started.append(run.name),
+            is_sync=lambda run: run.name.startswith("plain"),
             release=lambda run: self.released.append(run.name),
-            fill_soon=self._fill_soon,
-            room=lambda: None,
+            loop=self,  # type: ignore[arg-type]  # what the dispatcher needs of a loop
+            tasks_ready=Wakeup(),
         )
 
-    def _fill_soon(self) -> None:
-        self.filling += 1
+    def post(self, call: Any) -> None:
+        assert call == self.intake.dispatch
+        self.posted += 1
 
     def accept(self, *names: str) -> list[Any]:
         runs = [SimpleNamespace(name=name, started=0.0) for name in names]
@@ -52,9 +54,9 @@ def test_a_thread_goes_on_with_the_next_plain_run_in_order():
     first, second, third = hall.accept("plain 1", "plain 2", "async 3")
     assert hall.started == ["plain 1"]
     assert hall.intake.next_sync(first) is second
-    assert hall.filling == 0
+    assert hall.posted == 0
     assert hall.intake.next_sync(second) is None, "the next one is the loop's"
-    assert hall.filling == 1
+    assert hall.posted == 1
     hall.intake.dispatch()
     assert hall.started == ["plain 1", "async 3"]
     hall.intake.ended(third)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import Durable, DurableTask
 from sa_durable.ids import uuid7
-from sa_durable.runtime.loops import waker
+from sa_durable.runtime.tuning import Tuning
 from tests.databases import url_of
 from tests.runtime import app, family
 from tests.runtime.conftest import working
@@ -255,11 +255,11 @@ def test_a_parent_wakes_when_another_worker_has_run_its_child(home, flavour):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_parent_wakes_although_the_childs_worker_has_never_heard_of_its_queue(home, flavour, monkeypatch):
-    """Its own worker looks for itself, now and then."""
-    monkeypatch.setattr(waker, "CATCH_UP_INTERVAL_S", 0.2)
+def test_a_parent_wakes_although_the_childs_worker_has_never_heard_of_its_queue(home, flavour):
+    """The waker of the parent's worker checks other queues, now and then."""
+    often = Tuning(catch_up_interval_s=0.2)
     Stranger.__handlers__.setdefault("grows", family.grows)
-    with working(home.engine, ParentTask), working(home.engine, Stranger):
+    with working(home.engine, ParentTask, _tuning=often), working(home.engine, Stranger):
         parent = home.spawn(handler(f"{flavour}_joins").call(kind="grows"))
         assert home.ended(parent).result == 2
 

@@ -26,8 +26,8 @@ def test_a_handler_that_keeps_the_loop_or_the_interpreter_busy_keeps_its_lease(
 ):
     worker_process(*REAL)
     with working(engine, sweep_interval=timedelta(seconds=0.1)) as sweeper:
-        sweeper._claimer.thread.stop()  # it only sweeps
-        assert sweeper._claimer.thread.join(60)
+        sweeper._parts.claimer.thread.stop()  # it only sweeps
+        assert sweeper._parts.claimer.thread.join(60)
         task = shop.spawn(getattr(app, name).call(seconds=8))
         done = shop.ended(task)
     assert (done.state, done.attempt, done.token, shop.runs(task)) == ("completed", 1, 1, [])
@@ -64,7 +64,8 @@ def test_a_killed_workers_task_runs_elsewhere_after_lease_and_sweep(
     process.kill()
     process.wait()
     assert shop.task(task).claimed_by == "lost"
-    with working(engine, app.OtherTask, app.WorkTask, sweep_interval=timedelta(seconds=0.1)) as worker:
+    queues, often = (app.OtherTask, app.WorkTask), timedelta(seconds=0.1)
+    with working(engine, *queues, sweep_interval=often, _tuning=quick_beats) as worker:
         wait_until(lambda: shop.task(task).attempt == 2 and shop.task(task).state == "running")
         assert shop.task(task).claimed_by == worker.worker_id
         shop.set(task, state="cancelled", token=99)  # it would hang for ten minutes
@@ -91,7 +92,7 @@ def test_an_async_handler_is_ended_when_its_lease_cannot_be_extended_in_time(eng
     task = shop.spawn(app.aswallows.call())
     with working(engine, lease=timedelta(seconds=1), sweep_interval=timedelta(hours=1)) as worker:
         wait_until(lambda: app.calls["aswallows"])
-        worker._heartbeat.thread.stop()  # as if its connection were half-open
+        worker._parts.heartbeat.thread.stop()  # as if its connection were half-open
         wait_until(lambda: len(app.seen) == 2)
     assert app.seen == ["CancelledError", "LeaseLost"] and shop.steps(task) == {}
     assert shop.task(task).state == "running"  # nothing was written, and nobody has swept yet

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from sa_durable import AsyncDurable, Durable
-from sa_durable.runtime.loops import listener, poll_policy
-from sa_durable.runtime.threads import notification_thread
+from sa_durable.runtime.loops import listener
+from sa_durable.runtime.tuning import Tuning
 from tests.listening import Ear, listening
 from tests.proxy import Proxy
 from tests.runtime import app, family
@@ -106,11 +106,11 @@ def test_of_two_idle_workers_each_is_told_of_its_own_queues(engine, shop):
     with idle(engine, WorkTask) as one, idle(engine, OtherTask) as other:
         assert shop.ended(shop.spawn(app.other.call()), model=OtherTask).state == "completed"
         # Until: it may have found that by the look that follows its asking.
-        wait_until(lambda: other._listener.heard == 1)
-        assert one._listener.heard == 0
+        wait_until(lambda: other._parts.listener.received == 1)
+        assert one._parts.listener.received == 0
         assert shop.ended(shop.spawn(app.triple.call(number=1))).result == 3
-        wait_until(lambda: one._listener.heard == 1)
-        assert other._listener.heard == 1
+        wait_until(lambda: one._parts.listener.received == 1)
+        assert other._parts.listener.received == 1
 
 
 def test_an_event_wakes_who_awaits_it_at_once(home):
@@ -142,7 +142,7 @@ def test_what_a_worker_gives_back_or_wakes_and_has_no_room_for_another_one_start
         asleep = shop.spawn(app.double.call(number=1), delay=timedelta(hours=1))
         with idle(engine):
             shop.set(asleep, available_at=func.now())
-            busy._asleep.set()
+            busy._parts.sleepers_changed.set()
             assert shop.ended(asleep).result == 2
             busy.request_stop()
             wait_until(lambda: app.calls["stuck"] == 2)
@@ -162,11 +162,9 @@ def test_a_task_that_is_retried_starts_at_once(engine, shop, as_new):
         )
 
 
-def test_a_worker_that_others_called_off_for_asks_again_once_it_has_missed_something(
-    engine, shop, monkeypatch
-):
-    monkeypatch.setattr(poll_policy, "RETRY_ENABLE_AFTER_S", 0.0)
-    with idle(engine, poll_interval=timedelta(milliseconds=100)):
+def test_a_worker_that_others_called_off_for_asks_again_once_it_has_missed_something(engine, shop):
+    tuning = Tuning(retry_notify_after_s=0.0)
+    with idle(engine, poll_interval=timedelta(milliseconds=100), _tuning=tuning):
         with engine.begin() as connection:
             connection.execute(text("UPDATE durable_queues SET notify_until = NULL"))
         shop.ended(shop.spawn(app.double.call(number=1)))
@@ -202,12 +200,10 @@ def test_a_worker_without_room_calls_notifications_off_until_it_is_idle_again(en
 
 
 # C4, the listener's part
-def test_a_listener_whose_backend_is_killed_listens_again_and_says_so_once(engine, shop, caplog, monkeypatch):
-    monkeypatch.setattr(
-        listener, "ECHO_TIMEOUT_S", 60.0
-    )  # else a machine that stands still makes it deaf, too
+def test_a_listener_whose_backend_is_killed_listens_again_and_says_so_once(engine, shop, caplog):
+    tuning = Tuning(echo_timeout_s=60.0)  # else a machine that stalls breaks the connection, too
     caplog.set_level(logging.INFO, "sa_durable.worker")
-    with idle(engine):
+    with idle(engine, _tuning=tuning):
         before = its_listener(engine)
         with engine.begin() as connection:
             connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": before})
@@ -218,54 +214,60 @@ def test_a_listener_whose_backend_is_killed_listens_again_and_says_so_once(engin
     assert len(said) == 2 and "polling meanwhile" in said[0]
 
 
-def test_what_was_spawned_while_nobody_listened_is_found_when_somebody_does_again(engine, shop, monkeypatch):
-    monkeypatch.setattr(notification_thread, "pause_after", lambda *_, **__: 600.0)  # until the test says so
-    with idle(engine) as worker:
+def test_what_was_spawned_while_nobody_listened_is_found_when_somebody_does_again(engine, shop):
+    # It doesn't connect again until the test says so.
+    tuning = Tuning(first_reconnect_pause_s=1200.0, longest_reconnect_pause_s=1200.0)
+    with idle(engine, _tuning=tuning) as worker:
         with engine.begin() as connection:
             connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": its_listener(engine)})
-        wait_until(lambda: worker._listener.connection == 0)
+        wait_until(lambda: worker._parts.listener.connection == 0)
         task = shop.spawn(app.double.call(number=1))
-        worker._listener.chore.wakeup.set()
+        worker._parts.listener.thread.wakeup.set()
         assert shop.ended(task).result == 2
 
 
 # C5
 @pytest.mark.parametrize("how", ["half-open", "cut"])
 def test_while_the_listeners_connection_is_broken_tasks_are_polled_and_then_it_listens_again(
-    engine, shop, runtime_url, caplog, monkeypatch, how
+    engine, shop, runtime_url, caplog, how
 ):
     caplog.set_level(logging.INFO, "sa_durable.worker")
-    monkeypatch.setattr(listener, "ECHO_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(poll_policy, "RENEW_AFTER_S", 0.5)
+    options = {
+        "poll_interval": timedelta(milliseconds=300),
+        "_tuning": Tuning(echo_timeout_s=0.5, renew_notify_after_s=0.5),
+    }
     with (
         Proxy(runtime_url, listens=True) as through,
-        idle(engine, listen_url=through.url, poll_interval=timedelta(milliseconds=300)) as worker,
+        idle(engine, listen_url=through.url, **options) as worker,
     ):
-        wait_until(lambda: worker._listener._returned)
+        wait_until(lambda: worker._parts.listener._echoes_received)
         through.freeze() if how == "half-open" else through.cut()
         assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
         wait_until(lambda: "polling meanwhile" in caplog.text)
         through.thaw()
         wait_until(lambda: "arrive again" in caplog.text)
-        heard = worker._listener.heard
+        received = worker._parts.listener.received
         # The first one may come before it has asked again.
         wait_until(
-            lambda: shop.ended(shop.spawn(app.double.call(number=1))) and worker._listener.heard > heard
+            lambda: (
+                shop.ended(shop.spawn(app.double.call(number=1)))
+                and worker._parts.listener.received > received
+            )
         )
 
 
-def test_that_nothing_arrives_is_noticed_while_tasks_keep_coming(
-    engine, shop, runtime_url, caplog, monkeypatch
-):
+def test_that_nothing_arrives_is_noticed_while_tasks_keep_coming(engine, shop, runtime_url, caplog):
     """Each one that polling finds has the worker ask again."""
     caplog.set_level(logging.INFO, "sa_durable.worker")
-    monkeypatch.setattr(listener, "ECHO_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(poll_policy, "RETRY_ENABLE_AFTER_S", 0.0)
+    options = {
+        "poll_interval": timedelta(milliseconds=50),
+        "_tuning": Tuning(echo_timeout_s=1.0, retry_notify_after_s=0.0),
+    }
     with (
         Proxy(runtime_url, listens=True) as through,
-        idle(engine, listen_url=through.url, poll_interval=timedelta(milliseconds=50)) as worker,
+        idle(engine, listen_url=through.url, **options) as worker,
     ):
-        wait_until(lambda: worker._listener._returned)
+        wait_until(lambda: worker._parts.listener._echoes_received)
         through.freeze()
         wait_until(
             lambda: shop.ended(shop.spawn(app.double.call(number=1))) and "polling meanwhile" in caplog.text,
@@ -274,10 +276,9 @@ def test_that_nothing_arrives_is_noticed_while_tasks_keep_coming(
 
 
 def test_a_worker_says_once_that_nothing_arrives_and_goes_on_polling(engine, shop, caplog, monkeypatch):
-    monkeypatch.setattr(listener, "ECHO_TIMEOUT_S", 0.1)
     monkeypatch.setattr(listener, "CHANNEL", "elsewhere")  # as behind a pooler that keeps no sessions
-    with working(engine) as worker:
-        wait_until(lambda: worker._listener._connections >= 3)
+    with working(engine, _tuning=Tuning(echo_timeout_s=0.1)) as worker:
+        wait_until(lambda: worker._parts.listener._connections >= 3)
         assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
     assert caplog.text.count("listen_url") == 1
 

@@ -103,7 +103,7 @@ def test_an_outage_longer_than_the_lease_hands_tasks_on_and_nothing_of_the_first
 ):
     lease = timedelta(seconds=4)
     task = shop.spawn(app.waits_then_steps.call())
-    with working(engine, lease=lease, sweep_interval=timedelta(milliseconds=200)):
+    with working(engine, lease=lease, sweep_interval=timedelta(milliseconds=200), _tuning=quick_beats):
         wait_until(lambda: app.calls["inside"] == 1)
         outage(server, engine, 4.5)
         wait_until(

@@ -70,10 +70,10 @@ def test_a_run_that_is_cancelled_while_its_lease_is_judged_does_not_stop_the_jud
 def test_what_ended_before_it_got_a_slot_is_forgotten_when_it_is_given_back(engine, shop):
     with working(engine) as worker:
         run = claimed(deadline=1e12)
-        worker._active.add([run])
+        worker._parts.active.add([run])
         run.end(Cancelled("while it waited for a slot"))
-        worker._release(run)
-        assert run not in worker._active.all()
+        worker._parts.completer.release(run)
+        assert run not in worker._parts.active.all()
 
 
 def test_a_sweeper_that_is_told_to_stop_leaves_the_rest_to_others(engine):
@@ -81,7 +81,11 @@ def test_a_sweeper_that_is_told_to_stop_leaves_the_rest_to_others(engine):
         lost = task_factory(WorkTask, session)(name="plain", lease_expired=True).id
     database = Database(engine)
     sweeper = Sweeper(
-        database, Registry([WorkTask]), sweep_interval=timedelta(hours=1), ready=Wakeup(), ended=Wakeup()
+        database,
+        Registry([WorkTask]),
+        sweep_interval=timedelta(hours=1),
+        tasks_ready=Wakeup(),
+        sleepers_changed=Wakeup(),
     )
     sweeper.thread.stop()
     sweeper.thread.run_once()

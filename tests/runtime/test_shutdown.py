@@ -53,7 +53,7 @@ def test_sigterm_lets_running_tasks_finish_and_claims_nothing_more(worker_proces
     fetched = shop.spawn(app.triple.call(number=1))
     wait_until(lambda: shop.task(fetched).state == "running")  # claimed ahead, no slot yet
     process.send_signal(signal.SIGTERM)
-    read_error_until(process, "stopping: ")
+    read_error_until(process, "shutting down: ")
     (tmp_path / "go on").touch()
     assert process.wait(60) == 0
     assert shop.task(running).result == "done" and unharmed(shop, fetched)
@@ -65,7 +65,7 @@ def test_a_second_sigterm_gives_back_at_once(worker_process, shop):
     process = worker_process("--shutdown-timeout", "600")
     wait_until(lambda: "begun" in shop.steps(task))
     process.send_signal(signal.SIGTERM)
-    read_error_until(process, "stopping: 1 tasks")
+    read_error_until(process, "shutting down: 1 tasks held")
     assert shop.task(task).state == "running"
     process.send_signal(signal.SIGTERM)
     wait_until(lambda: shop.task(task).state == "pending", timeout=20)
@@ -131,13 +131,13 @@ def test_what_waits_too_long_for_a_slot_is_given_back_to_others(engine, shop):
 
     seldom = {"poll_interval": timedelta(minutes=10), "notify": False}
     with working(engine, concurrency=1, **seldom) as worker:
-        worker._capacity._mean = 0.001  # as after many quick tasks
+        worker._parts.capacity._mean = 0.001  # as after many quick tasks
         with Session(engine) as session, session.begin():  # so that one claim finds them all
             spawned = Durable(session).spawn_many([app.waits.call(label=f"{n}") for n in range(3)])
         tasks = [one.task_id for one in spawned]
-        worker._ready.set()
+        worker._parts.tasks_ready.set()
         wait_until(lambda: held() == [("pending", 2), ("pending", 2), ("running", 1)])
-        assert worker._capacity.prefetch == 0
+        assert worker._parts.capacity.prefetch == 0
         app.gate.set()
         # It looks for the others again as soon as it has room, and not at the next poll.
         assert {task.state for task in shop.ended(*tasks)} == {"completed"}

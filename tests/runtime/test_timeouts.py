@@ -45,7 +45,9 @@ def test_where_a_handler_is_can_be_told_from_it_on(verbs, handler):
     with working(verbs.engine, VerbTask) as worker:
 
         def there() -> list[str] | None:
-            lines = [line for run in worker._active.all() for line in format_current_stack(run).splitlines()]
+            lines = [
+                line for run in worker._parts.active.all() for line in format_current_stack(run).splitlines()
+            ]
             return lines if any(line.strip() in WAITS for line in lines) else None
 
         place, line, *_ = wait_until(there)

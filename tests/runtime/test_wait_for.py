@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable, InvalidOptions, TaskNotFound, TaskState, TimedOut, wait_for, wait_for_async
 from sa_durable.runtime import results
+from sa_durable.runtime.tuning import Tuning
 from tests.runtime import app
 from tests.runtime.app import WorkTask
 from tests.runtime.conftest import working
@@ -29,10 +30,10 @@ def wait(request, engine, runtime_url) -> Callable:
     """wait_for through each kind of engine, with a pool of one connection; returns what it returns."""
     if request.param == "psycopg":
 
-        def wait(*what, timeout=LONG):
+        def wait(*what, timeout=LONG, **options):
             one = create_engine(runtime_url, pool_size=1, max_overflow=0, pool_timeout=60)
             try:
-                return wait_for(one, *what, timeout=timeout)
+                return wait_for(one, *what, timeout=timeout, **options)
             finally:
                 one.dispose()
 
@@ -40,14 +41,14 @@ def wait(request, engine, runtime_url) -> Callable:
 
     driver = {"psycopg async": "postgresql+psycopg", "asyncpg": "postgresql+asyncpg"}[request.param]
 
-    async def awaited(*what, timeout):
+    async def awaited(*what, timeout, **options):
         one = create_async_engine(make_url(runtime_url).set(drivername=driver), pool_size=1, max_overflow=0)
         try:
-            return await wait_for_async(one, *what, timeout=timeout)
+            return await wait_for_async(one, *what, timeout=timeout, **options)
         finally:
             await one.dispose()
 
-    return lambda *what, timeout=LONG: asyncio.run(awaited(*what, timeout=timeout))
+    return lambda *what, timeout=LONG, **options: asyncio.run(awaited(*what, timeout=timeout, **options))
 
 
 def listeners(engine: Engine) -> int:
@@ -88,11 +89,10 @@ def test_a_task_that_fails_gives_its_error_and_a_cancelled_one_its_state(engine,
 
 @pytest.mark.direct(reason="LISTEN")
 @pytest.mark.parametrize("notify", [True, False])
-def test_the_end_is_notified_also_by_a_worker_that_nobody_notifies(engine, shop, wait, monkeypatch, notify):
-    monkeypatch.setattr(results, "FIRST_PAUSE_S", 60.0)
-    monkeypatch.setattr(results, "LONGEST_PAUSE_S", 60.0)
+def test_the_end_is_notified_also_by_a_worker_that_nobody_notifies(engine, shop, wait, notify):
+    seldom = Tuning(first_result_pause_s=60.0, longest_result_pause_s=60.0)
     task = shop.spawn(app.double.call(number=1))
-    waiting = in_thread(wait, WorkTask, task)
+    waiting = in_thread(wait, WorkTask, task, _tuning=seldom)
     waited_for(shop, task)
     with working(engine, notify=notify):
         assert waiting.result(60).value == 2

@@ -229,7 +229,7 @@ def test_a_swallowed_suspend_is_final_nothing_more_is_written(engine, shop):
 # B28, B7
 def test_a_swallowed_cancellation_is_final_and_the_slot_survives(engine, shop, quick_beats):
     task = shop.spawn(app.aswallows.call())
-    with working(engine, concurrency=1):
+    with working(engine, concurrency=1, _tuning=quick_beats):
         wait_until(lambda: app.calls["aswallows"])
         with Session(engine) as session, session.begin():
             Durable(session).cancel(WorkTask, task)
@@ -245,7 +245,7 @@ def test_concurrency_is_never_exceeded_and_a_freed_slot_refills_at_once(engine, 
     with working(engine, concurrency=2, poll_interval=timedelta(minutes=10)) as worker:
         wait_until(lambda: app.calls["slow"])
         quick = [shop.spawn(app.quick.call(label=f"quick {n}")) for n in range(20)]
-        worker._ready.set()  # as a notification will
+        worker._parts.tasks_ready.set()  # as a notification will
         assert {task.state for task in shop.ended(*quick)} == {"completed"}  # in one slot, without a poll
         assert shop.task(slow).state == "running" and app.crowd.most == 2
 

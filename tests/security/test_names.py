@@ -214,7 +214,7 @@ def test_whatever_somebody_writes_into_a_row_the_worker_and_its_slots_survive(va
         with Session(vault) as session, session.begin():
             good = Durable(session).spawn(whole.call(name="good"))
         assert wait_for(vault, good, timeout=timedelta(seconds=60)).state == "completed"
-        wait_until(lambda: worker._capacity.held == 0)
+        wait_until(lambda: worker._parts.capacity.held == 0)
     finally:
         worker.request_stop()
         thread.join(20)

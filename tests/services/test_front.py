@@ -10,7 +10,7 @@ from sqlalchemy import Engine, func
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from sa_durable.services import claims, watermark
+from sa_durable.services import claims
 from sa_durable.services.watermark import OFTEN, ClaimWatermark
 from tests.services.claiming import MINUTE, change, do, spawn
 from tests.shop import MailTask, send_mail
@@ -30,11 +30,10 @@ class Stopped:
 
 
 @pytest.fixture
-def front(engine, monkeypatch) -> ClaimWatermark:
+def front(engine) -> ClaimWatermark:
     """Of a stream of tasks: the last claim found less than it asked for."""
-    # The database's clock goes on meanwhile: a machine that stands still for seconds must not make anybody late.
-    monkeypatch.setattr(watermark, "LATE", HOUR.total_seconds() / 2)
-    front = ClaimWatermark(Stopped())
+    # The database's clock goes on meanwhile: a machine that stalls for seconds must not make a task late.
+    front = ClaimWatermark(Stopped(), late_commit_s=HOUR.total_seconds() / 2)
     spawn(engine)
     assert len(claim(engine, front)) == 1
     assert front.reach() is not None

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from sa_durable import Cancellation, InvalidOptions, UnknownQueue
-from sa_durable.services import watermark as front
+from sa_durable.runtime.tuning import Tuning
 from sa_durable.testing import NotIdle, run_until_idle, run_until_idle_async, task_factory
 from tests.testing import app
 from tests.testing.app import Effect, MainTask, SideTask
@@ -219,8 +219,8 @@ def test_a_pool_of_one_connection_is_enough(testing_url, helpers):
     small.dispose()
 
 
-def test_an_idle_run_needs_few_statements(engine, monkeypatch):
-    monkeypatch.setattr(front, "EVERYTHING", 3600.0)  # else the seconds that pass decide what a claim asks
+def test_an_idle_run_needs_few_statements(engine):
+    tuning = Tuning(full_scan_interval_s=3600.0)  # else the seconds that pass decide what a claim asks
     helpers, statements = Helpers(engine, engine, None), []
 
     def note(_conn, _cursor, statement, *_: object) -> None:
@@ -232,7 +232,7 @@ def test_an_idle_run_needs_few_statements(engine, monkeypatch):
             helpers.spawn(app.plain.call(number=n))
         statements.clear()
         event.listen(engine, "before_cursor_execute", note)
-        assert len(run_until_idle(engine, MainTask).ran) == calls
+        assert len(run_until_idle(engine, MainTask, _tuning=tuning).ran) == calls
         event.remove(engine, "before_cursor_execute", note)
         return len(statements)
 

@@ -10,9 +10,9 @@ import pytest
 from sa_durable.services.watermark import (
     ALWAYS,
     DEAR,
-    EVERYTHING,
+    FULL_SCAN_INTERVAL_S,
     HIGHEST,
-    LATE,
+    LATE_COMMIT_S,
     LOWEST,
     OFTEN,
     PRIORITIES,
@@ -67,18 +67,18 @@ def test_the_first_claim_looks_at_everything(claims):
 def test_after_a_claim_that_found_less_than_it_asked_for_the_next_looks_at_what_came_since(claims):
     claims.claim(3)
     claims.time += 0.25
-    assert claims.within == {0: 0.25 + LATE}
+    assert claims.within == {0: 0.25 + LATE_COMMIT_S}
     claims.claim(9)
     claims.time += 0.5
-    assert claims.within == {0: 0.5 + LATE}
+    assert claims.within == {0: 0.5 + LATE_COMMIT_S}
 
 
 def test_priorities_that_nobody_has_seen_are_within_reach_whatever_their_age(claims):
     claims.claim(2, priorities=(-1, 0))
     assert claims.front.reach() == [
         ScanRange(LOWEST, -2, ALWAYS),
-        ScanRange(-1, -1, timedelta(seconds=LATE)),
-        ScanRange(0, 0, timedelta(seconds=LATE)),
+        ScanRange(-1, -1, timedelta(seconds=LATE_COMMIT_S)),
+        ScanRange(0, 0, timedelta(seconds=LATE_COMMIT_S)),
         ScanRange(1, HIGHEST, ALWAYS),
     ]
 
@@ -103,30 +103,30 @@ def test_so_many_priorities_are_kept_apart_those_that_were_found_last(claims):
 def test_after_one_that_found_all_it_asked_for_the_next_begins_at_its_last(claims):
     claims.claim(10, waited=timedelta(seconds=30))
     claims.time += 0.5
-    assert claims.within == {0: 30.5 + LATE}
+    assert claims.within == {0: 30.5 + LATE_COMMIT_S}
     claims.claim(10, waited=timedelta(seconds=20))
-    assert claims.within == {0: 20 + LATE}
+    assert claims.within == {0: 20 + LATE_COMMIT_S}
 
 
 def test_a_last_task_without_a_time_comes_after_all_others(claims):
     claims.claim(10, waited=timedelta(days=-1_000_000))
-    assert claims.within == {0: LATE}
+    assert claims.within == {0: LATE_COMMIT_S}
 
 
 def test_a_backlog_that_is_taken_to_its_end_is_taken(claims):
     claims.claim(10, waited=timedelta(seconds=30))
     claims.claim(3)
     claims.time += 0.5
-    assert claims.within == {0: 0.5 + LATE}
+    assert claims.within == {0: 0.5 + LATE_COMMIT_S}
 
 
 def test_of_less_urgent_tasks_than_the_last_of_a_full_batch_nothing_is_known(claims):
     claims.claim(10, priorities=(0, 5), waited=timedelta(seconds=30))
-    assert claims.within == {0: LATE, 5: 30 + LATE}
+    assert claims.within == {0: LATE_COMMIT_S, 5: 30 + LATE_COMMIT_S}
     claims.claim(10, waited=MS)
     claims.time += 0.25
-    assert claims.within == {0: round(0.25 + 0.001 + LATE, 6), 5: 30.25 + LATE}, "as before"
-    claims.time += EVERYTHING
+    assert claims.within == {0: round(0.25 + 0.001 + LATE_COMMIT_S, 6), 5: 30.25 + LATE_COMMIT_S}, "as before"
+    claims.time += FULL_SCAN_INTERVAL_S
     claims.claim(10)
     assert set(claims.within) == {0}
 
@@ -137,16 +137,16 @@ def test_after_a_claim_that_found_nothing_the_next_looks_at_what_came_since(clai
     claims.claim(0)
     assert claims.front.due()
     claims.time += 0.25
-    assert claims.within == {0: 0.25 + LATE}
+    assert claims.within == {0: 0.25 + LATE_COMMIT_S}
 
 
 def test_everything_is_looked_at_once_in_a_while_however_busy_it_is(claims):
     claims.claim(3)
     for _ in range(3):
-        claims.time += EVERYTHING / 4
+        claims.time += FULL_SCAN_INTERVAL_S / 4
         assert claims.within is not None
         claims.claim(3)
-    claims.time += EVERYTHING / 4
+    claims.time += FULL_SCAN_INTERVAL_S / 4
     assert claims.within is None
 
 
@@ -192,7 +192,7 @@ def test_in_a_stream_of_claims_that_find_as_much_it_is_seen_that_a_look_is_dear(
     for _ in range(OFTEN):
         claims.claim(3, took=0.001)
         assert claims.front.due()
-        claims.time += EVERYTHING
+        claims.time += FULL_SCAN_INTERVAL_S
         claims.claim(3, took=0.1)
     assert not claims.front.due()
 
@@ -201,7 +201,7 @@ def test_a_look_at_everything_that_finds_more_may_take_longer(claims):
     claims.claim(3)
     for _ in range(2 * OFTEN):
         claims.claim(3, took=0.001)
-        claims.time += EVERYTHING
+        claims.time += FULL_SCAN_INTERVAL_S
         claims.claim(4, took=0.1)
     assert claims.front.due()
 

@@ -9,23 +9,21 @@ from time import monotonic
 from sqlalchemy.orm import Session
 
 from ...statements import plan_shape
+from ..tuning import DEFAULT_TUNING, Tuning
 
-SLOW_STATEMENT_S = 0.005  # seconds
-SLOW_TOTAL_S = 0.05  # seconds in slow statements within PAUSE: less is the machine's, mostly, and a plan made while idle is a bad one
-MIN_INTERVAL_S = 1.0
 _KEY = "sa_durable_planned"
 
 
 class PlanCache:
     """Has what took long planned anew, on all connections that share this, at most once a second.
 
-    A prepared statement keeps its plan. Made while a queue is empty, and vacuumed, it reads whole tables, and
-    goes on doing so when 20,000 tasks are there, 64 ms a claim instead of 3, until autovacuum has looked at
-    the table, which it does once a minute (docs/decisions/0009). No wording helps there: an empty table costs
-    nothing to read.
+    A prepared statement keeps its plan. Made while a queue is empty, and vacuumed, it reads whole tables, and goes on
+    doing so when 20,000 tasks are there, 64 ms a claim instead of 3, until autovacuum has looked at the table, which it
+    does once a minute (docs/decisions/0009). No wording helps there: an empty table costs nothing to read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: Tuning = DEFAULT_TUNING) -> None:
+        self._tuning = tuning
         self._outdated = 0.0  # of monotonic(): plans from before that are
         self._slow_total = (0.0, 0.0)  # seconds in slow statements, since when
 
@@ -45,13 +43,13 @@ class PlanCache:
 
     def record_duration(self, seconds: float) -> None:
         """A statement did. Any thread; that two of them race costs a plan at most."""
-        if seconds <= SLOW_STATEMENT_S:
+        if seconds <= self._tuning.slow_statement_s:
             return
         now, (lost, since) = monotonic(), self._slow_total
-        if now - since > MIN_INTERVAL_S:
+        if now - since > self._tuning.plan_interval_s:
             lost, since = 0.0, now
         lost += seconds
-        if lost > SLOW_TOTAL_S and now - self._outdated > MIN_INTERVAL_S:
+        if lost > self._tuning.slow_total_s and now - self._outdated > self._tuning.plan_interval_s:
             self._outdated, lost = now, 0.0
         self._slow_total = lost, since
 

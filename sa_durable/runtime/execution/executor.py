@@ -9,7 +9,7 @@ from contextvars import Context
 from functools import partial
 from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -38,29 +38,39 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sa_durable.worker")
 
 
+class RunSource(Protocol):
+    """What gives runs to the executor, and is called when a run has ended."""
+
+    def ended(self, run: ActiveRun) -> None:
+        """Free the slot of an async run. On the loop."""
+
+    def next_sync(self, ended: ActiveRun) -> ActiveRun | None:
+        """Free the slot of a sync run, and return the sync run that its thread takes next, if any. In that thread."""
+
+
 class Executor:
-    """Starts handlers: async ones on the event loop, plain ones in threads. Whatever a handler raises ends its run
-    and nothing else; `ended` is called on the loop when its slot is free, or in a thread `next_plain`, which says what that
-    thread runs next; `settled` when a task's own transaction has
-    completed it, `raised`, in any thread, with what a handler raised before it is stored."""
+    """Run handlers: async ones on the event loop, sync ones in threads. An error in a handler ends its run only.
+
+    Args:
+        on_task_stored: Called when a transactional handler has completed its task itself. On the loop or in a thread.
+        on_error: Called with the error that a handler raised, before it is stored. On the loop or in a thread.
+    """
 
     def __init__(
         self,
         registry: Registry,
-        verbs: ContextOperations,
-        flusher: Completer,
+        operations: ContextOperations,
+        completer: Completer,
         timeouts: Timeouts,
-        live: ActiveRuns,
+        active: ActiveRuns,
         *,
         concurrency: int,
-        ended: Callable[[ActiveRun], None],
-        next_plain: Callable[[ActiveRun], ActiveRun | None],
-        settled: Callable[[], None],
-        raised: Callable[[ActiveRun, BaseException], None],
+        on_task_stored: Callable[[], None],
+        on_error: Callable[[ActiveRun, BaseException], None] | None = None,
     ) -> None:
-        self._registry, self._operations, self._active = registry, verbs, live
-        self._completer, self._timeouts = flusher, timeouts
-        self._ended, self._next_plain, self._settled, self._told = ended, next_plain, settled, raised
+        self._registry, self._operations, self._active = registry, operations, active
+        self._completer, self._timeouts = completer, timeouts
+        self._on_task_stored, self._on_error = on_task_stored, on_error
         self._threads = DaemonThreadPool("sa_durable handler", concurrency)
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -68,21 +78,23 @@ class Executor:
         """Whether it has a plain handler, for a thread."""
         return not self._registry.handler(run.model, run.claim.name).is_async
 
-    def start(self, run: ActiveRun) -> None:
-        """Start a run, in an empty context: the variables of who claimed or ended before it are none of its business.
-        On the loop's thread."""
+    def start(self, run: ActiveRun, source: RunSource) -> None:
+        """Start a run of `source` on the loop's thread.
+
+        The run has an empty context: it doesn't see the context variables of the code that claimed it.
+        """
         handler = self._registry.handler(run.model, run.claim.name)
         if handler.is_async:
             self._begin(run, handler)
             loop = asyncio.get_running_loop()
-            ended = partial(self._async_ended, run)
+            ended = partial(self._async_ended, source, run)
             task = loop.create_task(self._run_async(run, handler, ended), context=Context())
             run.runs_as(task)
             self.tasks.add(task)
             # A task that is cancelled before its first step never runs its own code.
             task.add_done_callback(ended)
         else:
-            self._threads.submit(self._run_sync_in_turn, run)
+            self._threads.submit(self._run_sync_in_turn, run, source)
 
     def _begin(self, run: ActiveRun, handler: Handler[Any, ..., Any]) -> None:
         run.started = monotonic()
@@ -118,17 +130,17 @@ class Executor:
         finally:
             ended(run.task)
 
-    def _async_ended(self, run: ActiveRun, task: asyncio.Task[None]) -> None:
+    def _async_ended(self, source: RunSource, run: ActiveRun, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         run.task = (
             None  # a task has its context, that has the run: the garbage collector would have to find them
         )
         if not run.finishing:
             self._active.remove([run])
-        self._ended(run)
+        source.ended(run)
 
-    def _run_sync_in_turn(self, first: ActiveRun) -> None:
-        """In a thread: a run, and those that come after it."""
+    def _run_sync_in_turn(self, first: ActiveRun, source: RunSource) -> None:
+        """Run `first`, and the sync runs that follow it. In a thread."""
         run: ActiveRun | None = first
         while run is not None:
             handler = self._registry.handler(run.model, run.claim.name)
@@ -136,7 +148,7 @@ class Executor:
             try:
                 Context().run(self._run_sync, run, handler)
             finally:
-                run = self._next_plain(run)
+                run = source.next_sync(run)
 
     def _run_sync(self, run: ActiveRun, handler: Handler[Any, ..., Any]) -> None:
         outcome: Completed | Failed | None = None
@@ -180,7 +192,7 @@ class Executor:
 
     def _stored(self, run: ActiveRun) -> None:
         self._active.remove([run])
-        self._settled()
+        self._on_task_stored()
 
     def _submit_outcome(self, run: ActiveRun, outcome: Completed | Failed | None) -> None:
         if outcome is not None and run.signal is None:
@@ -214,7 +226,8 @@ class Executor:
             return None
 
     def _failed(self, run: ActiveRun, handler: Handler[Any, ..., Any], error: BaseException) -> Failed:
-        self._told(run, error)
+        if self._on_error is not None:
+            self._on_error(run, error)
         claim = run.claim
         failed = runs.failed(
             claim, to_task_error(error), retryable=retryable(error, handler.run_options.non_retryable)

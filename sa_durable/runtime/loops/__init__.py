@@ -1,1 +1,1 @@
-"""What a worker does again and again: claim, extend, wake, sweep, clean up, listen."""
+"""Background loops of a worker: claim, extend leases, wake, sweep, clean up and listen. Each has a thread."""

@@ -1,4 +1,21 @@
-"""When a claimer looks again, and whether it wants to be notified. Pure: times and numbers in, a decision out."""
+"""Decide when a claimer polls again, and whether it wants notifications. Pure: no I/O and no clock.
+
+NOTIFY is expensive for the sender: PostgreSQL serializes the commits of transactions that notify. So a worker enables
+notifications only while it is idle, polls once more after that, and disables notifications that are of no use.
+
+| Constant                                 | Value         | What it rests on                                        |
+|------------------------------------------|---------------|---------------------------------------------------------|
+| `AFTER_WORK_PAUSES_S`                    | 5, 5, 10 ms   | After 20 ms without tasks a worker counts as idle.      |
+| `STREAM_MIN_FOUND`, `STREAM_PAUSE_S`     | 4 tasks, 80 ms| Small claims in quick succession take the processor     |
+|                                          |               | from spawners: with 8 committers on 2 cores they reach  |
+|                                          |               | 0.71 of their speed beside pauses of 5 ms, 0.80 beside  |
+|                                          |               | 30 ms.                                                  |
+| `NO_CAPACITY_S`                          | 50 ms         | A worker without capacity can't use notifications.      |
+| `BURST_NOTIFICATIONS`, `BURST_WINDOW_S`  | 10 in 100 ms  | Polling is cheaper than so many notifications.          |
+| `NOTIFY_PERIOD`                          | 60 s          | Senders stop by themselves after a worker has died.     |
+| `Tuning.renew_notify_after_s`            | 20 s          | A third of `NOTIFY_PERIOD`: two more tries.             |
+| `Tuning.retry_notify_after_s`            | 1 s           | Bounds the cost where another process disables them.    |
+"""
 
 from __future__ import annotations
 
@@ -6,111 +23,126 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 
-NOTIFY_PERIOD = timedelta(seconds=60)  # for how long notifications are asked for at a time
-RENEW_AFTER_S = 20.0  # seconds after which an idle worker asks again
-RETRY_ENABLE_AFTER_S = 1.0  # seconds after which it does so because it missed one, or because asking failed
-AFTER_WORK_PAUSES_S = (0.005, 0.005, 0.01)  # pauses after the last work; then a worker is idle
-# While each look finds so many, it pauses for so long: small claims in quick succession would take the processor from
-# those who spawn (0.71 of their speed with 8 committers on 2 cores and 5 ms, 0.80 with 30 ms)
+from ..tuning import DEFAULT_TUNING, Tuning
+
+NOTIFY_PERIOD = timedelta(seconds=60)
+AFTER_WORK_PAUSES_S = (0.005, 0.005, 0.01)
 STREAM_MIN_FOUND, STREAM_PAUSE_S = 4, 0.08
-NO_CAPACITY_S = 0.05  # seconds without room after which notifications are of no use
-BURST_NOTIFICATIONS, BURST_WINDOW_S = (
-    10,
-    0.1,
-)  # notifications within seconds: looking is cheaper than being notified
+NO_CAPACITY_S = 0.05
+BURST_NOTIFICATIONS, BURST_WINDOW_S = 10, 0.1
 
 
 class NotifyRequest(Enum):
-    """What to say to those who spawn."""
+    """What the claimer asks of the processes that spawn."""
 
-    ENABLE = "notify"
-    DISABLE = "don't"
-    UNCHANGED = "nothing new"
+    ENABLE = "enable notifications"
+    DISABLE = "disable notifications"
+    UNCHANGED = "unchanged"
 
 
 @dataclass(frozen=True, slots=True)
 class NextPoll:
-    """Look again after `pause` seconds at the latest."""
+    """When to poll again, and what to ask of the processes that spawn."""
 
-    pause: float
+    pause_s: float
+    """Longest pause before the next poll."""
+
     notify_request: NotifyRequest = NotifyRequest.UNCHANGED
 
 
 class PollPolicy:
-    """Who notifies pays for it: PostgreSQL commits one notifier after the other. So a worker asks for notifications once
-    it has found nothing for 20 ms, in short pauses that grow, and then looks once more; and it calls them off when they
-    come in bursts, or when it has no room for what they announce."""
+    """The decision of one claimer after each of its polls.
 
-    def __init__(self, poll_interval: float) -> None:
-        self._poll = poll_interval
-        self._enabled_at: float | None = None  # when we last did; None: nobody notifies us
+    A worker enables notifications after `AFTER_WORK_PAUSES_S` without tasks. It disables them when they come in
+    bursts, or when it had no capacity for `NO_CAPACITY_S`.
+
+    Args:
+        poll_interval_s: Longest pause between two polls.
+    """
+
+    def __init__(self, poll_interval_s: float, tuning: Tuning = DEFAULT_TUNING) -> None:
+        self._poll_interval_s, self._tuning = poll_interval_s, tuning
+        self._enabled_at: float | None = None
+        """When notifications were last enabled. None: they are disabled."""
         self._not_before = 0.0
-        self._pauses = 0  # since the last work
-        self._many_before = self._streams = False  # the last look, and both of the last two, found many
-        self._full_since: float | None = None
+        """Earliest time to enable notifications, after that has failed."""
+        self._pauses = 0
+        """Number of pauses since the last work."""
+        self._found_many = self._streams = False
+        """Whether the last poll, and both of the last two polls, found `STREAM_MIN_FOUND` tasks or more."""
+        self._no_capacity_since: float | None = None
         self._connection = self._received = 0
-        self._window = (0.0, 0)  # when it began, and what had been heard by then
+        self._window = (0.0, 0)
+        """Begin of the window for bursts, and the number of notifications before it."""
 
-    def after_claims(self, now: float, *, found: int, room: bool, connection: int, heard: int) -> NextPoll:
-        """`found` tasks were claimed, and there is `room` for more; `connection`: the number of the one that
-        notifications come by, 0: there is none; `heard`: how many ever came."""
+    def after_claims(
+        self, now: float, *, found: int, available: bool, connection: int, received: int
+    ) -> NextPoll:
+        """Decide after the claims of one poll.
+
+        Args:
+            now: The time, of time.monotonic().
+            found: Number of claimed tasks.
+            available: Whether the worker has capacity for more.
+            connection: Number of the connection that listens. 0: none does.
+            received: Number of notifications that were ever received.
+        """
         if connection != self._connection:
             self._connection, self._enabled_at = connection, None
-        missed = found > 0 and heard == self._received
-        burst = self._is_burst(now, heard)
-        if found or not room:
+        missed = found > 0 and received == self._received
+        burst = self._is_burst(now, received)
+        if found or not available:
             self._pauses = 0
-        self._streams, self._many_before = (
-            found >= STREAM_MIN_FOUND and self._many_before,
-            found >= STREAM_MIN_FOUND,
-        )
-        if room or self._enabled_at is None:
-            self._full_since = None
+        many = found >= STREAM_MIN_FOUND
+        self._streams, self._found_many = many and self._found_many, many
+        if available or self._enabled_at is None:
+            self._no_capacity_since = None
         if not connection:
-            return NextPoll(self._poll)
+            return NextPoll(self._poll_interval_s)
         if self._enabled_at is None:
-            return self._until_idle(now, room=room)
-        if not room:
+            return self._until_idle(now, available=available)
+        if not available:
             return self._without_capacity(now, burst=burst)
         if burst:
             return self._disable(AFTER_WORK_PAUSES_S[0])
-        if now - self._enabled_at >= (RETRY_ENABLE_AFTER_S if missed else RENEW_AFTER_S):
+        after = self._tuning.retry_notify_after_s if missed else self._tuning.renew_notify_after_s
+        if now - self._enabled_at >= after:
             return self._enable(now)
-        return NextPoll(self._poll)
+        return NextPoll(self._poll_interval_s)
 
     def enabling_failed(self, now: float) -> None:
-        """The wish to be notified didn't reach the database: again later."""
-        self._enabled_at, self._not_before = None, now + RETRY_ENABLE_AFTER_S
+        """Record that notifications could not be enabled: the policy tries again later."""
+        self._enabled_at, self._not_before = None, now + self._tuning.retry_notify_after_s
 
-    def _until_idle(self, now: float, *, room: bool) -> NextPoll:
-        if not room or now < self._not_before:
-            return NextPoll(self._poll)
+    def _until_idle(self, now: float, *, available: bool) -> NextPoll:
+        if not available or now < self._not_before:
+            return NextPoll(self._poll_interval_s)
         if self._pauses < len(AFTER_WORK_PAUSES_S):
             self._pauses += 1
-            return NextPoll(
-                min(self._poll, STREAM_PAUSE_S if self._streams else AFTER_WORK_PAUSES_S[self._pauses - 1])
-            )
+            pause_s = STREAM_PAUSE_S if self._streams else AFTER_WORK_PAUSES_S[self._pauses - 1]
+            return NextPoll(min(self._poll_interval_s, pause_s))
         return self._enable(now)
 
     def _without_capacity(self, now: float, *, burst: bool) -> NextPoll:
-        if self._full_since is None:
-            self._full_since = now
-        if burst or now - self._full_since >= NO_CAPACITY_S:
-            return self._disable(self._poll)
-        return NextPoll(min(self._poll, NO_CAPACITY_S))
+        if self._no_capacity_since is None:
+            self._no_capacity_since = now
+        if burst or now - self._no_capacity_since >= NO_CAPACITY_S:
+            return self._disable(self._poll_interval_s)
+        return NextPoll(min(self._poll_interval_s, NO_CAPACITY_S))
 
     def _enable(self, now: float) -> NextPoll:
         self._enabled_at = now
-        return NextPoll(0, NotifyRequest.ENABLE)  # what came before they knew is found by looking once more
+        # One more poll, at once, finds tasks that were spawned before their spawners knew of this worker.
+        return NextPoll(0, NotifyRequest.ENABLE)
 
-    def _disable(self, pause: float) -> NextPoll:
+    def _disable(self, pause_s: float) -> NextPoll:
         self._enabled_at = None
-        return NextPoll(min(self._poll, pause), NotifyRequest.DISABLE)
+        return NextPoll(min(self._poll_interval_s, pause_s), NotifyRequest.DISABLE)
 
-    def _is_burst(self, now: float, heard: int) -> bool:
-        self._received = heard
+    def _is_burst(self, now: float, received: int) -> bool:
+        self._received = received
         began, before = self._window
         windows = max(1.0, (now - began) / BURST_WINDOW_S)
         if windows > 1:
-            self._window = (now, heard)
-        return heard - before >= BURST_NOTIFICATIONS * windows
+            self._window = (now, received)
+        return received - before >= BURST_NOTIFICATIONS * windows

@@ -1,4 +1,4 @@
-"""Ending what nobody attends to: runs whose workers are gone, tasks whose time is over."""
+"""Background loop that expires leases of dead workers and cancels tasks past their deadline."""
 
 from __future__ import annotations
 
@@ -18,12 +18,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sa_durable.worker")
 
-BATCH_SIZE = 100
+BATCH_ROWS = 100
+"""Rows that one transaction changes."""
+
+MIN_PAUSE_S = 0.001
+"""Rounding must not make the sweeper a busy loop."""
 
 
 class Sweeper:
-    """Looks in all queues, in one statement, every `sweep_interval` and when the next task is overdue; sweeps expired leases
-    and cancels what is overdue, in batches without a pause. `ready` is hinted when there is something to claim, `ended` when somebody may wait for an end."""
+    """Expire leases and enforce deadlines in all queues of a worker, whichever worker holds the tasks.
+
+    Checks all queues with one statement, every `sweep_interval` and when the next deadline is due. Works in batches of
+    `BATCH_ROWS`, one transaction each, until a queue has nothing left.
+
+    Args:
+        sweep_interval: Longest time between two checks.
+        tasks_ready: Set when a task became claimable.
+        sleepers_changed: Set when a task ended, because another task may be joining it.
+    """
 
     def __init__(
         self,
@@ -31,57 +43,60 @@ class Sweeper:
         registry: Registry,
         *,
         sweep_interval: timedelta,
-        ready: Wakeup,
-        ended: Wakeup,
+        tasks_ready: Wakeup,
+        sleepers_changed: Wakeup,
     ) -> None:
-        self._database, self._registry, self._ready, self._ended = database, registry, ready, ended
-        self._interval = sweep_interval.total_seconds()
+        self._database, self._registry = database, registry
+        self._tasks_ready, self._sleepers_changed = tasks_ready, sleepers_changed
+        self._interval_s = sweep_interval.total_seconds()
         self.thread = PeriodicThread("sweeper", self._run_once)
 
     def _run_once(self) -> float:
+        """Check all queues. Return the seconds to wait before the next check."""
         with self._database.autocommit() as session:
             found = polling.ended(session, self._registry.queues)
         return min([self._sweep_queue(model, ended) for model, ended in found.items()])
 
     def _sweep_queue(self, model: type[DurableTask], ended: Ended) -> float:
-        """Returns the seconds until there may be more to do in this queue."""
+        """Expire leases and enforce deadlines of one queue. Return the seconds until it needs the next check."""
         while ended.expired and not self.thread.stopping and self._expire_batch(model):
             pass
-        pause = self._interval
-        if ended.next_overdue is not None:
-            left = ended.next_overdue.total_seconds()
-            pause = min(pause, max(0.001, left)) if left > 0 else self._cancel_overdue(model)
-        return pause
+        if ended.next_overdue is None:
+            return self._interval_s
+        remaining_s = ended.next_overdue.total_seconds()
+        if remaining_s > 0:
+            return min(self._interval_s, max(MIN_PAUSE_S, remaining_s))
+        return self._cancel_overdue(model)
 
     def _expire_batch(self, model: type[DurableTask]) -> bool:
-        """True: there may be more."""
+        """Expire one batch of leases. Return whether more may be left."""
         with self._database.transaction() as session:
-            swept = maintenance.sweep_expired(session, model, limit=BATCH_SIZE)
-        for run in swept:
-            what = "next attempt" if run.retried else "the task is over"
+            expired = maintenance.sweep_expired(session, model, limit=BATCH_ROWS)
+        for run in expired:
+            outcome = "will be retried" if run.retried else "has no attempts left"
             logger.warning(
-                "task %s: the lease of worker %s ran out in attempt %d: %s",
+                "lease expired: task %s, attempt %d, worker %s; the task %s",
                 run.task_id,
-                run.worker,
                 run.attempt,
-                what,
+                run.worker,
+                outcome,
             )
-        if swept:
-            self._ready.set()
-            self._ended.set()
-        return bool(swept)
+        if expired:
+            self._tasks_ready.set()
+            self._sleepers_changed.set()
+        return bool(expired)
 
     def _cancel_overdue(self, model: type[DurableTask]) -> float:
-        """Returns the seconds until there may be more to do."""
+        """Cancel tasks past their deadline, batch by batch. Return the seconds until the next deadline."""
         while True:
             with self._database.transaction() as session:
-                overdue = maintenance.sweep_overdue(session, model, limit=BATCH_SIZE)
+                overdue = maintenance.sweep_overdue(session, model, limit=BATCH_ROWS)
             for task_id in overdue.cancelled:
-                logger.warning("task %s: its time is over, it is cancelled", task_id)
+                logger.warning("deadline exceeded: task %s cancelled", task_id)
             if overdue.cancelled:
-                self._ended.set()
+                self._sleepers_changed.set()
             if not overdue.cancelled or self.thread.stopping:
                 break
         if overdue.next_due is None:
-            return self._interval
-        return min(self._interval, max(0.001, overdue.next_due.total_seconds()))
+            return self._interval_s
+        return min(self._interval_s, max(MIN_PAUSE_S, overdue.next_due.total_seconds()))

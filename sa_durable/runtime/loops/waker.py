@@ -1,4 +1,4 @@
-"""Waking tasks: sleepers that are due, and those whose events are there."""
+"""Background loop that wakes tasks: sleepers that are due, and tasks whose events or children they waited for."""
 
 from __future__ import annotations
 
@@ -15,121 +15,148 @@ from ..runs.capacity import Capacity
 from ..runs.registry import Registry
 from ..threads.periodic import PeriodicThread
 from ..threads.wakeup import Wakeup
+from ..tuning import DEFAULT_TUNING, Tuning
 
 if TYPE_CHECKING:
     from ...models import DurableTask
 
-PROMOTE_LIMIT = 500
-SETTLE_LIMIT = 500
-WAKE_LIMIT = 500
-LOCKED_RETRY_S = 0.02  # seconds until tasks are tried again that somebody had locked
-CATCH_UP_INTERVAL_S = 5.0  # seconds between looks for what ended where nobody could tell our queues,
-CATCH_UP_LIMIT = 1000  # and at how many names of each other queue
-POLL_SAFETY = 0.96  # of the poll interval: what is found still has to be claimed within it
+BATCH_ROWS = 500
+"""Tasks or events that one transaction changes."""
+
+CATCH_UP_NAMES = 1000
+"""Event names of each other queue that one catch-up checks."""
+
+LOCKED_RETRY_S = 0.02
+"""Pause before tasks are tried again that other transactions had locked."""
+
+POLL_SAFETY = 0.96
+"""Share of `poll_interval`. A task that a check finds must still be claimed within the interval."""
+
+MIN_PAUSE_S = 0.001
+"""Rounding must not make the waker a busy loop."""
 
 
 class Waker:
-    """Looks for what there is to do in all queues, in one statement; wakes due sleepers when the earliest is due, settles
-    events and wakes who waits for them; at the latest after `poll_interval`, in full batches without a pause. `ready` is
-    hinted when there is something to claim, and other workers are told, if it is more than we have room for; a hint on
-    `asleep` says that there may be a new sleeper or event."""
+    """Promote due sleepers, resolve events and wake the tasks that wait for them, in all queues of a worker.
+
+    Checks all queues with one statement, within `poll_interval`, when the next sleeper is due, and at its wake-up. Works
+    in batches of `BATCH_ROWS` without a pause. If more tasks become claimable than this worker has capacity for, the
+    waker notifies other workers.
+
+    Every `Tuning.catch_up_interval_s` the waker also checks for ended tasks of other queues. Their workers may not know
+    the queue of the waiting tasks, and then they can't resolve the waits.
+
+    Args:
+        poll_interval: Longest time between two checks.
+        tasks_ready: Set when a task became claimable.
+        sleepers_changed: The waker's wake-up: there may be a new sleeper, event or ended task.
+    """
 
     def __init__(
         self,
         database: Database,
         registry: Registry,
-        slots: Capacity,
+        capacity: Capacity,
         *,
         poll_interval: timedelta,
-        ready: Wakeup,
-        asleep: Wakeup,
+        tasks_ready: Wakeup,
+        sleepers_changed: Wakeup,
+        tuning: Tuning = DEFAULT_TUNING,
     ) -> None:
-        self._database, self._registry, self._capacity, self._ready = database, registry, slots, ready
-        self._poll = POLL_SAFETY * poll_interval.total_seconds()
+        self._database, self._registry, self._capacity = database, registry, capacity
+        self._tasks_ready = tasks_ready
+        self._interval_s = POLL_SAFETY * poll_interval.total_seconds()
+        self._catch_up_interval_s = tuning.catch_up_interval_s
         self._next_catch_up = 0.0
-        self._caught_up: dict[type[DurableTask], Mapping[str, str]] = {}  # up to which names
-        self.nothing_ready = -inf  # of time.monotonic(): before the last look that found nothing to claim
-        self.thread = PeriodicThread("waker", self._run_once, wakeup=asleep)
+        self._caught_up: dict[type[DurableTask], Mapping[str, str]] = {}
+        """Up to which event name of each other queue the last catch-up of a queue came."""
+        self.last_empty_check = -inf
+        """When the last check that found nothing to claim in any queue was sent (time.monotonic())."""
+        self.thread = PeriodicThread("waker", self._run_once, wakeup=sleepers_changed)
 
     def _run_once(self) -> float:
+        """Check all queues. Return the seconds to wait before the next check."""
         began = monotonic()
         found = self._check_queues()
-        pause = min([self._handle_queue(model, due) for model, due in found.items()])
+        pause_s = min([self._handle_queue(model, due) for model, due in found.items()])
         if began >= self._next_catch_up:
             self._catch_up(model for model, due in found.items() if due.waiting)
-            self._next_catch_up = monotonic() + CATCH_UP_INTERVAL_S
-        return pause
+            self._next_catch_up = monotonic() + self._catch_up_interval_s
+        return pause_s
 
     def _check_queues(self) -> dict[type[DurableTask], Due]:
+        """Find out what is due in each queue. Wake the claimer if a task is ready."""
         sent = monotonic()
-        # What is ready is looked for by claims alone where such a look is dear (services/watermark.py).
-        fronts = {model: self._registry.watermark(model) for model in self._registry.queues}
-        asked = {model for model, front in fronts.items() if front.due()}
-        names = {model: self._registry.names(model) if model in asked else () for model in fronts}
+        # Where a full scan is slow, the ready-task check is left to the claimer (services/watermark.py).
+        watermarks = {model: self._registry.watermark(model) for model in self._registry.queues}
+        asked = {model for model, watermark in watermarks.items() if watermark.due()}
+        names = {model: self._registry.names(model) if model in asked else () for model in watermarks}
         with self._database.autocommit() as session:
             found = polling.due(session, names)
         for model in asked:
-            fronts[model].looked(sent, ready=found[model].ready)
+            watermarks[model].looked(sent, ready=found[model].ready)
         if any(due.ready for due in found.values()):
-            self._ready.set()
+            self._tasks_ready.set()
         elif len(asked) == len(found):
-            self.nothing_ready = sent
+            self.last_empty_check = sent
         return found
 
     def _handle_queue(self, model: type[DurableTask], due: Due) -> float:
-        """Returns the seconds until there may be more to do in this queue."""
-        pause = self._poll
+        """Do what is due in one queue. Return the seconds until it needs the next check."""
+        pause_s = self._interval_s
         if due.next_due is not None:
-            # A millisecond more than nothing: rounding must not make this a busy loop.
-            left = due.next_due.total_seconds()
-            pause = min(pause, max(0.001, left)) if left > 0 else self._promote(model)
+            remaining_s = due.next_due.total_seconds()
+            pause_s = min(pause_s, max(MIN_PAUSE_S, remaining_s)) if remaining_s > 0 else self._promote(model)
         if due.unsettled and self._settle(model):
-            pause = 0
+            pause_s = 0
         if due.settled or due.unsettled:
-            pause = min(pause, self._wake(model))
-        return pause
+            pause_s = min(pause_s, self._wake(model))
+        return pause_s
 
     def _promote(self, model: type[DurableTask]) -> float:
+        """Promote one batch of due sleepers. Return the seconds until the next sleeper is due."""
         with self._database.autocommit() as session:
-            promoted = maintenance.promote(session, model, limit=PROMOTE_LIMIT)
+            promoted = maintenance.promote(session, model, limit=BATCH_ROWS)
         self._announce(model, promoted.woken)
-        if promoted.woken == PROMOTE_LIMIT:
+        if promoted.woken == BATCH_ROWS:
             return 0
         if promoted.next_due is None:
-            return self._poll
-        return min(self._poll, max(0.001, promoted.next_due.total_seconds()))
+            return self._interval_s
+        return min(self._interval_s, max(MIN_PAUSE_S, promoted.next_due.total_seconds()))
 
     def _announce(self, model: type[DurableTask], woken: int) -> None:
+        """Wake the claimer, and other workers if this one has no capacity for all woken tasks."""
         if woken:
-            self._ready.set()
+            self._tasks_ready.set()
         if woken > self._capacity.available:
             with self._database.autocommit() as session:
                 notifications.notify_ready(session, model)
 
     def _settle(self, model: type[DurableTask]) -> bool:
-        """True: there may be more to settle, or somebody to wake in another queue."""
+        """Settle one batch of events. Return whether more are left, or tasks of other queues must be woken."""
         with self._database.transaction() as session:
-            settled = events.settle(session, model, limit=SETTLE_LIMIT)
+            settled = events.settle(session, model, limit=BATCH_ROWS)
         return settled.more or settled.waiting > 0
 
     def _wake(self, model: type[DurableTask]) -> float:
+        """Wake one batch of tasks whose waits are settled. Return the seconds until the next batch."""
         with self._database.autocommit() as session:
-            woken = events.wake(session, model, limit=WAKE_LIMIT)
+            woken = events.wake(session, model, limit=BATCH_ROWS)
         self._announce(model, woken)
-        if woken == WAKE_LIMIT:
+        if woken == BATCH_ROWS:
             return 0
-        with self._database.autocommit() as session:  # after they are told: nobody waits for this
-            forgotten = events.forget_idle(session, model, limit=WAKE_LIMIT)
-        if forgotten == WAKE_LIMIT:
+        with self._database.autocommit() as session:  # after the announcement: no task waits for this
+            forgotten = events.forget_idle(session, model, limit=BATCH_ROWS)
+        if forgotten == BATCH_ROWS:
             return 0
-        return (
-            LOCKED_RETRY_S if woken else self._poll
-        )  # what is left was locked, or waits for more than one event
+        # Tasks that are left were locked, or wait for more than one event.
+        return LOCKED_RETRY_S if woken else self._interval_s
 
     def _catch_up(self, models: Iterable[type[DurableTask]]) -> None:
+        """Resolve waits for ended tasks of other queues: one page of event names for each waiting queue."""
         for model in models:
             with self._database.transaction() as session:
-                done = events.catch_up(session, model, self._caught_up.get(model, {}), limit=CATCH_UP_LIMIT)
+                done = events.catch_up(session, model, self._caught_up.get(model, {}), limit=CATCH_UP_NAMES)
             self._caught_up[model] = done.after
             if done.marked:
                 self.thread.wakeup.set()

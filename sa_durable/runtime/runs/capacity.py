@@ -16,12 +16,14 @@ class Capacity:
     One thread takes; those who start and give back have the lock of the intake.
     """
 
-    __slots__ = ("_ended", "_fixed", "_mean", "_taken", "concurrency", "running")
+    __slots__ = ("_ended", "_fixed", "_mean", "_taken", "concurrency", "queues_drained", "running")
 
     def __init__(self, concurrency: int, prefetch: int | None) -> None:
         self.concurrency, self._fixed = concurrency, prefetch
         self._mean = PREFETCH_HORIZON_S * concurrency  # of the seconds that a run takes
         self._taken = self._ended = self.running = 0
+        self.queues_drained = False
+        """Whether the last claims found less than they asked for. Only the claimer sets it."""
 
     @property
     def adaptive(self) -> bool:
@@ -45,6 +47,11 @@ class Capacity:
         if self.running + waiting >= self.concurrency and waiting > prefetch // 2:
             return 0
         return max(0, self.concurrency + prefetch - self.held)
+
+    @property
+    def claimable(self) -> bool:
+        """Whether a claim may find tasks now: there is capacity, and the queues were not empty at the last claim."""
+        return not self.queues_drained and self.available > 0
 
     def reserve(self, number: int) -> None:
         self._taken += number

@@ -63,6 +63,15 @@ class Completer:
         self._waiting.append((run, outcome))
         self.thread.wakeup.set()
 
+    def release(self, run: ActiveRun) -> None:
+        """Give back the claim of a run that never started. A run that was ended meanwhile is only forgotten."""
+        if run.finishing:
+            return
+        if run.signal is None:
+            self.submit(run, ReleaseClaim(run.claim.task_id, run.claim.token))
+        else:
+            self._active.remove([run])
+
     @property
     def backlog(self) -> int:
         """How many outcomes are not stored yet. From any thread."""

@@ -14,12 +14,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..connections.database import Database
 from ..connections.errors import describe_for_log
 from ..connections.retrying import backoff
+from ..tuning import DEFAULT_TUNING, Tuning
 from .periodic import PeriodicThread
 
 logger = logging.getLogger("sa_durable.worker")
 
 CHECK_INTERVAL_S = 1.0  # seconds between checks
-FIRST_PAUSE, LONGEST_PAUSE, DEAF_PAUSE = 0.05, 5.0, 600.0
 
 
 class NotificationsLost(Exception):
@@ -30,8 +30,8 @@ class NotificationThread(ABC):
     """Hears what is notified on a channel, in a thread of its own, until that is stopped. A connection that is lost is
     followed by another one, after pauses that grow; the loss is logged once, and the return."""
 
-    def __init__(self, name: str, database: Database, channel: str) -> None:
-        self._database, self._channel = database, channel
+    def __init__(self, name: str, database: Database, channel: str, tuning: Tuning = DEFAULT_TUNING) -> None:
+        self._database, self._channel, self._tuning = database, channel, tuning
         self._name = name
         self._failures = 0  # in a row
         self.connection = 0  # the number of the one that listens; 0: none
@@ -83,8 +83,10 @@ class NotificationThread(ABC):
         if not self._failures:
             logger.warning("%s: %s; polling meanwhile", self._name, _explain(error))
         self._failures += 1
-        longest = DEAF_PAUSE if isinstance(error, NotificationsLost) else LONGEST_PAUSE
-        return backoff(self._failures, first=FIRST_PAUSE, longest=longest)
+        tuning = self._tuning
+        silent = isinstance(error, NotificationsLost)
+        longest = tuning.lost_notifications_pause_s if silent else tuning.longest_reconnect_pause_s
+        return backoff(self._failures, first=tuning.first_reconnect_pause_s, longest=longest)
 
 
 def _arrived(connection: psycopg.Connection[Any]) -> Iterator[str]:
