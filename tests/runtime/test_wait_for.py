@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable, InvalidOptions, TaskNotFound, TaskState, TimedOut, wait_for, wait_for_async
-from sa_durable.runtime import results
 from sa_durable.runtime.tuning import Tuning
 from tests.runtime import app
 from tests.runtime.app import WorkTask
