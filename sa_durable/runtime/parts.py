@@ -164,7 +164,7 @@ def build_parts(
     to = Databases.connect(engine, options, tuning) if database is None else Databases.shared(database)
     loop, active, capacity = EventLoopHandle(), ActiveRuns(), Capacity(options.concurrency, options.prefetch)
     tasks_ready, sleepers_changed = Wakeup(), Wakeup()
-    completer = Completer(to.outcomes, active, ready=tasks_ready, asleep=sleepers_changed)
+    completer = Completer(to.outcomes, active, tasks_ready=tasks_ready, sleepers_changed=sleepers_changed)
     timeouts = Timeouts(active, completer)
     operations = ContextOperations(
         Steps(to.steps, lease=options.lease, asleep=sleepers_changed),

@@ -10,7 +10,7 @@ from tests.faults.conftest import seconds
 from tests.faults.load import Plan, under_load
 from tests.proxy import Link, Proxy
 
-POLLING, AGAIN = "polling meanwhile", "arrive again"
+POLLING, AGAIN = "notifications lost", "notifications restored"
 
 
 class Unreliable:

@@ -92,7 +92,7 @@ def test_an_error_that_can_not_even_be_described_costs_the_worker_no_slot(
     monkeypatch.setattr(executor, "to_task_error", out_of_memory)
     first = verbs.spawn(handler.call(how="own"))
     with working(verbs.engine, VerbTask, concurrency=1):
-        wait_until(lambda: "its lease will run out" in caplog.text)
+        wait_until(lambda: "its lease will expire" in caplog.text)
         assert verbs.ended(verbs.spawn(handler.call(how="Fail"))).state == "failed"
     assert verbs.task(first).state == "running"
 

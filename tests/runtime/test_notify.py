@@ -207,11 +207,11 @@ def test_a_listener_whose_backend_is_killed_listens_again_and_says_so_once(engin
         before = its_listener(engine)
         with engine.begin() as connection:
             connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": before})
-        wait_until(lambda: "arrive again" in caplog.text)
+        wait_until(lambda: "notifications restored" in caplog.text)
         assert its_listener(engine) != before
         assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
-    said = [record.message for record in caplog.records if record.message.startswith("listener")]
-    assert len(said) == 2 and "polling meanwhile" in said[0]
+    said = [record.message for record in caplog.records if ": listener" in record.message]
+    assert len(said) == 2 and "notifications lost" in said[0]
 
 
 def test_what_was_spawned_while_nobody_listened_is_found_when_somebody_does_again(engine, shop):
@@ -243,9 +243,9 @@ def test_while_the_listeners_connection_is_broken_tasks_are_polled_and_then_it_l
         wait_until(lambda: worker._parts.listener._echoes_received)
         through.freeze() if how == "half-open" else through.cut()
         assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
-        wait_until(lambda: "polling meanwhile" in caplog.text)
+        wait_until(lambda: "notifications lost" in caplog.text)
         through.thaw()
-        wait_until(lambda: "arrive again" in caplog.text)
+        wait_until(lambda: "notifications restored" in caplog.text)
         received = worker._parts.listener.received
         # The first one may come before it has asked again.
         wait_until(
@@ -270,7 +270,7 @@ def test_that_nothing_arrives_is_noticed_while_tasks_keep_coming(engine, shop, r
         wait_until(lambda: worker._parts.listener._echoes_received)
         through.freeze()
         wait_until(
-            lambda: shop.ended(shop.spawn(app.double.call(number=1))) and "polling meanwhile" in caplog.text,
+            lambda: shop.ended(shop.spawn(app.double.call(number=1))) and "notifications lost" in caplog.text,
             what="the worker to notice",
         )
 

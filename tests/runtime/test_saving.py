@@ -17,12 +17,13 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable, LeaseLost
 from sa_durable.runtime.connections.database import Database
 from sa_durable.runtime.connections.engines import settings_of
-from sa_durable.runtime.connections.plan_cache import SLOW_STATEMENT_S, SLOW_TOTAL_S, PlanCache
+from sa_durable.runtime.connections.plan_cache import PlanCache
 from sa_durable.runtime.context.checkpoint_saver import CheckpointSaver
 from sa_durable.runtime.context.operations import CONTEXT_THREADS, DaemonThreadPool
 from sa_durable.runtime.context.steps import Steps
 from sa_durable.runtime.runs.active import ActiveRun
 from sa_durable.runtime.threads.wakeup import Wakeup
+from sa_durable.runtime.tuning import DEFAULT_TUNING
 from sa_durable.services import checkpoints, claims
 from tests.runtime.app import WorkTask
 from tests.waiting import in_thread, wait_until_blocked, wait_until_gone
@@ -155,11 +156,11 @@ def test_a_connection_whose_plans_are_outdated_is_not_lent(engine):
     database = Database(engine, plans=(plans := KeptPlans()))
     with database.autocommit() as session:
         session.execute(text("SELECT 1"))
-    PlanCache.record_duration(plans, SLOW_STATEMENT_S)  # no reason yet
+    PlanCache.record_duration(plans, DEFAULT_TUNING.slow_statement_s)  # no reason yet
     kept = database.acquire()
     assert kept is not None
     database.release(kept)
-    PlanCache.record_duration(plans, SLOW_TOTAL_S + 0.01)
+    PlanCache.record_duration(plans, DEFAULT_TUNING.slow_total_s + 0.01)
     assert database.acquire() is None
     with database.autocommit() as session:  # plans anew
         session.execute(text("SELECT 1"))

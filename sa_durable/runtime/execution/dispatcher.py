@@ -20,8 +20,8 @@ MAX_WAIT_S = 1.0
 class Dispatcher:
     """Start claimed runs, in the order of their claims, as soon as a handler slot is free.
 
-    Async handlers start on the event loop. A thread that has run a sync handler takes the next run itself, if that is
-    sync, too: two hops to the loop and back cost several times what a short handler takes.
+    Async handlers start on the event loop. A thread that has run a sync handler takes the next run itself, if
+    its handler is sync, too: two hops to the loop and back cost several times what a short handler takes.
 
     Args:
         capacity: The worker's handler slots.

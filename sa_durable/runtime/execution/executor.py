@@ -1,4 +1,4 @@
-"""Running handlers: what they are given, and what becomes of how they end."""
+"""Run handlers, and turn how they end into an outcome to store."""
 
 from __future__ import annotations
 
@@ -39,21 +39,29 @@ logger = logging.getLogger("sa_durable.worker")
 
 
 class RunSource(Protocol):
-    """What gives runs to the executor, and is called when a run has ended."""
+    """The part that gives runs to the executor: the dispatcher."""
 
     def ended(self, run: ActiveRun) -> None:
         """Free the slot of an async run. On the loop."""
 
     def next_sync(self, ended: ActiveRun) -> ActiveRun | None:
-        """Free the slot of a sync run, and return the sync run that its thread takes next, if any. In that thread."""
+        """Free the slot of a sync run. Return the sync run that its thread takes next. In that thread."""
 
 
 class Executor:
-    """Run handlers: async ones on the event loop, sync ones in threads. An error in a handler ends its run only.
+    """Run handlers: async ones on the event loop, sync ones in threads.
+
+    An error in a handler ends its run only.
 
     Args:
-        on_task_stored: Called when a transactional handler has completed its task itself. On the loop or in a thread.
-        on_error: Called with the error that a handler raised, before it is stored. On the loop or in a thread.
+        registry: The handlers.
+        operations: The operations of the contexts.
+        completer: Stores outcomes.
+        timeouts: Ends runs that take longer than their handler's timeout.
+        active: The worker's runs.
+        concurrency: Number of threads for sync handlers.
+        on_task_stored: Called when a transactional handler has completed its task itself. In any thread.
+        on_error: Called with the error that a handler raised, before it is stored. In any thread.
     """
 
     def __init__(
@@ -73,9 +81,10 @@ class Executor:
         self._on_task_stored, self._on_error = on_task_stored, on_error
         self._threads = DaemonThreadPool("sa_durable handler", concurrency)
         self.tasks: set[asyncio.Task[None]] = set()
+        """The asyncio tasks of async handlers that have not ended."""
 
     def is_sync(self, run: ActiveRun) -> bool:
-        """Whether it has a plain handler, for a thread."""
+        """Return whether the handler of a run is sync, and needs a thread."""
         return not self._registry.handler(run.model, run.claim.name).is_async
 
     def start(self, run: ActiveRun, source: RunSource) -> None:
@@ -89,20 +98,21 @@ class Executor:
             loop = asyncio.get_running_loop()
             ended = partial(self._async_ended, source, run)
             task = loop.create_task(self._run_async(run, handler, ended), context=Context())
-            run.runs_as(task)
+            run.task = task
             self.tasks.add(task)
-            # A task that is cancelled before its first step never runs its own code.
+            # For a task that is cancelled before it starts, which never runs its own code.
             task.add_done_callback(ended)
         else:
             self._threads.submit(self._run_sync_in_turn, run, source)
+
+    def close(self) -> None:
+        """End the threads, each after the handler that it runs."""
+        self._threads.stop()
 
     def _begin(self, run: ActiveRun, handler: Handler[Any, ..., Any]) -> None:
         run.started = monotonic()
         if (timeout := handler.run_options.timeout) is not None:
             self._timeouts.watch(run, timeout)
-
-    def close(self) -> None:
-        self._threads.stop()
 
     async def _run_async(
         self,
@@ -110,8 +120,9 @@ class Executor:
         handler: Handler[Any, ..., Any],
         ended: Callable[[asyncio.Task[None]], None],
     ) -> None:
-        assert run.task is not None  # noqa: S101 - it is this one
-        run.task.remove_done_callback(ended)  # which would cost as much as the rest of a short run
+        task = run.task
+        assert task is not None  # noqa: S101 - `start` has set it
+        task.remove_done_callback(ended)  # a callback takes as long as the rest of a short run
         outcome: Completed | Failed | None = None
         run.thread = get_ident()
         make_current(context := AsyncTaskContext(run, self._operations))
@@ -123,18 +134,18 @@ class Executor:
                     await self._in_transaction_async(run, handler, arguments)
                 else:
                     outcome = self._returned(run, handler, await handler.fn(context, **arguments))
-        except BaseException as error:  # noqa: BLE001 - the worker's shell; a sys.exit() ends its run, not the worker
+        except BaseException as error:  # noqa: BLE001 - a sys.exit() in a handler ends its run, not the worker
             outcome = self._raised(run, handler, error)
         try:
             self._submit_outcome(run, outcome)
         finally:
-            ended(run.task)
+            ended(task)
 
     def _async_ended(self, source: RunSource, run: ActiveRun, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        run.task = (
-            None  # a task has its context, that has the run: the garbage collector would have to find them
-        )
+        # Task, context and run refer to each other. Without this, the garbage collector would have to find
+        # them.
+        run.task = None
         if not run.finishing:
             self._active.remove([run])
         source.ended(run)
@@ -169,7 +180,7 @@ class Executor:
     def _in_transaction(
         self, run: ActiveRun, handler: Handler[Any, ..., Any], arguments: Mapping[str, Any]
     ) -> None:
-        """The whole handler and its completion as one transaction."""
+        """Run a transactional handler, and complete its task in the same transaction."""
 
         def work(session: Session) -> Any:
             make_current(context := TaskContext(run, self._operations, session))
@@ -181,6 +192,8 @@ class Executor:
     async def _in_transaction_async(
         self, run: ActiveRun, handler: Handler[Any, ..., Any], arguments: Mapping[str, Any]
     ) -> None:
+        """Do the same as `_in_transaction`, on the event loop."""
+
         def work(session: AsyncSession) -> Any:
             make_current(context := AsyncTaskContext(run, self._operations, session))
             return handler.fn(context, **arguments)
@@ -197,31 +210,31 @@ class Executor:
     def _submit_outcome(self, run: ActiveRun, outcome: Completed | Failed | None) -> None:
         if outcome is not None and run.signal is None:
             self._completer.submit(run, outcome)
-        elif not run.finishing:  # else the closer gives it back
+        elif not run.finishing:  # otherwise another thread stores its outcome, and removes the run
             self._active.remove([run])
 
     def _returned(self, run: ActiveRun, handler: Handler[Any, ..., Any], value: Any) -> Completed | None:
         claim = run.claim
         if run.signal is not None:
-            _log_dropped(run, "returned")
+            _log_discarded(run, "returned")
             return None
         return Completed(claim.task_id, claim.token, _result_text(run, handler, value))
 
     def _raised(self, run: ActiveRun, handler: Handler[Any, ..., Any], error: BaseException) -> Failed | None:
         if run.signal is not None:
             if not isinstance(error, Signal | asyncio.CancelledError):
-                _log_dropped(run, f"raised {type(error).__qualname__}")
+                _log_discarded(run, f"raised {type(error).__qualname__}")
             return None
         try:
             return self._failed(run, handler, error)
-        except Exception as ours:  # noqa: BLE001 - the worker's shell: it must not cost a slot, too
-            claim, kind = run.claim, type(ours).__qualname__
-            logger.error(  # noqa: TRY400 - a traceback would quote what the handler raised
-                "task %s (%s): how attempt %d ended can't be stored (%s): its lease will run out",
+        except Exception as unexpected:  # noqa: BLE001 - raised here, it would end the thread and lose its slot
+            claim = run.claim
+            logger.error(  # noqa: TRY400 - a traceback would quote the handler's error
+                "failure not stored: task %s (%s), attempt %d (%s); its lease will expire",
                 claim.task_id,
                 claim.name,
                 claim.attempt,
-                kind,
+                type(unexpected).__qualname__,
             )
             return None
 
@@ -234,12 +247,12 @@ class Executor:
         )
         match failed.verdict:
             case RetryAfter(delay):
-                then = f"attempt {claim.attempt + 1} in {delay.total_seconds():.3g} s"
+                then = f"next attempt in {delay.total_seconds():.3g} s"
             case _:
                 then = "the task has failed"
-        # Only the type: messages quote values.
+        # The error's type only: its message may quote values.
         logger.warning(
-            "task %s (%s): attempt %d raised %s: %s",
+            "attempt failed: task %s (%s), attempt %d (%s); %s",
             claim.task_id,
             claim.name,
             claim.attempt,
@@ -257,14 +270,14 @@ def _result_text(run: ActiveRun, handler: Handler[Any, ..., Any], value: Any) ->
         raise InvalidResult(str(error)) from error
 
 
-def _log_dropped(run: ActiveRun, what: str) -> None:
+def _log_discarded(run: ActiveRun, ending: str) -> None:
     level = logging.WARNING if isinstance(run.signal, LeaseLost) else logging.INFO
     logger.log(
         level,
-        "task %s (%s): attempt %d %s after %s; nothing of it is stored",
+        "outcome discarded: task %s (%s), attempt %d (the handler %s after %s); nothing is stored",
         run.claim.task_id,
         run.claim.name,
         run.claim.attempt,
-        what,
+        ending,
         type(run.signal).__name__,
     )

@@ -65,9 +65,10 @@ class ActiveRun:
     """The handler's `timeout`."""
     finishing: bool
     """Whether the outcome is being stored. The database may say already that the task has ended or sleeps, so
-    a heartbeat that finds the claim gone must not report it as lost."""
+    a heartbeat that finds the claim gone must not report it as lost.
+    """
     task: asyncio.Task[Any] | None
-    """The asyncio task of an async handler, while it runs."""
+    """The asyncio task of an async handler, while it runs. `end` cancels it."""
     thread: int | None
     """Identifier of the thread that runs the handler, or the handler's event loop."""
 
@@ -135,10 +136,6 @@ class ActiveRun:
             with suppress(RuntimeError):  # the loop is closed, so the handler no longer runs
                 loop.call_soon_threadsafe(task.cancel)
         return True
-
-    def runs_as(self, task: asyncio.Task[Any]) -> None:
-        """Set the asyncio task of an async handler, which `end` cancels."""
-        self.task = task
 
     def suspend(self) -> NoReturn:
         """End a run whose task sleeps, by raising a signal in its handler."""
