@@ -70,12 +70,12 @@ def test_the_services_do_what_the_model_says(door):
 
 
 def _token_check_off(monkeypatch) -> None:
-    def still_running(table, claims, *columns, wait=False):
+    def lock_running(table, claims, *columns, wait=False):
         row = table.alias("row")
         found = select(row.c.id, *(row.c[name] for name in columns)).where(row.c.id == claims.c.id)
         return found.where(text("row.state = 'running'")).lateral("held_row")
 
-    monkeypatch.setattr(run_stmt, "still_held", still_running)
+    monkeypatch.setattr(run_stmt, "lock_held", lock_running)
     for name in ("complete_many", "fail_many"):
         monkeypatch.setattr(run_stmt, name, getattr(run_stmt, name).__wrapped__)
 
@@ -85,7 +85,7 @@ def _cascade_off(monkeypatch) -> None:
 
 
 def _marks_off(monkeypatch) -> None:
-    monkeypatch.setattr(events, "_mark", lambda *_: 0)
+    monkeypatch.setattr(events, "_mark_waits", lambda *_: 0)
 
 
 def _keys_taken_back_unasked(monkeypatch) -> None:
