@@ -1,4 +1,4 @@
-"""A host application's environment, as `alembic init` writes it; what sa_durable's users add is marked by (*)."""
+"""A host application's environment, as `alembic init` writes it. What sa_durable needs is marked by (*)."""
 
 import os
 from logging.config import fileConfig
@@ -6,7 +6,7 @@ from logging.config import fileConfig
 from alembic import context
 from sqlalchemy import Connection, create_engine, pool
 
-# (*) one migrator at a time; and this import registers op.durable_add_key and the others
+# (*) migration_lock lets one migrator run at a time. The import also registers op.durable_add_key and others.
 from sa_durable.alembic import migration_lock
 from sa_durable.demo.models import Base
 
@@ -21,7 +21,7 @@ URL = (
 )
 OPTIONS = {
     "target_metadata": Base.metadata,
-    "transaction_per_migration": True,  # (*) a revision that commits by itself takes no other one with it
+    "transaction_per_migration": True,  # (*) a revision that commits by itself does not commit others
     "compare_server_default": True,
 }
 
@@ -34,7 +34,7 @@ def run_migrations_offline() -> None:
 
 
 def run_migrations_online() -> None:
-    """Run on the connection that was given in `config.attributes`, say by a test, or else on one of our own."""
+    """Run on the connection in `config.attributes`, which a test sets, or on a new connection."""
     connection: Connection | None = config.attributes.get("connection")
     if connection is not None:
         migrate(connection)
@@ -44,9 +44,7 @@ def run_migrations_online() -> None:
 
 
 def migrate(connection: Connection) -> None:
-    with migration_lock(
-        connection
-    ):  # (*) of two migrators at once, the second waits and finds everything done
+    with migration_lock(connection):  # (*) a second migrator waits, and then finds every revision applied
         context.configure(connection=connection, **OPTIONS)
         with context.begin_transaction():
             context.run_migrations()

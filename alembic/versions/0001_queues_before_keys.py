@@ -1,4 +1,4 @@
-"""payments and two queues, as they were before idempotency keys
+"""payments and two queues, without idempotency keys
 
 Revision ID: 0001
 Revises:

@@ -1,7 +1,7 @@
 """idempotency keys for every queue
 
-Before the deploy: workers and spawners of the release before go on while it runs and after it. Committed step by
-step; after an interruption, run it again.
+Run it before the deploy: workers and spawners of the old release continue during the migration and after it. It
+commits step by step. After an interruption, run it again.
 
 Revision ID: 0002
 Revises: 0001

@@ -28,9 +28,9 @@ class ChangeOp(MigrateOperation):
         schema: The table's schema.
     """
 
-    verb: str
+    set_operation: str
     """The name of the operation that creates or changes the part."""
-    undo: str
+    drop_operation: str
     """The name of the operation that drops the part."""
 
     def __init__(
@@ -39,13 +39,13 @@ class ChangeOp(MigrateOperation):
         self.targets, self.name, self.definition, self.was = Targets(table, schema), name, definition, was
 
     @property
-    def call(self) -> str:
+    def operation(self) -> str:
         """The name of the operation, as a revision calls it."""
-        return self.verb if self.definition is not None else self.undo
+        return self.set_operation if self.definition is not None else self.drop_operation
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """Return the operation as Alembic lists it among differences."""
-        return (self.call, self.targets.schema, self.targets.table, self.name)
+        return (self.operation, self.targets.schema, self.targets.table, self.name)
 
     def reverse(self) -> ChangeOp:
         """Return the operation that a downgrade needs."""
@@ -64,7 +64,7 @@ class ChangeOp(MigrateOperation):
 class IndexOp(ChangeOp):
     """A change of an index."""
 
-    verb, undo = "durable_build_index", "durable_drop_index"
+    set_operation, drop_operation = "durable_build_index", "durable_drop_index"
 
     @classmethod
     def durable_build_index(
@@ -105,7 +105,7 @@ class IndexOp(ChangeOp):
 class CheckOp(ChangeOp):
     """A change of a check."""
 
-    verb, undo = "durable_set_check", "durable_drop_check"
+    set_operation, drop_operation = "durable_set_check", "durable_drop_check"
 
     @classmethod
     def durable_set_check(
@@ -144,7 +144,7 @@ class CheckOp(ChangeOp):
 class ColumnOp(ChangeOp):
     """A change of a column. No column has a default that is computed row by row, so no rows are written."""
 
-    verb, undo = "durable_add_column", "durable_drop_column"
+    set_operation, drop_operation = "durable_add_column", "durable_drop_column"
     definition: Column[Any] | None
 
     @classmethod

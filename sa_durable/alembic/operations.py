@@ -19,7 +19,7 @@ LOCK_TIMEOUT_S, ATTEMPTS = DEFAULT_LOCK_RETRY.lock_timeout, DEFAULT_LOCK_RETRY.a
 class _KeyOp(MigrateOperation):
     """What the two key operations share: the task tables they change, and how long they wait for a lock."""
 
-    verb: str
+    operation: str
     """The name of the operation, as a revision calls it."""
 
     def __init__(self, targets: Targets, lock_retry: LockRetry = DEFAULT_LOCK_RETRY) -> None:
@@ -27,7 +27,7 @@ class _KeyOp(MigrateOperation):
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """Return the operation as Alembic lists it among differences."""
-        return (self.verb, self.targets.schema, self.targets.table)
+        return (self.operation, self.targets.schema, self.targets.table)
 
 
 @Operations.register_operation("durable_add_key")
@@ -40,7 +40,7 @@ class AddKeyOp(_KeyOp):
         backfill: The keys that existing rows get. None leaves existing rows without keys.
     """
 
-    verb = "durable_add_key"
+    operation = "durable_add_key"
 
     def __init__(
         self, targets: Targets, lock_retry: LockRetry = DEFAULT_LOCK_RETRY, backfill: Backfill | None = None
@@ -105,7 +105,7 @@ class DropKeyOp(_KeyOp):
         lock_retry: How long to wait for a lock that blocks other sessions.
     """
 
-    verb = "durable_drop_key"
+    operation = "durable_drop_key"
 
     @classmethod
     def durable_drop_key(

@@ -33,21 +33,21 @@ def _add_key(context: AutogenContext, op: AddKeyOp) -> list[str]:
 @renderers.dispatch_for(DropKeyOp)
 def _key_call(context: AutogenContext, op: AddKeyOp | DropKeyOp) -> str:
     table = () if op.targets.table is None else (op.targets.table,)
-    return _call(context, op.verb, *table, schema=op.targets.schema)
+    return _call(context, op.operation, *table, schema=op.targets.schema)
 
 
 @renderers.dispatch_for(IndexOp)
 @renderers.dispatch_for(CheckOp)
 def _part(context: AutogenContext, op: ChangeOp) -> str:
     definition = () if op.definition is None else (op.definition,)
-    return _call(context, op.call, op.name, op.targets.table, *definition, schema=op.targets.schema)
+    return _call(context, op.operation, op.name, op.targets.table, *definition, schema=op.targets.schema)
 
 
 @renderers.dispatch_for(ColumnOp)
 def _column(context: AutogenContext, op: ColumnOp) -> str:
     table, schema = str(op.targets.table), op.targets.schema
     if op.definition is None:
-        return _call(context, op.call, table, op.name, schema=schema)
+        return _call(context, op.operation, table, op.name, schema=schema)
     context.imports.add(IMPORT)
     stock = render_op_text(context, ops.AddColumnOp(table, op.definition, schema=schema))
     return stock.replace(_COLUMN, f"durable_{_COLUMN}", 1)
