@@ -1,4 +1,4 @@
-"""Running due work in process, until there is none."""
+"""Run due tasks in this process until none is left."""
 
 from __future__ import annotations
 
@@ -19,60 +19,79 @@ from .driven import DrivenWorker, Left, Ran
 if TYPE_CHECKING:
     from ..models import DurableTask
 
-LIMIT = 1000  # runs
-TIMEOUT = 30.0  # seconds
+MAX_RUNS = 1000
+TIMEOUT_S = 30.0
+MAX_LISTED = 5
 
 
 class NotIdle(AssertionError):
-    """Work went on after as many runs, or seconds, as it was given. The run in hand was given back; what the earlier
-    ones did is stored."""
+    """There was still work after the given number of runs or seconds.
+
+    The unfinished run is released. The results of the earlier runs are stored.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """What ran until there was nothing to do, in order, and what is left: at most a thousand tasks, the next first."""
+    """The runs until no task was due, and the tasks that are left."""
 
     ran: tuple[Ran, ...]
+    """The runs, in order."""
     left: tuple[Left, ...]
+    """At most 1000 tasks that have not ended. The one that is due next comes first."""
 
     @property
     def errors(self) -> list[BaseException]:
-        """What handlers raised, retried or not."""
+        """The exceptions that handlers raised, including those of runs that were retried."""
         return [run.error for run in self.ran if run.error is not None]
 
     @property
     def next_due(self) -> datetime | None:
-        """When the next sleeper wakes by itself. None: none does."""
+        """When the next sleeping task wakes by itself. None if no task does."""
         return min((task.due for task in self.left if task.due is not None), default=None)
 
 
 def run_until_idle(
     engine: EngineOrUrl,
     *queues: type[DurableTask],
-    limit: int = LIMIT,
-    timeout: float = TIMEOUT,
+    limit: int = MAX_RUNS,
+    timeout: float = TIMEOUT_S,
     raise_errors: bool = False,
     session_factory: SessionFactory | None = None,
     async_session_factory: AsyncSessionFactory | None = None,
     _tuning: Tuning = DEFAULT_TUNING,
 ) -> Idle:
-    """Run the due tasks of `queues`, one after the other, until none is left that the database's clock says is due.
+    """Run the due tasks of queues, one after the other, until no task is due by the database's clock.
 
-    All that workers do is done, by the worker's own code: plain and async handlers, steps, retries, sleeps, events,
-    children in any of these queues, lost leases, deadlines. What sleeps is left asleep (`clock` wakes it); what was not
-    committed is not seen; nothing is cleaned up, whatever the queues' retention.
+    The worker's own code runs them, so it does all that a worker does: sync and async handlers, steps,
+    retries, sleeps, events, children in any of these queues, expired leases, deadlines. Sleeping tasks are
+    not woken early: move the time by `clock`. Uncommitted tasks are not found. Nothing is deleted, even if a
+    queue has a retention.
 
-    What handlers raise is stored, as in production, and in `Idle.errors`; with `raise_errors` the first of it is raised
-    once it is stored. Raises NotIdle after `limit` runs or `timeout` seconds: something spawns without end, hangs, or
-    waits for a lock of the test's own open transaction.
+    In a running event loop, or with an AsyncEngine, use `await run_until_idle_async(...)`.
 
-    `ctx.transaction` gets its sessions from the factories, as with a Worker. In a running event loop, or for an
-    AsyncEngine: `await run_until_idle_async(...)`.
+    Args:
+        engine: The engine or URL of the database.
+        queues: The task classes of the queues.
+        limit: Most runs before NotIdle is raised.
+        timeout: Most seconds before NotIdle is raised.
+        raise_errors: Whether to raise the first exception of a handler, once the failure is stored. Otherwise
+            all of them are in `Idle.errors`. They are stored in any case, as in production.
+        session_factory: Where `ctx.transaction` gets its sessions, as with a Worker.
+        async_session_factory: The same for async handlers.
+
+    Returns:
+        The runs, and the tasks that are left.
+
+    Raises:
+        NotIdle: There was still work after `limit` runs or `timeout` seconds. A handler spawns without end or
+            hangs, or a run waits for a lock of the test's own open transaction.
+        InvalidOptions: An event loop is running, or the engine is an AsyncEngine.
     """
-    if hasattr(engine, "sync_engine") or _in_a_loop():
+    if hasattr(engine, "sync_engine") or _loop_is_running():
         raise InvalidOptions(
-            "in a running event loop, and for an AsyncEngine, which belongs to one: "
-            "await run_until_idle_async(...)"
+            "run_until_idle can't be used in a running event loop or with an AsyncEngine: "
+            "use await run_until_idle_async(...)"
         )
     loop = asyncio.new_event_loop()
     try:
@@ -95,14 +114,14 @@ def run_until_idle(
 async def run_until_idle_async(
     engine: EngineOrUrl,
     *queues: type[DurableTask],
-    limit: int = LIMIT,
-    timeout: float = TIMEOUT,
+    limit: int = MAX_RUNS,
+    timeout: float = TIMEOUT_S,
     raise_errors: bool = False,
     session_factory: SessionFactory | None = None,
     async_session_factory: AsyncSessionFactory | None = None,
     _tuning: Tuning = DEFAULT_TUNING,
 ) -> Idle:
-    """As `run_until_idle`, inside a running event loop, on which async handlers then run; for any engine."""
+    """Do what `run_until_idle` does, in a running event loop, where async handlers run, and for any engine."""
     worker = DrivenWorker(engine, queues, session_factory, async_session_factory, _tuning)
     ran: list[Ran] = []
     error: BaseException | None = None
@@ -125,7 +144,7 @@ async def run_until_idle_async(
     return Idle(tuple(ran), tuple(left))
 
 
-def _in_a_loop() -> bool:
+def _loop_is_running() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -135,9 +154,9 @@ def _in_a_loop() -> bool:
 
 def _busy(ran: list[Ran], in_hand: ActiveRun | None, what: str) -> str:
     names = ", ".join(
-        f"{number} x {name}" for name, number in Counter(run.name for run in ran).most_common(5)
+        f"{number} x {name}" for name, number in Counter(run.name for run in ran).most_common(MAX_LISTED)
     )
     message = f"not idle after {what}; ran: {names or 'nothing'}"
     if in_hand is not None:
-        message += f"; still in hand: {in_hand.claim.name}, attempt {in_hand.claim.attempt}"
+        message += f"; still running: {in_hand.claim.name}, attempt {in_hand.claim.attempt}"
     return message

@@ -179,7 +179,7 @@ def test_a_task_that_spawns_itself_ends_in_a_clear_error(helpers):
 def test_a_handler_that_hangs_is_released_with_a_clear_error(helpers, handler):
     spawned = helpers.spawn(handler.call())
     with pytest.raises(
-        NotIdle, match=f"after 3 seconds; ran: nothing; still in hand: {handler.name}, attempt 1"
+        NotIdle, match=f"after 3 seconds; ran: nothing; still running: {handler.name}, attempt 1"
     ):
         helpers.run(timeout=3)
     app.gate.set()
