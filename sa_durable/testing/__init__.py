@@ -24,11 +24,11 @@ They need factory-boy: `pip install "sa-durable[testing]"`. There is no pytest p
     ...             spawned = Durable(session).spawn(ship.call(order_id=7), only_once=True)
     ...             print(assert_spawned(session, ship, order_id=7).state)
     ...         idle = run_until_idle(engine, ShippingTask)
-    ...         print([(run.name, str(run.state)) for run in idle.ran])
+    ...         print([(run.name, str(run.state)) for run in idle.runs])
     ...         print(idle.next_due - time.now() > timedelta(days=6))
     ...         moved = time.move_to(idle.next_due)
     ...         idle = run_until_idle(engine, ShippingTask)
-    ...         print([(run.name, str(run.state)) for run in idle.ran], idle.left)
+    ...         print([(run.name, str(run.state)) for run in idle.runs], idle.remaining)
     ...         with Session(engine) as session:
     ...             print(Durable(session).result(spawned).value)
     ...     engine.dispose()
@@ -116,7 +116,7 @@ from ..models import (
 )
 from . import factories
 from .clock import Clock, clock
-from .driven import Left, Ran
+from .driven import FinishedRun, RemainingTask
 from .idle import Idle, NotIdle, run_until_idle, run_until_idle_async
 from .spawned import assert_not_spawned, assert_not_spawned_async, assert_spawned, assert_spawned_async
 
@@ -213,10 +213,10 @@ def queue_factory(model: type[DurableTask], session: AnySession | None = None) -
 
 __all__ = [
     "Clock",
+    "FinishedRun",
     "Idle",
-    "Left",
     "NotIdle",
-    "Ran",
+    "RemainingTask",
     "RowFactory",
     "assert_not_spawned",
     "assert_not_spawned_async",

@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MAX_LEFT = 1000
-"""Most tasks that `DrivenWorker.left` lists."""
+MAX_REMAINING = 1000
+"""Most tasks that `DrivenWorker.remaining` lists."""
 
 NEVER = timedelta(days=1)
 """Longer than any test, for intervals that don't matter here."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class FinishedRun:
     """A run of a handler, and the state that it left its task in."""
 
     name: str
@@ -61,7 +61,7 @@ class Ran:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class RemainingTask:
     """A task that has not ended.
 
     It sleeps, or it can't be claimed here: no handler of its name is known, or its queue is paused.
@@ -132,7 +132,7 @@ class DrivenWorker:
             more = await self._call(self._poll)
         return self.claimed
 
-    async def run_next(self, run: ActiveRun) -> Ran:
+    async def run_next(self, run: ActiveRun) -> FinishedRun:
         """Run the task that was claimed, and store the outcome."""
         self._run_ended.clear()
         self._error = None
@@ -148,11 +148,11 @@ class DrivenWorker:
             await asyncio.sleep(LOCKED_RETRY_S)
             stored, state = await self._call(self._store, run)
         claim, self.claimed = run.claim, None
-        return Ran(claim.name, state, claim.attempt, claim.queue, claim.task_id, self._error)
+        return FinishedRun(claim.name, state, claim.attempt, claim.queue, claim.task_id, self._error)
 
-    async def left(self) -> list[Left]:
+    async def remaining(self) -> list[RemainingTask]:
         """Return the tasks that have not ended: sleepers first, in the order in which they are due."""
-        found = await self._call(self._left)
+        found = await self._call(self._remaining)
         return sorted(found, key=lambda task: (task.due is None, task.due and task.due.timestamp()))
 
     async def close(self) -> None:
@@ -219,22 +219,24 @@ class DrivenWorker:
             state = session.scalar(select(model.state).where(model.id == run.claim.task_id))
         return True, None if state is None else TaskState(state)
 
-    def _left(self) -> list[Left]:
-        found: list[Left] = []
+    def _remaining(self) -> list[RemainingTask]:
+        found: list[RemainingTask] = []
         for model in self._parts.registry.queues:
             due = model.available_at
             left = (
                 select(model.name, model.state, due, model.attempt, model.id)
                 .where(model.state.in_([state.value for state in ACTIVE]))
                 .order_by(model.state.desc(), due.nulls_last())
-                .limit(MAX_LEFT - len(found))
+                .limit(MAX_REMAINING - len(found))
             )
             with self._database.autocommit() as session:
                 rows = session.execute(left).all()
             for name, state, at, attempt, task_id in rows:
                 asleep = state == TaskState.SLEEPING
                 found.append(
-                    Left(name, TaskState(state), at if asleep else None, attempt, model.__queue__, task_id)
+                    RemainingTask(
+                        name, TaskState(state), at if asleep else None, attempt, model.__queue__, task_id
+                    )
                 )
         return found
 

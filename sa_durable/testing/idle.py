@@ -14,7 +14,7 @@ from ..runtime.context.transactions import AsyncSessionFactory, SessionFactory
 from ..runtime.runs.active import ActiveRun
 from ..runtime.signals import close_loop
 from ..runtime.tuning import DEFAULT_TUNING, Tuning
-from .driven import DrivenWorker, Left, Ran
+from .driven import DrivenWorker, FinishedRun, RemainingTask
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -35,20 +35,20 @@ class NotIdle(AssertionError):
 class Idle:
     """The runs until no task was due, and the tasks that are left."""
 
-    ran: tuple[Ran, ...]
+    runs: tuple[FinishedRun, ...]
     """The runs, in order."""
-    left: tuple[Left, ...]
+    remaining: tuple[RemainingTask, ...]
     """At most 1000 tasks that have not ended. The one that is due next comes first."""
 
     @property
     def errors(self) -> list[BaseException]:
         """The exceptions that handlers raised, including those of runs that were retried."""
-        return [run.error for run in self.ran if run.error is not None]
+        return [run.error for run in self.runs if run.error is not None]
 
     @property
     def next_due(self) -> datetime | None:
         """When the next sleeping task wakes by itself. None if no task does."""
-        return min((task.due for task in self.left if task.due is not None), default=None)
+        return min((task.due for task in self.remaining if task.due is not None), default=None)
 
 
 def run_until_idle(
@@ -123,25 +123,25 @@ async def run_until_idle_async(
 ) -> Idle:
     """Do what `run_until_idle` does, in a running event loop, where async handlers run, and for any engine."""
     worker = DrivenWorker(engine, queues, session_factory, async_session_factory, _tuning)
-    ran: list[Ran] = []
+    runs: list[FinishedRun] = []
     error: BaseException | None = None
     try:
         async with asyncio.timeout(timeout) as bound:
             while error is None and (run := await worker.claim_next()) is not None:
-                if len(ran) == limit:
-                    raise NotIdle(_busy(ran, None, f"{limit} runs"))
-                ran.append(await worker.run_next(run))
-                error = ran[-1].error if raise_errors else None
-            left = await worker.left()
+                if len(runs) == limit:
+                    raise NotIdle(_not_idle(runs, None, f"{limit} runs"))
+                runs.append(await worker.run_next(run))
+                error = runs[-1].error if raise_errors else None
+            remaining = await worker.remaining()
     except TimeoutError as late:
         if not bound.expired():
             raise
-        raise NotIdle(_busy(ran, worker.claimed, f"{timeout:g} seconds")) from late
+        raise NotIdle(_not_idle(runs, worker.claimed, f"{timeout:g} seconds")) from late
     finally:
         await worker.close()
     if error is not None:
         raise error
-    return Idle(tuple(ran), tuple(left))
+    return Idle(tuple(runs), tuple(remaining))
 
 
 def _loop_is_running() -> bool:
@@ -152,11 +152,11 @@ def _loop_is_running() -> bool:
     return True
 
 
-def _busy(ran: list[Ran], in_hand: ActiveRun | None, what: str) -> str:
+def _not_idle(runs: list[FinishedRun], claimed: ActiveRun | None, what: str) -> str:
     names = ", ".join(
-        f"{number} x {name}" for name, number in Counter(run.name for run in ran).most_common(MAX_LISTED)
+        f"{number} x {name}" for name, number in Counter(run.name for run in runs).most_common(MAX_LISTED)
     )
     message = f"not idle after {what}; ran: {names or 'nothing'}"
-    if in_hand is not None:
-        message += f"; still running: {in_hand.claim.name}, attempt {in_hand.claim.attempt}"
+    if claimed is not None:
+        message += f"; still running: {claimed.claim.name}, attempt {claimed.claim.attempt}"
     return message

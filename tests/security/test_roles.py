@@ -310,7 +310,7 @@ def test_whoever_migrates_changes_tables_and_makes_new_ones_which_the_script_giv
     roles.apply(roles.migrate)
     with Session(roles.spawn) as session, session.begin():
         Durable(session).spawn(NewTask, "new", {})
-    assert run_until_idle(roles.work, NewTask).left[0].name == "new"
+    assert run_until_idle(roles.work, NewTask).remaining[0].name == "new"
     assert denied(roles.migrate, text("CREATE ROLE another"))
     assert denied(roles.migrate, select(Booking))
 

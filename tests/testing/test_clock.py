@@ -66,12 +66,12 @@ def test_a_week_of_sleep_passes_in_one_run_and_sleeps_keep_their_times(helpers, 
         first = helpers.run().next_due
         assert began + WEEK <= first <= time.now() + WEEK
         time.move_to(first - MINUTE)
-        assert helpers.run().ran == ()
+        assert helpers.run().runs == ()
         time.move_to(first)
         second = helpers.run().next_due
         assert first + 5 * MINUTE <= second <= time.now() + 5 * MINUTE
         time.move_to(second)
-        assert [run.state for run in helpers.run().ran] == ["completed"]
+        assert [run.state for run in helpers.run().runs] == ["completed"]
         assert helpers.result(spawned).value == [1, 2, str(spawned.run_id), 1]
         [task] = helpers.rows(MainTask)
         assert second <= task.finished_at <= time.now() and task.token == 5  # three claims, two sleeps
@@ -98,10 +98,10 @@ def test_backoff_is_waited_for_in_no_time(helpers, handler):
             due = helpers.run().next_due
             assert timedelta(0) <= due - failed_before - timedelta(seconds=delay) < MINUTE
             time.move_to(due - timedelta(seconds=1))
-            assert helpers.run().ran == ()
+            assert helpers.run().runs == ()
             time.move_to(due)
         idle = helpers.run()
-        assert (idle.left, [str(error) for error in idle.errors]) == ((), ["attempt 3"])
+        assert (idle.remaining, [str(error) for error in idle.errors]) == ((), ["attempt 3"])
         assert (helpers.result(spawned).state, helpers.result(spawned).attempt) == ("failed", 3)
 
 
@@ -121,7 +121,7 @@ def test_a_task_that_fails_after_its_max_duration_is_cancelled(helpers):
             "DeadlineExceeded",
         )
         time.advance(WEEK)
-        assert helpers.run().ran == ()
+        assert helpers.run().runs == ()
 
 
 # B6
@@ -129,11 +129,11 @@ def test_a_task_that_is_not_started_in_time_is_cancelled_before_it_runs(helpers)
     with clock(helpers.engine, helpers.tested) as time:
         late = helpers.spawn(app.plain.call(number=1), cancellation=Cancellation(start_within=HOUR))
         time.advance(HOUR + MINUTE)
-        assert helpers.run(SideTask).ran == () and helpers.result(late).state == "pending"
+        assert helpers.run(SideTask).runs == () and helpers.result(late).state == "pending"
         in_time = helpers.spawn(app.plain.call(number=1), cancellation=Cancellation(start_within=HOUR))
         with Session(helpers.engine) as session, session.begin():
             session.execute(text("INSERT INTO durable_queues (name, paused_at) VALUES ('main', now())"))
-        assert helpers.run().ran == ()
+        assert helpers.run().runs == ()
         assert (helpers.result(late).state, helpers.result(in_time).state) == ("cancelled", "pending")
 
 
@@ -148,7 +148,7 @@ def test_an_event_after_the_timeout_is_too_late(helpers, handler):
         time.move_to(due + HOUR)
         helpers.run()
         helpers.emit("late", 2)
-        assert helpers.run().ran == ()
+        assert helpers.run().runs == ()
         assert (helpers.result(early).value, helpers.result(late).value) == (1, "too late")
 
 
@@ -159,7 +159,7 @@ def test_a_parent_waits_a_week_for_its_children(helpers, handler):
         spawned = helpers.spawn(handler.call())
         helpers.run()
         time.advance(WEEK)
-        assert [run.name for run in helpers.run().ran] == ["child", "child", handler.name]
+        assert [run.name for run in helpers.run().runs] == ["child", "child", handler.name]
         assert helpers.result(spawned).value == [10, 20]
 
 
@@ -170,9 +170,9 @@ def test_a_lease_runs_out_and_the_late_worker_changes_nothing(helpers):
         with Session(helpers.engine) as session, session.begin():
             seconds = timedelta(seconds=30)
             [claim] = claims.claim(session, MainTask, names=["plain"], worker="w", lease=seconds, limit=1)
-        assert helpers.run().ran == ()
+        assert helpers.run().runs == ()
         time.advance(5 * MINUTE)
-        assert [(run.attempt, run.state) for run in helpers.run().ran] == [(2, "completed")]
+        assert [(run.attempt, run.state) for run in helpers.run().runs] == [(2, "completed")]
         with Session(helpers.engine) as session, session.begin():
             assert claims.extend(session, MainTask, {claim.task_id: claim.token}, lease=seconds) == set()
             [lost] = session.get_one(MainTask, spawned.task_id).runs
@@ -190,7 +190,7 @@ def test_a_handler_can_move_the_time_past_its_own_lease(helpers):
 
         try:
             spawned = helpers.spawn(travels.call())
-            assert [run.state for run in helpers.run().ran] == ["completed"]
+            assert [run.state for run in helpers.run().runs] == ["completed"]
             assert helpers.result(spawned).value == 1
         finally:
             del SideTask.__handlers__["travels"]

@@ -26,24 +26,24 @@ def test_due_tasks_run_in_order_and_their_results_are_stored(helpers, handler):
         helpers.spawn(handler.call(number=20), priority=-1),
     )
     idle = helpers.run()
-    assert [(run.task_id, run.state, run.attempt) for run in idle.ran] == [
+    assert [(run.task_id, run.state, run.attempt) for run in idle.runs] == [
         (second.task_id, "completed", 1),
         (first.task_id, "completed", 1),
     ]
-    assert (idle.left, idle.errors, idle.next_due) == ((), [], None)
+    assert (idle.remaining, idle.errors, idle.next_due) == ((), [], None)
     assert (helpers.result(second).value, helpers.result(first).value) == (21, 12)
 
 
 def test_nothing_to_do_is_nothing_done(helpers):
     idle = helpers.run()
-    assert (idle.ran, idle.left) == ((), ())
+    assert (idle.runs, idle.remaining) == ((), ())
 
 
 @pytest.mark.parametrize("handler", [app.naps, app.anaps])
 def test_sleepers_are_left_asleep_and_their_due_times_are_listed(helpers, handler):
     spawned = helpers.spawn(handler.call())
     idle = helpers.run()
-    [left] = idle.left
+    [left] = idle.remaining
     assert (left.task_id, left.name, left.state, left.queue) == (
         spawned.task_id,
         handler.name,
@@ -52,15 +52,15 @@ def test_sleepers_are_left_asleep_and_their_due_times_are_listed(helpers, handle
     )
     [task] = helpers.rows(MainTask)
     assert idle.next_due == left.due == task.available_at
-    assert [run.state for run in idle.ran] == ["sleeping"]
-    assert helpers.run().ran == ()
+    assert [run.state for run in idle.runs] == ["sleeping"]
+    assert helpers.run().runs == ()
 
 
 def test_what_is_due_next_is_listed_first(helpers):
     for days in (3, 1, 2):
         helpers.spawn(app.plain.call(number=days), delay=timedelta(days=days))
     helpers.spawn(app.waits_for.call(name="never"))
-    left = helpers.run().left
+    left = helpers.run().remaining
     assert [task.due for task in left] == sorted(task.due for task in left)
     assert len(left) == 4
 
@@ -69,7 +69,7 @@ def test_a_retry_that_is_due_runs_and_one_that_is_not_waits(helpers):
     helpers.spawn(app.flaky.call())
     helpers.spawn(app.hopeless.call())
     idle = helpers.run()
-    assert [(run.name, run.attempt, run.state, type(run.error)) for run in idle.ran] == [
+    assert [(run.name, run.attempt, run.state, type(run.error)) for run in idle.runs] == [
         ("flaky", 1, "pending", TimeoutError),
         ("hopeless", 1, "sleeping", ConnectionError),
         ("flaky", 2, "completed", type(None)),
@@ -89,9 +89,9 @@ def test_the_first_error_is_raised_on_request_once_it_is_stored(helpers, handler
 @pytest.mark.parametrize("handler", [app.waits_for, app.awaits_for])
 def test_events_are_settled_and_wake_their_waiters(helpers, handler):
     spawned = helpers.spawn(handler.call(name="paid"))
-    assert [run.state for run in helpers.run().ran] == ["sleeping"]
+    assert [run.state for run in helpers.run().runs] == ["sleeping"]
     helpers.spawn(app.emits.call(name="paid"))
-    assert [run.name for run in helpers.run().ran] == ["emits", handler.name]
+    assert [run.name for run in helpers.run().runs] == ["emits", handler.name]
     assert helpers.result(spawned).value == {"by": "emits"}
     late = helpers.spawn(handler.call(name="paid"))
     helpers.run()
@@ -110,16 +110,16 @@ def test_an_event_from_outside_wakes_its_waiter(helpers):
 @pytest.mark.parametrize("handler", [app.parent, app.aparent])
 def test_children_in_another_queue_run_if_it_is_given(helpers, handler):
     spawned = helpers.spawn(handler.call())
-    assert [run.name for run in helpers.run(MainTask).ran] == [handler.name]
-    assert helpers.run(MainTask).ran == ()  # they are nobody's business here
-    assert [run.name for run in helpers.run(MainTask, SideTask).ran] == ["child", "child"]
+    assert [run.name for run in helpers.run(MainTask).runs] == [handler.name]
+    assert helpers.run(MainTask).runs == ()  # they are nobody's business here
+    assert [run.name for run in helpers.run(MainTask, SideTask).runs] == ["child", "child"]
     assert helpers.result(spawned).state == "sleeping"
 
 
 @pytest.mark.parametrize("handler", [app.writes, app.awrites, app.writes_whole])
 def test_transactions_write_the_applications_rows(helpers, handler):
     helpers.spawn(handler.call(what="paid"))
-    assert [run.state for run in helpers.run().ran] == ["completed"]
+    assert [run.state for run in helpers.run().runs] == ["completed"]
     assert [row.what for row in helpers.rows(Effect)] == ["paid"]
 
 
@@ -140,7 +140,9 @@ def test_a_lost_workers_task_is_swept_and_runs_again(helpers):
         lost = task_factory(MainTask, session)(name="plain", params={"number": 1}, lease_expired=True)
         task_id = lost.id
         session.commit()
-    assert [(run.task_id, run.attempt, run.state) for run in helpers.run().ran] == [(task_id, 2, "completed")]
+    assert [(run.task_id, run.attempt, run.state) for run in helpers.run().runs] == [
+        (task_id, 2, "completed")
+    ]
 
 
 def test_a_task_that_was_not_started_in_time_is_cancelled(helpers):
@@ -148,11 +150,11 @@ def test_a_task_that_was_not_started_in_time_is_cancelled(helpers):
     paused = text("INSERT INTO durable_queues (name, paused_at) VALUES ('main', now())")
     with helpers.engine.begin() as connection:
         connection.execute(paused)
-    assert [task.state for task in helpers.run().left] == ["pending"]
+    assert [task.state for task in helpers.run().remaining] == ["pending"]
     with helpers.engine.begin() as connection:
         connection.execute(update(MainTask.__table__).values(cancel_at=text("now() - interval '1 s'")))
     idle = helpers.run()
-    assert (idle.ran, idle.left, helpers.result(late).state) == ((), (), "cancelled")
+    assert (idle.runs, idle.remaining, helpers.result(late).state) == ((), (), "cancelled")
 
 
 def test_unknown_names_are_left_pending(helpers):
@@ -160,10 +162,10 @@ def test_unknown_names_are_left_pending(helpers):
         task_factory(MainTask, session)(name="of the next release")
         session.commit()
     idle = helpers.run()
-    assert [(task.name, task.state, task.due) for task in idle.left] == [
+    assert [(task.name, task.state, task.due) for task in idle.remaining] == [
         ("of the next release", "pending", None)
     ]
-    assert idle.ran == ()
+    assert idle.runs == ()
 
 
 def test_a_task_that_spawns_itself_ends_in_a_clear_error(helpers):
@@ -189,7 +191,7 @@ def test_a_handler_that_hangs_is_released_with_a_clear_error(helpers, handler):
 
 def test_a_handlers_own_timeout_ends_it(helpers):
     spawned = helpers.spawn(app.takes_too_long.call())
-    assert [run.state for run in helpers.run().ran] == ["failed"]
+    assert [run.state for run in helpers.run().runs] == ["failed"]
     assert helpers.result(spawned).error.type == "HandlerTimeout"
 
 
@@ -199,13 +201,13 @@ def test_a_lock_of_the_tests_own_ends_in_a_clear_error(helpers):
     with helpers.engine.connect() as connection:
         app.gate.set()
         connection.execute(lock)
-        assert helpers.run().ran == ()  # a locked task is passed over
+        assert helpers.run().runs == ()  # a locked task is passed over
         connection.rollback()
         connection.execute(text("LOCK TABLE durable_main_tasks"))
         with pytest.raises(NotIdle, match=r"after 0.3 seconds"):
             helpers.run(timeout=0.3)
     [run] = wait_until(
-        lambda: helpers.run().ran
+        lambda: helpers.run().runs
     )  # what waited for the lock may have claimed it, and gives it back
     assert (run.task_id, run.attempt, run.state) == (spawned.task_id, 1, "completed")
 
@@ -232,7 +234,7 @@ def test_an_idle_run_needs_few_statements(engine):
             helpers.spawn(app.plain.call(number=n))
         statements.clear()
         event.listen(engine, "before_cursor_execute", note)
-        assert len(run_until_idle(engine, MainTask, _tuning=tuning).ran) == calls
+        assert len(run_until_idle(engine, MainTask, _tuning=tuning).runs) == calls
         event.remove(engine, "before_cursor_execute", note)
         return len(statements)
 
@@ -243,7 +245,7 @@ def test_an_idle_run_needs_few_statements(engine):
 
 def test_a_url_will_do(helpers, testing_url):
     helpers.spawn(app.plain.call(number=1))
-    assert len(run_until_idle(testing_url, MainTask).ran) == 1
+    assert len(run_until_idle(testing_url, MainTask).runs) == 1
 
 
 def test_what_cannot_work_is_refused(engine, testing_url):

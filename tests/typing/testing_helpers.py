@@ -47,9 +47,9 @@ def plain_tests(engine: Engine, session: Session, scoped: scoped_session[Session
     assert_spawned(session, charge, count="one")  # type: ignore[call-overload]  # a number
     idle = run_until_idle(engine, BillingTask, limit=10, timeout=2.5, raise_errors=True)
     assert_type(idle, Idle)
-    assert_type([run.state for run in idle.ran], list[TaskState | None])
-    assert_type([run.error for run in idle.ran], list[BaseException | None])
-    assert_type(idle.left[0].due, datetime | None)
+    assert_type([run.state for run in idle.runs], list[TaskState | None])
+    assert_type([run.error for run in idle.runs], list[BaseException | None])
+    assert_type(idle.remaining[0].due, datetime | None)
     assert_type(idle.next_due, datetime | None)
     run_until_idle(engine, "billing")  # type: ignore[arg-type]  # a queue is its model
     with clock(engine) as time:
