@@ -1,4 +1,4 @@
-"""What should happen next. Pure: values in, values out."""
+"""Decide what follows a failure, and which keys and options are valid. Pure: values in, values out."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from .errors import InvalidKey, InvalidOptions
 from .values import Exponential, Fixed, Json, NoRetry, RetryPolicy
 
 RESERVED_KEY_PREFIX = "~"
+"""Prefix of derived keys."""
 RESERVED_HEADER_PREFIX = "durable:"
+"""Prefix of the library's own headers."""
 KEY_LENGTH = 255
-MAX_SPAN = timedelta(days=36500)  # what comes later is no date that PostgreSQL and Python share
+"""Longest key, in characters."""
+MAX_SPAN = timedelta(days=36500)
+"""Longest duration. A later date may not exist in both PostgreSQL and Python."""
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def check_header_names(headers: Mapping[str, Json]) -> None:
-    """Raises InvalidOptions."""
+    """Raise InvalidOptions for a header whose name is no string or has the reserved prefix."""
     for name in headers:
         if not isinstance(name, str) or name.startswith(RESERVED_HEADER_PREFIX):
             raise InvalidOptions(
-                f"header {name!r}: names are strings and {RESERVED_HEADER_PREFIX!r} at their start is reserved"
+                f"header {name!r}: names are strings, and the prefix {RESERVED_HEADER_PREFIX!r} is reserved"
             )
 
 
 def check_duration(name: str, value: timedelta, *, zero: bool) -> None:
-    """Raises InvalidOptions for what is no duration of at most a century, or, unless `zero`, none at all."""
+    """Raise InvalidOptions for a value that is no duration of 0 (if `zero`) to 36,500 days."""
     if not isinstance(value, timedelta):
         raise InvalidOptions(f"{name}={value!r} must be a timedelta")
     if value < timedelta(0) or (not zero and not value):
@@ -39,7 +43,7 @@ def check_duration(name: str, value: timedelta, *, zero: bool) -> None:
 
 
 def is_storable_key(key: str) -> bool:
-    """False for what no task can have as its key, derived ones included."""
+    """Return whether a task can have this key, which may also be a derived one."""
     return isinstance(key, str) and 1 <= len(key) <= KEY_LENGTH and not _unstorable(key)
 
 
@@ -48,16 +52,17 @@ def _unstorable(key: str) -> bool:
 
 
 def check_key(key: str) -> str:
-    """`key` itself, if it can be one. Raises InvalidKey."""
+    """Return `key` if a caller can give it to a task. Raises InvalidKey."""
     if not isinstance(key, str):
         raise InvalidKey(f"idempotency_key={key!r} must be a string")
     if not 1 <= len(key) <= KEY_LENGTH:
         raise InvalidKey(
-            f"idempotency_key of {len(key)} characters: 1 to {KEY_LENGTH} are allowed; hash a longer one yourself"
+            f"idempotency_key of {len(key)} characters: 1 to {KEY_LENGTH} are allowed. "
+            "Hash a longer one yourself."
         )
     if _unstorable(key):
         raise InvalidKey(
-            f"idempotency_key={key!r} has a NUL or a lone surrogate, which PostgreSQL can't store"
+            f"idempotency_key={key!r} contains a NUL or a lone surrogate, which PostgreSQL can't store"
         )
     if key.startswith(RESERVED_KEY_PREFIX):
         raise InvalidKey(
@@ -67,7 +72,7 @@ def check_key(key: str) -> str:
 
 
 def check_retry(retry: RetryPolicy) -> None:
-    """Raises InvalidOptions for a policy whose delays are no durations."""
+    """Raise InvalidOptions for a retry policy whose delays aren't durations."""
     match retry:
         case NoRetry():
             return
@@ -85,6 +90,7 @@ def check_retry(retry: RetryPolicy) -> None:
 
 
 def retry_to_json(retry: RetryPolicy) -> dict[str, Json]:
+    """Return a retry policy as it is stored."""
     match retry:
         case NoRetry():
             return {"kind": "none"}
@@ -101,7 +107,7 @@ def retry_to_json(retry: RetryPolicy) -> dict[str, Json]:
 
 
 def retry_from_json(value: Mapping[str, Json] | None) -> RetryPolicy:
-    """The policy that `retry_to_json` stored; the default one for None (a row made by hand)."""
+    """Return the policy that `retry_to_json` stored. For None (a manually inserted row): the default one."""
     match value:
         case None:
             return Exponential()
@@ -114,13 +120,13 @@ def retry_from_json(value: Mapping[str, Json] | None) -> RetryPolicy:
                 timedelta(seconds=base), factor, timedelta(seconds=cap), value.get("jitter", 0)
             )
         case _:
-            raise InvalidOptions(f"stored retry policy {value!r} is of no kind that this version knows")
+            raise InvalidOptions(f"stored retry policy {value!r} is of a kind that this version doesn't know")
 
 
 def retry_delay(retry: RetryPolicy, attempt: int, *, chance: float | None = None) -> timedelta | None:
-    """How long after the failure of `attempt` (from 1) the next one starts; None: no further attempt.
+    """Return the delay from the failure of `attempt` (from 1) to the next attempt, or None if there is none.
 
-    `chance` (0 to 1) stands in for the random number that jitter draws.
+    `chance` (0 to 1) replaces the random number of the jitter.
     """
     match retry:
         case NoRetry():
@@ -139,14 +145,15 @@ def retry_delay(retry: RetryPolicy, attempt: int, *, chance: float | None = None
 
 @dataclass(frozen=True, slots=True)
 class RetryAfter:
-    """Another attempt, after a delay."""
+    """Start another attempt after a delay."""
 
     delay: timedelta
+    """Time from the failure to the next attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """No further attempt: the task fails."""
+    """Fail the task: no further attempt."""
 
 
 Verdict: TypeAlias = RetryAfter | GiveUp
@@ -160,7 +167,7 @@ def after_failure(
     retryable: bool = True,
     chance: float | None = None,
 ) -> Verdict:
-    """What follows the failure of `attempt`."""
+    """Decide what follows the failure of `attempt`."""
     if not retryable or (max_attempts is not None and attempt >= max_attempts):
         return GiveUp()
     delay = retry_delay(retry, attempt, chance=chance)
@@ -168,7 +175,10 @@ def after_failure(
 
 
 def after_lease_expired(retry: RetryPolicy, *, attempt: int, max_attempts: int | None) -> Verdict:
-    """What follows a lost worker. The next attempt starts at once: its delay was the rest of the lease."""
+    """Decide what follows an expired lease.
+
+    The next attempt starts at once: it was already delayed by the rest of the lease.
+    """
     verdict = after_failure(retry, attempt=attempt, max_attempts=max_attempts)
     return verdict if isinstance(verdict, GiveUp) else RetryAfter(timedelta(0))
 

@@ -1,4 +1,4 @@
-"""The options of a spawn: what its layers come to, and whether that can be."""
+"""Resolve and check the options of a spawn."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from .errors import InvalidOptions
 from .policy import check_duration, check_header_names, check_key, check_retry
 from .values import Cancellation, Hold, Json, OnDuplicate, SpawnKeywords, SpawnOptions
 
-PER_TASK = ("idempotency_key", "headers", "columns")  # what differs from task to task, where anything does
+PER_TASK = ("idempotency_key", "headers", "columns")
+"""The options that usually differ between the tasks of a batch."""
 
 
 def resolve(*layers: SpawnKeywords | None) -> SpawnOptions:
-    """The options of a spawn: each field from the first layer that has it, else the default. Raises InvalidOptions.
+    """Return the options of a spawn: each field from the first layer that has it, else the default.
 
-    `delay` and `run_at` are one choice: a layer that sets either hides both in the layers after it.
+    `delay` and `run_at` are one choice: a layer that sets one of them hides both in later layers. Raises
+    InvalidOptions.
     """
     merged = merge(*layers)
     own = {name: merged.pop(name, None) for name in PER_TASK}
@@ -27,7 +29,7 @@ def resolve(*layers: SpawnKeywords | None) -> SpawnOptions:
 
 
 def merge(*layers: SpawnKeywords | None) -> dict[str, Any]:
-    """The fields that any layer has, as `resolve` takes them; unchecked."""
+    """Return the fields that any layer has, with the precedence of `resolve`, without checking them."""
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         if layer:
@@ -39,7 +41,10 @@ def merge(*layers: SpawnKeywords | None) -> dict[str, Any]:
 
 
 def resolve_shared(merged: Mapping[str, Any]) -> SpawnOptions:
-    """The options that `merge` has found, but those PER_TASK, which `check_own` is for. Raises InvalidOptions."""
+    """Return the options that `merge` has found. Raises InvalidOptions.
+
+    `check_own` checks the options PER_TASK, which are left out.
+    """
     try:
         options = SpawnOptions(
             **{
@@ -50,9 +55,7 @@ def resolve_shared(merged: Mapping[str, Any]) -> SpawnOptions:
         )
     except TypeError as error:
         unknown = sorted(set(merged) - set(SpawnKeywords.__annotations__))
-        raise InvalidOptions(
-            f"unknown spawn options {unknown}: see SpawnOptions for what there is"
-        ) from error
+        raise InvalidOptions(f"unknown spawn options {unknown}: SpawnOptions has the options") from error
     except ValueError as error:
         raise InvalidOptions(
             f"{error}: hold is one of {[*Hold]}, on_duplicate one of {[*OnDuplicate]}"
@@ -68,12 +71,15 @@ def check_own(
     headers: Mapping[str, Json] | None,
     columns: Mapping[str, Any] | None,
 ) -> None:
-    """Raise InvalidOptions or InvalidKey unless these can be a task's, which has the rest of its options in `options`."""
+    """Raise InvalidOptions or InvalidKey if a task can't have these options.
+
+    `options` are the task's other options.
+    """
     if idempotency_key is not None:
         check_key(idempotency_key)
     elif options.on_duplicate is not OnDuplicate.RETURN and not options.only_once:
         raise InvalidOptions(
-            f"on_duplicate={options.on_duplicate.value!r} needs a key: give idempotency_key or only_once=True"
+            f"on_duplicate={options.on_duplicate.value!r} needs a key: pass idempotency_key or only_once=True"
         )
     if headers is not None:
         if not isinstance(headers, Mapping):
@@ -91,12 +97,12 @@ def _check(o: SpawnOptions) -> None:  # noqa: C901, PLR0912 - a flat list of rul
     if o.key_ttl is not None:
         if o.hold not in (Hold.SUCCEEDED, Hold.FOREVER):
             raise InvalidOptions(
-                f'key_ttl goes with hold="succeeded" or "forever": with hold={o.hold.value!r} the key is free '
-                "as soon as the holder ends"
+                f'key_ttl needs hold="succeeded" or "forever". With hold={o.hold.value!r}, '
+                "the key is free as soon as the holder ends."
             )
         check_duration("key_ttl", o.key_ttl, zero=False)
     if o.delay is not None and o.run_at is not None:
-        raise InvalidOptions("delay and run_at exclude each other: give one")
+        raise InvalidOptions("delay and run_at exclude each other: pass one")
     if o.delay is not None:
         check_duration("delay", o.delay, zero=True)
     if o.run_at is not None:
@@ -115,7 +121,7 @@ def _check(o: SpawnOptions) -> None:  # noqa: C901, PLR0912 - a flat list of rul
             f"priority={o.priority!r} must be an integer from -32768 to 32767 (lower runs first)"
         )
     if o.strict and o.on_duplicate is OnDuplicate.UPDATE:
-        raise InvalidOptions('strict refuses other params and on_duplicate="update" takes them: give one')
+        raise InvalidOptions('strict rejects other params and on_duplicate="update" takes them: pass one')
     check_retry(o.retry)
     if o.cancellation is not None:
         if not isinstance(o.cancellation, Cancellation):

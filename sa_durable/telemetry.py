@@ -1,4 +1,4 @@
-"""What spawns came to, made visible: a counter and a log line for each duplicate; and hooks, at spawns and around runs."""
+"""Spawn counters, log lines for duplicates, and hooks at spawns and around runs."""
 
 from __future__ import annotations
 
@@ -19,51 +19,76 @@ logger = logging.getLogger("sa_durable")
 
 
 class SpawnOutcome(StrEnum):
-    """What became of a spawn."""
+    """The result of a spawn."""
 
     CREATED = "created"
-    RETURNED = "returned"  # the existing task
-    UPDATED = "updated"  # the existing task, with new params and schedule
-    REPLACED = "replaced"  # a new task; the holder was cancelled
-    RAISED = "raised"  # DuplicateTask
-    CONFLICT = "conflict"  # IdempotencyConflict
+    """A new task."""
+    RETURNED = "returned"
+    """The existing task."""
+    UPDATED = "updated"
+    """The existing task, with new params and schedule."""
+    REPLACED = "replaced"
+    """A new task; the holder of the key was cancelled."""
+    RAISED = "raised"
+    """DuplicateTask was raised."""
+    CONFLICT = "conflict"
+    """IdempotencyConflict was raised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """One spawn, as hooks see it. It is not committed yet: the caller's transaction decides."""
+    """A spawn, as `on_spawn` hooks see it. It isn't committed yet: the caller's transaction decides."""
 
     queue: str
-    task: str  # the name
+    """Name of the queue."""
+    task: str
+    """Name of the task."""
     outcome: SpawnOutcome
-    task_id: UUID  # the new task's, or the holder's
+    """The result of the spawn."""
+    task_id: UUID
+    """Id of the new task, or of the holder of the key."""
     params_match: bool
+    """False: the holder of the key has other params."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spawning:
-    """One spawn that is about to happen, as `before_spawn` hooks see it."""
+    """A spawn that is about to happen, as `before_spawn` hooks see it."""
 
     queue: str
-    task: str  # the name
-    headers: dict[str, Json]  # the hook's to change: add, replace, remove
+    """Name of the queue."""
+    task: str
+    """Name of the task."""
+    headers: dict[str, Json]
+    """Headers of the task. The hook can add, replace and remove some."""
 
 
 class RunningTask(Protocol):
-    """What `around_run` hooks see of a run: the context of its handler, TaskContext or AsyncTaskContext."""
+    """A run, as `around_run` hooks see it: the context of its handler, TaskContext or AsyncTaskContext."""
 
     @property
-    def queue(self) -> str: ...
+    def queue(self) -> str:
+        """Name of the queue."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the task."""
+
     @property
-    def task_id(self) -> UUID: ...
+    def task_id(self) -> UUID:
+        """Id of the task."""
+
     @property
-    def run_id(self) -> UUID: ...
+    def run_id(self) -> UUID:
+        """Id of the current run."""
+
     @property
-    def attempt(self) -> int: ...
+    def attempt(self) -> int:
+        """Number of the current run, from 1."""
+
     @property
-    def headers(self) -> Mapping[str, Json]: ...
+    def headers(self) -> Mapping[str, Json]:
+        """Headers of the task."""
 
 
 Hook = Callable[[Spawned], object]
@@ -74,13 +99,13 @@ spawn_hooks: list[SpawnHook] = []
 run_hooks: list[RunHook] = []
 _counts: Counter[tuple[str, str, str]] = Counter()
 _lock = Lock()
-_held_back: ContextVar[list[Spawned] | None] = ContextVar("held_back", default=None)
+_deferred: ContextVar[list[Spawned] | None] = ContextVar("deferred", default=None)
 
 
 def on_spawn(hook: Hook) -> Hook:
-    """Have `hook` called after every spawn of this process, in the spawning thread. Usable as a decorator.
+    """Call `hook` after every spawn of this process, in the spawning thread. Usable as a decorator.
 
-    An exception that it raises is logged and goes no further.
+    An exception that the hook raises is logged and doesn't affect the spawn.
 
     >>> @on_spawn
     ... def count(spawned: Spawned) -> None: ...
@@ -91,12 +116,14 @@ def on_spawn(hook: Hook) -> Hook:
 
 
 def before_spawn(hook: SpawnHook) -> SpawnHook:
-    """Have `hook` called before every spawn of this process, in the spawning thread, to change the task's headers: every
-    way of spawning, task objects (when they are made) and children included; but a task that is retried as a new one has
-    the headers that it had. Usable as a decorator.
+    """Call `hook` before every spawn of this process, in the spawning thread. Usable as a decorator.
 
-    An exception that it raises is logged and goes no further; the headers stay as they were, as they do if the hook's
-    can't be stored.
+    The hook can change the task's headers. It is called for every way of spawning, including children, and
+    task objects, when they are made. It isn't called for a task that is retried as a new one, which keeps its
+    headers.
+
+    An exception that the hook raises is logged and doesn't affect the spawn. The headers then stay as they
+    were, and so they do if the hook's headers can't be stored.
 
     >>> @before_spawn
     ... def trace(spawning: Spawning) -> None:
@@ -108,18 +135,20 @@ def before_spawn(hook: SpawnHook) -> SpawnHook:
 
 
 def around_run(hook: RunHook) -> RunHook:
-    """Have every run of this process's workers happen within the context manager that `hook` returns, in the thread, or
-    asyncio task, of its handler: to restore a trace or log context from the headers. Usable as a decorator.
+    """Enter `hook`'s context manager around every run of this process's workers. Usable as a decorator.
 
-    It is entered each time a handler is started, after a sleep too, and left with the exception that ends the run, if
-    there is one; Suspend is none to worry about. It can't change how the run ends: an exception that it raises is
-    logged and goes no further, and one that it swallows ends the run all the same.
+    Use it to restore a trace or log context from the task's headers. The context manager is entered in the
+    thread, or asyncio task, of the handler, each time the handler starts, also after a sleep. It is left with
+    the exception that ends the run, if any; Suspend is not a failure.
+
+    The hook can't change how the run ends: an exception that it raises is logged, and an exception that it
+    swallows ends the run all the same.
 
     >>> from contextlib import contextmanager
     >>> @around_run
     ... @contextmanager
     ... def trace(task: RunningTask):
-    ...     print(task.headers.get("traceparent"))  # with tracer.start_as_current_span(task.name, extract(task.headers)):
+    ...     print(task.headers.get("traceparent"))  # extract(task.headers), start_as_current_span
     ...     yield
     >>> remove_hook(trace)
     """
@@ -128,7 +157,7 @@ def around_run(hook: RunHook) -> RunHook:
 
 
 def remove_hook(hook: Callable[..., Any]) -> None:
-    """Undo `on_spawn`, `before_spawn` or `around_run`. Raises ValueError for what is no hook."""
+    """Undo `on_spawn`, `before_spawn` or `around_run`. Raises ValueError if `hook` isn't registered."""
     registered: list[list[Any]] = [_hooks, spawn_hooks, run_hooks]
     next((hooks for hooks in registered if hook in hooks), _hooks).remove(hook)
 
@@ -140,7 +169,7 @@ def changed_headers(
     *,
     check: Callable[[Mapping[str, Json]], object],
 ) -> Mapping[str, Json] | None:
-    """What the hooks make of the headers of a spawn; `check` raises for what can't be stored."""
+    """Return a spawn's headers as the hooks change them. `check` raises for headers that can't be stored."""
     for hook in tuple(spawn_hooks):
         changed = dict(headers or {})
         try:
@@ -154,13 +183,19 @@ def changed_headers(
 
 
 def spawn_counts() -> Mapping[tuple[str, str, str], int]:
-    """How many spawns of this process had which outcome, by (queue, task name, outcome), rolled-back ones included."""
+    """Return how many spawns of this process had which outcome, by (queue, task name, outcome).
+
+    Spawns that were rolled back are included.
+    """
     with _lock:
         return dict(_counts)
 
 
 def record_created(queue: str, names: Sequence[str], ids: Iterable[UUID]) -> None:
-    """As `record`, for the new tasks of a batch. Their ids are looked at only where hooks want them."""
+    """Record the new tasks of a batch, as `record` does.
+
+    Reads `ids` only if there are hooks, because making them takes time.
+    """
     with _lock:
         for name, number in Counter(names).items():
             _counts[queue, name, SpawnOutcome.CREATED.value] += number
@@ -170,9 +205,12 @@ def record_created(queue: str, names: Sequence[str], ids: Iterable[UUID]) -> Non
 
 
 def record(queue: str, task: str, outcome: SpawnOutcome, task_id: UUID, *, params_match: bool = True) -> None:
-    """Count a spawn, log a duplicate (without key and params: they may be private) and call the hooks."""
-    if (held_back := _held_back.get()) is not None:
-        held_back.append(Spawned(queue, task, outcome, task_id, params_match))
+    """Count a spawn, log a duplicate and call the hooks.
+
+    The log line leaves out key and params, which may be private.
+    """
+    if (deferred := _deferred.get()) is not None:
+        deferred.append(Spawned(queue, task, outcome, task_id, params_match))
         return
     with _lock:
         _counts[queue, task, outcome.value] += 1
@@ -184,16 +222,16 @@ def record(queue: str, task: str, outcome: SpawnOutcome, task_id: UUID, *, param
 
 @contextmanager
 def defer_recording(*, unless: tuple[type[Exception], ...]) -> Iterator[None]:
-    """What is recorded in here counts from the end of it, `unless` that is one of these exceptions."""
+    """Record the spawns inside the block at its end, unless it ends with one of the exceptions `unless`."""
     outcomes: list[Spawned] = []
-    before = _held_back.set(outcomes)
+    before = _deferred.set(outcomes)
     try:
         yield
     except unless:
         outcomes.clear()
         raise
     finally:
-        _held_back.reset(before)
+        _deferred.reset(before)
         for spawned in outcomes:
             record(
                 spawned.queue,

@@ -1,8 +1,8 @@
 """Conditions that fence off a worker whose claim is no longer valid.
 
-Every claim raises the token of its task, and so does everything that ends a claim. So a claim, named by task id
-and token, is still held while its task is running under the same token. Every statement that writes for a worker
-has this condition.
+Every claim raises the token of its task, and so does everything that ends a claim. So a claim, named by task
+id and token, is still held while its task is running under the same token. Every statement that writes for a
+worker has this condition.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ KEYED = {"idempotency_key": "k"}
         ({"max_tries": 3}, r"unknown spawn options \['max_tries'\]"),
         ({"hold": "always"}, "'always' is not a valid Hold.*active.*forever"),
         ({"on_duplicate": "ignore"}, "'ignore' is not a valid OnDuplicate"),
-        ({**KEYED, "key_ttl": SECOND}, "key_ttl goes with .*hold='active'"),
-        ({**KEYED, "key_ttl": SECOND, "hold": "queued"}, "key_ttl goes with .*hold='queued'"),
+        ({**KEYED, "key_ttl": SECOND}, "key_ttl needs .*hold='active'"),
+        ({**KEYED, "key_ttl": SECOND, "hold": "queued"}, "key_ttl needs .*hold='queued'"),
         (
             {**KEYED, "key_ttl": -SECOND, "hold": "forever"},
             r"key_ttl=.*seconds=-?\d+.* must not be negative or zero",
@@ -190,9 +190,9 @@ def test_key_is_taken_as_it_is(key):
     "key, complaint",
     [
         ("", "idempotency_key of 0 characters: 1 to 255"),
-        ("x" * 256, "idempotency_key of 256 characters: 1 to 255 are allowed; hash a longer one"),
-        ("a\0b", r"idempotency_key='a\\x00b' has a NUL"),
-        ("a\ud800", r"idempotency_key='a\\ud800' has a NUL or a lone surrogate"),
+        ("x" * 256, "idempotency_key of 256 characters: 1 to 255 are allowed. Hash a longer one"),
+        ("a\0b", r"idempotency_key='a\\x00b' contains a NUL"),
+        ("a\ud800", r"idempotency_key='a\\ud800' contains a NUL or a lone surrogate"),
         ("~mine", "idempotency_key='~mine': the prefix '~' is reserved"),
         (7, "idempotency_key=7 must be a string"),
         (b"k", "idempotency_key=b'k' must be a string"),
@@ -334,5 +334,5 @@ def test_policy_that_was_stored_without_jitter_has_none():
 
 @pytest.mark.parametrize("stored", [{}, {"kind": "fibonacci"}, {"kind": "fixed"}, {"delay_seconds": 1}])
 def test_stored_policy_of_an_unknown_kind_is_refused(stored):
-    with pytest.raises(InvalidOptions, match="of no kind that this version knows"):
+    with pytest.raises(InvalidOptions, match="of a kind that this version doesn't know"):
         retry_from_json(stored)
