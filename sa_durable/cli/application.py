@@ -15,6 +15,15 @@ from ..models import DurableTask
 
 VARIABLES = ("SA_DURABLE_DATABASE_URL", "DATABASE_URL")
 
+queue_option = click.option(
+    "--queue", "names", multiple=True, metavar="NAME", help="Only this queue. Can be repeated."
+)
+database_url_option = click.option(
+    "--database-url",
+    metavar="URL",
+    help=f"Database URL. [default: {', then '.join(VARIABLES)}, then the module's `engine`]",
+)
+
 
 def load(name: str) -> ModuleType:
     """Import the application's module. The current directory comes first, as with `python -m`.

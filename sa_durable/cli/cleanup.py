@@ -26,12 +26,8 @@ from . import application
     required=True,
     help="Keep tasks and events that ended less than this many days ago. 0.5 means twelve hours.",
 )
-@click.option("--queue", "names", multiple=True, metavar="NAME", help="Only this queue. Can be repeated.")
-@click.option(
-    "--database-url",
-    metavar="URL",
-    help="Database URL. [default: SA_DURABLE_DATABASE_URL, then DATABASE_URL, then the module's `engine`]",
-)
+@application.queue_option
+@application.database_url_option
 @click.option(
     "--batch",
     type=click.IntRange(min=1),

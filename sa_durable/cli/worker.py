@@ -31,12 +31,8 @@ Seconds = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="Maximum number of concurrent handlers.",
 )
-@click.option("--queue", "names", multiple=True, metavar="NAME", help="Only this queue. Can be repeated.")
-@click.option(
-    "--database-url",
-    metavar="URL",
-    help="Database URL. [default: SA_DURABLE_DATABASE_URL, then DATABASE_URL, then the module's `engine`]",
-)
+@application.queue_option
+@application.database_url_option
 @click.option(
     "--prefetch",
     type=click.IntRange(min=0),

@@ -121,7 +121,7 @@ async def run_until_idle_async(
     async_session_factory: AsyncSessionFactory | None = None,
     _tuning: Tuning = DEFAULT_TUNING,
 ) -> Idle:
-    """Do what `run_until_idle` does, in a running event loop, where async handlers run, and for any engine."""
+    """Do what `run_until_idle` does, in a running event loop, which runs async handlers, for any engine."""
     worker = DrivenWorker(engine, queues, session_factory, async_session_factory, _tuning)
     runs: list[FinishedRun] = []
     error: BaseException | None = None
