@@ -101,16 +101,19 @@ _SIBLINGS: tuple[tuple[str, Role, type[Any]], ...] = (
 _ATTRIBUTES = frozenset({"handler", "runs", "Queue", *(attribute for attribute, _, _ in _SIBLINGS)})
 RESERVED = frozenset(
     {
-        *("limit_key",),  # limits per key
-        *("progress", "progress_at", "progress_note"),  # what ctx.progress stores
-        *(
-            "release",
-            "rerun_of",
-            "purged_at",
-        ),  # which code ran it; the task that it repeats; when it was blanked
-        *("schedule", "scheduled_for"),  # periodic tasks
-        *("signal", "signals", "Signal"),  # messages to a task
-        *("on_failure",),  # a hook beside `handler`
+        "limit_key",  # limits per key
+        "on_failure",  # a hook beside `handler`
+        "progress",  # reported by a handler
+        "progress_at",
+        "progress_note",
+        "purged_at",  # payloads were blanked
+        "release",  # release of the code that ran the task
+        "rerun_of",  # the task that this one repeats
+        "schedule",  # periodic tasks
+        "scheduled_for",
+        "Signal",  # messages to a task
+        "signal",
+        "signals",
     }
 )
 """Names that later versions need on task models. Reserved now, so that no upgrade collides with an
