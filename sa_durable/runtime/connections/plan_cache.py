@@ -21,7 +21,7 @@ class PlanCache:
     A prepared statement keeps its plan. A plan that is made while a queue is empty and vacuumed reads whole
     tables. PostgreSQL keeps using it for 20,000 tasks, where a claim then takes 64 ms instead of 3, until
     autovacuum analyzes the table, which happens once a minute at most (docs/decisions/0009). Rewriting the
-    query does not help: on an empty table a sequential scan always looks cheapest.
+    query does not help: a sequential scan of an empty table always has the lowest cost.
 
     Thread safety: no lock. A race between two threads makes PostgreSQL plan a statement once more than
     needed.

@@ -38,7 +38,7 @@ class Registry:
             raise UnknownQueue("a worker needs at least one queue: Worker(engine, [BillingTask])")
 
     def names(self, model: Model) -> list[str]:
-        """Return the names of the queue's tasks that this worker can claim: those that have a handler here."""
+        """Return the task names of a queue that have a handler here: this worker can claim them."""
         return list(model.__handlers__)
 
     def handler(self, model: Model, name: str) -> Handler[Any, ..., Any]:
@@ -48,7 +48,7 @@ class Registry:
     def watermark(self, model: Model) -> ClaimWatermark:
         """Return the watermark of the queue's claims for the names that are registered now.
 
-        A new handler means a new watermark: earlier claims have not looked for tasks of its name.
+        A new handler means a new watermark: earlier claims have skipped tasks of its name.
         """
         key = model, tuple(self.names(model))
         if (known := self._watermarks.get(key)) is not None:

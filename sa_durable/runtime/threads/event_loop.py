@@ -13,8 +13,9 @@ Ts = TypeVarTuple("Ts")
 class EventLoopHandle:
     """Schedule calls on the worker's event loop, from any thread.
 
-    The worker's parts are made before the worker runs, so the handle is empty until `attach`. A call that is posted
-    before that, or once the loop is closed, is dropped: `Shutdown` then releases what the worker holds.
+    The worker's parts are made before the worker runs, so the handle is empty until `attach`. A call that is
+    posted before that, or once the loop is closed, is dropped: `Shutdown` then releases what the worker
+    holds.
     """
 
     __slots__ = ("_loop",)
