@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 from sqlalchemy import Engine, text
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import Session
 
 from sa_durable import Durable, DurableTask
 from sa_durable.services import claims, runs
 from sa_durable.services.runs import Completed
 from sa_durable.services.watermark import LATE, ClaimWatermark
 from sa_durable.values import Claim
+from tests.apps import application
 from tests.bench.figures import Figure, figure, p95, ratio_at_most
 from tests.bench.workload import Bench, Workload
 
@@ -23,37 +24,14 @@ OTHERS = 100_000
 MINUTE = timedelta(minutes=1)
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class AloneTask(DurableTask, Base):
-    __queue__ = "alone"
-
-
-class PendingTask(DurableTask, Base):
-    __queue__ = "pending"
-
-
-class CompletedTask(DurableTask, Base):
-    __queue__ = "completed"
-
-
-class CancelledTask(DurableTask, Base):
-    __queue__ = "cancelled"
-
-
-class SleepingTask(DurableTask, Base):
-    __queue__ = "sleeping"
-
-
-class PassingTask(DurableTask, Base):
-    """Tasks come and go."""
-
-    __queue__ = "passing"
-
-
-CROWDED = (PendingTask, CompletedTask, CancelledTask, SleepingTask)
+Base, AloneTask, PassingTask, *CROWDED = application(
+    AloneTask="alone",
+    PassingTask="passing",  # tasks come and go
+    PendingTask="pending",
+    CompletedTask="completed",
+    CancelledTask="cancelled",
+    SleepingTask="sleeping",
+)
 
 
 @PassingTask.handler()

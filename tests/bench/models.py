@@ -5,40 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sqlalchemy import Engine, text
-from sqlalchemy.orm import DeclarativeBase
 
 from sa_durable import DurableTask
+from tests.apps import application
 from tests.bench.workload import Bench
 
-
-class Base(DeclarativeBase):
-    pass
-
-
-class SmallTask(DurableTask, Base):
-    __queue__ = "small"
-
-
-class BigTask(DurableTask, Base):
-    __queue__ = "big"
-
-
-class QuietTask(DurableTask, Base):
-    """Its worker asks for no notifications."""
-
-    __queue__ = "quiet"
-
-
-class ToldTask(DurableTask, Base):
-    """Its worker asks for notifications while it is idle."""
-
-    __queue__ = "told"
-
-
-class ClamorousTask(DurableTask, Base):
-    """Everybody always notifies its worker, idle or not."""
-
-    __queue__ = "clamorous"
+Base, SmallTask, BigTask, QuietTask, ToldTask, ClamorousTask = application(
+    SmallTask="small",
+    BigTask="big",
+    QuietTask="quiet",  # its worker enables no notifications
+    ToldTask="told",  # its worker enables notifications while it is idle
+    ClamorousTask="clamorous",  # every spawn notifies its worker, idle or not
+)
 
 
 def charge(ctx: object, order_id: int, note: str = "") -> None: ...

@@ -15,39 +15,18 @@ from threading import Thread
 
 import psutil
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import Session
 
 from sa_durable import AsyncTaskContext, Durable, DurableTask, Worker
+from tests.apps import application
 from tests.children import read_line
 from tests.databases import url_of
 from tests.waiting import wait_until
 
-
-class Base(DeclarativeBase):
-    pass
-
-
-class FirstTask(DurableTask, Base):
-    __queue__ = "first"
-
-
-class SecondTask(DurableTask, Base):
-    __queue__ = "second"
-
-
-class ThirdTask(DurableTask, Base):
-    __queue__ = "third"
-
-
-class FourthTask(DurableTask, Base):
-    __queue__ = "fourth"
-
-
-class FifthTask(DurableTask, Base):
-    __queue__ = "fifth"
-
-
-QUEUES = (FirstTask, SecondTask, ThirdTask, FourthTask, FifthTask)
+Base, *QUEUES = application(
+    FirstTask="first", SecondTask="second", ThirdTask="third", FourthTask="fourth", FifthTask="fifth"
+)
+FirstTask, SecondTask, ThirdTask, FourthTask, FifthTask = QUEUES
 
 
 async def noop(ctx: AsyncTaskContext, number: int) -> int:

@@ -16,9 +16,10 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import Engine, Text, create_engine, insert
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from sa_durable import AsyncTaskContext, Durable, DurableTask, TaskContext, Worker, wait_for
+from sa_durable import AsyncTaskContext, Durable, TaskContext, Worker, wait_for
+from tests.apps import application
 from tests.bench.draining import dsn
 from tests.bench.figures import Figure, figure, ratio_at_least
 from tests.bench.workload import Bench, Workload
@@ -27,12 +28,7 @@ from tests.databases import url_of
 STEPS = 100  # of a task
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class StepTask(DurableTask, Base):
-    __queue__ = "step"
+Base, StepTask = application(StepTask="step")
 
 
 class Receipt(Base):

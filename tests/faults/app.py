@@ -13,21 +13,15 @@ from uuid import UUID
 
 from sqlalchemy import DDL, BigInteger, DateTime, Identity, event
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from sa_durable import DurableTask, Fixed
 from sa_durable.runtime import AsyncTaskContext, TaskContext
+from tests.apps import NOW, application
 
 MAX_ATTEMPTS = 100
-NOW = Fixed(timedelta(0), jitter=0)
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class FaultTask(DurableTask, Base):
-    __queue__ = "faults"
+Base, FaultTask = application(FaultTask="faults")
 
 
 class Effect(Base):

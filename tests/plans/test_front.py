@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import Session
 
-from sa_durable import Durable, DurableTask
+from sa_durable import Durable
 from sa_durable.services import claims, runs
 from sa_durable.services.runs import Completed
 from sa_durable.services.watermark import ALWAYS, HIGHEST, LOWEST, ScanRange
 from sa_durable.statements import claims as stmt
 from sa_durable.statements.arrays import texts
+from tests.apps import application
 from tests.databases import throwaway
 from tests.plans.explaining import Plan, as_sent, explain
 
@@ -23,12 +24,7 @@ PASSED, PAGES = 10_000, 200  # and they fill at least so many pages
 CLAIM: dict[str, Any] = {"worker": "w", "lease": LEASE, "limit": 10}
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class PassingTask(DurableTask, Base):
-    __queue__ = "passing"
+Base, PassingTask = application(PassingTask="passing")
 
 
 @PassingTask.handler()

@@ -8,25 +8,21 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import create_engine, text
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import Session
 
-from sa_durable import Durable, DurableTask
+from sa_durable import Durable
 from sa_durable.runtime.connections.database import Database
 from sa_durable.runtime.connections.plan_cache import PlanCache
 from sa_durable.runtime.tuning import Tuning
 from sa_durable.services import claims
+from tests.apps import application
 from tests.databases import throwaway
 from tests.plans.explaining import Plan
 
 LEASE = timedelta(minutes=1)
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class GrowingTask(DurableTask, Base):
-    __queue__ = "growing"
+Base, GrowingTask = application(GrowingTask="growing")
 
 
 @GrowingTask.handler()

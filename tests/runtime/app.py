@@ -14,25 +14,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.orm import DeclarativeBase
-
-from sa_durable import DurableTask, Exponential, Fixed, NoRetry
+from sa_durable import Exponential, NoRetry
 from sa_durable.runtime import AsyncTaskContext, TaskContext
+from tests.apps import NOW, application, fail_first_attempt
 
-
-class Base(DeclarativeBase):
-    pass
-
-
-class WorkTask(DurableTask, Base):
-    __queue__ = "work"
-
-
-class OtherTask(DurableTask, Base):
-    __queue__ = "other"
-
-
-NOW = Fixed(timedelta(0), jitter=0)
+Base, WorkTask, OtherTask = application(WorkTask="work", OtherTask="other")
 
 
 class Calls(Counter[str]):
@@ -134,8 +120,7 @@ async def aflaky(ctx: AsyncTaskContext, failures: int) -> int:
 def repeated(ctx: TaskContext) -> list[int]:
     got = [ctx.step("k", count, "k", n) for n in (10, 20, 30)]
     seen.append(got)
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
     return got
 
 

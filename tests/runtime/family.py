@@ -13,26 +13,14 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import event
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import Session
 
-from sa_durable import DurableTask, Fixed, TimedOut
+from sa_durable import TimedOut
 from sa_durable.runtime import AsyncTaskContext, TaskContext
+from tests.apps import NOW, application, fail_first_attempt
 from tests.runtime.app import calls, gate, seen
 
-
-class Base(DeclarativeBase):
-    pass
-
-
-class ParentTask(DurableTask, Base):
-    __queue__ = "parents"
-
-
-class ChildTask(DurableTask, Base):
-    __queue__ = "children"
-
-
-NOW = Fixed(timedelta(0), jitter=0)
+Base, ParentTask, ChildTask = application(ParentTask="parents", ChildTask="children")
 ONCE: dict[str, Any] = {"max_attempts": 1}
 FLAVOURS = ("plain", "async")
 
@@ -95,8 +83,7 @@ def plain_times_out(ctx: TaskContext, name: str, seconds: float) -> list[Any]:
     except TimedOut as error:
         seen.append(str(error))
     ctx.sleep_for(timedelta(milliseconds=1))
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
     return [ctx.attempt, ctx.await_event(name)]
 
 
@@ -107,8 +94,7 @@ async def async_times_out(ctx: AsyncTaskContext, name: str, seconds: float) -> l
     except TimedOut as error:
         seen.append(str(error))
     await ctx.sleep_for(timedelta(milliseconds=1))
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
     return [ctx.attempt, await ctx.await_event(name)]
 
 
@@ -116,16 +102,14 @@ async def async_times_out(ctx: AsyncTaskContext, name: str, seconds: float) -> l
 def plain_emits(ctx: TaskContext, name: str) -> None:
     ctx.emit_event(name, Paid(ctx.attempt))
     ctx.emit_event(name, Paid(100 + ctx.attempt))
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
 
 
 @ParentTask.handler(retry=NOW)
 async def async_emits(ctx: AsyncTaskContext, name: str) -> None:
     await ctx.emit_event(name, Paid(ctx.attempt))
     await ctx.emit_event(name, Paid(100 + ctx.attempt))
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
 
 
 @ParentTask.handler(transactional=True, retry=NOW)
@@ -133,8 +117,7 @@ def plain_transaction(ctx: TaskContext, name: str) -> str:
     """Emits and spawns in its own transaction, which fails the first time."""
     ctx.emit_event(name, ctx.attempt)
     child = ctx.spawn(grows.call(number=ctx.attempt))
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
     return str(child.task_id)
 
 
@@ -142,8 +125,7 @@ def plain_transaction(ctx: TaskContext, name: str) -> str:
 async def async_transaction(ctx: AsyncTaskContext, name: str) -> str:
     await ctx.emit_event(name, ctx.attempt)
     child = await ctx.spawn(grows.call(number=ctx.attempt))
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
     return str(child.task_id)
 
 

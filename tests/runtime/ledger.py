@@ -10,31 +10,23 @@ import os
 import signal
 import struct
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import PlainSerializer
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from sa_durable import DurableTask, Fixed
 from sa_durable.runtime import AsyncTaskContext, TaskContext
-
-NOW = Fixed(timedelta(0), jitter=0)
+from tests.apps import NOW, application
 
 # In the order of a run's life.
 STEP_POINTS = ("begun", "written", "recorded", "committing", "committed", "replied", "encoded")
 WHOLE_POINTS = ("begun", "written", "encoded", "recorded", "committing", "committed")
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class LedgerTask(DurableTask, Base):
-    __queue__ = "ledger"
+Base, LedgerTask = application(LedgerTask="ledger")
 
 
 class Entry(Base):

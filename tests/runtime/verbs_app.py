@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any, ClassVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_durable import (
     AsyncTaskContext,
@@ -31,6 +31,7 @@ from sa_durable import (
     TaskContext,
     current_context,
 )
+from tests.apps import NOW, NoteColumns, fail_first_attempt
 from tests.runtime.app import Calls
 
 
@@ -38,10 +39,8 @@ class Base(DeclarativeBase):
     pass
 
 
-class Audit(Base):
+class Audit(NoteColumns, Base):
     __tablename__ = "audit"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    what: Mapped[str]
 
 
 class CardDeclined(Exception):
@@ -66,7 +65,7 @@ class Closed(Exception):
 
 class VerbTask(DurableTask, Base):
     __queue__ = "verbs"
-    __spawn_defaults__: ClassVar = {"retry": Fixed(timedelta(0), jitter=0)}
+    __spawn_defaults__: ClassVar = {"retry": NOW}
     __run_defaults__: ClassVar = {"non_retryable": Closed}
 
 
@@ -204,8 +203,7 @@ def raises_what_it_is_given(ctx: TaskContext) -> None:
 def draws(ctx: TaskContext) -> list[Any]:
     got = [ctx.now(), ctx.random(), ctx.uuid7(), ctx.now(), ctx.random(), ctx.uuid7()]
     seen.append(got)
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
     return got
 
 
@@ -220,8 +218,7 @@ async def adraws(ctx: AsyncTaskContext) -> list[Any]:
         await ctx.uuid7(),
     ]
     seen.append(got)
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
     return got
 
 
@@ -363,8 +360,7 @@ def begins(ctx: TaskContext) -> list[Any]:
     if not first.done:
         assert ctx.complete_step(first, Receipt(7, Decimal("1.50"))) == first.value
         assert ctx.complete_step(untyped, (1, None)) == [1, None]
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
     ctx.complete_step(second, Receipt(8, Decimal(2)))
     return [str(first.value), str(second.value), untyped.value, second.done]
 
@@ -377,8 +373,7 @@ async def abegins(ctx: AsyncTaskContext) -> list[Any]:
     if not first.done:
         assert await ctx.complete_step(first, Receipt(7, Decimal("1.50"))) == first.value
         assert await ctx.complete_step(untyped, (1, None)) == [1, None]
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
     await ctx.complete_step(second, Receipt(8, Decimal(2)))
     return [str(first.value), str(second.value), untyped.value, second.done]
 

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
-from sa_durable import DurableTask, Fixed, TaskContext, TimedOut
+from sa_durable import TaskContext, TimedOut
+from tests.apps import NOW, NoteColumns, application, fail_first_attempt
+
+Base, VaultTask, ChildTask = application(VaultTask="vault", ChildTask="vault_children")
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class Booking(Base):
+class Booking(NoteColumns, Base):
     """A table of the application's own, that its tasks write."""
 
     __tablename__ = "bookings"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    what: Mapped[str]
-
-
-class VaultTask(DurableTask, Base):
-    __queue__ = "vault"
-
-
-class ChildTask(DurableTask, Base):
-    __queue__ = "vault_children"
-
-
-NOW = Fixed(timedelta(0), jitter=0)
 
 
 def book(session: Session, what: str) -> int:
@@ -48,8 +34,7 @@ def everything(ctx: TaskContext, name: str) -> list[str]:
     """Each verb of a context, and a second attempt."""
     first = ctx.step("first", lambda: "first")
     ctx.transaction("book", book, name)
-    if ctx.attempt == 1:
-        raise ValueError("again")
+    fail_first_attempt(ctx)
     ctx.sleep_for(timedelta(milliseconds=1))
     ctx.emit_event(f"{name} is here")
     spawned = ctx.spawn(child.call())

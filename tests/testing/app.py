@@ -9,31 +9,21 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
-from sa_durable import AsyncTaskContext, DurableTask, Exponential, Fixed, NoRetry, TaskContext, TimedOut
+from sa_durable import AsyncTaskContext, Exponential, Fixed, NoRetry, TaskContext, TimedOut
+from tests.apps import NoteColumns, application
 
 WEEK = timedelta(days=7)
 calls: Counter[str] = Counter()
 gate = threading.Event()  # closed until a test opens it
 
 
-class Base(DeclarativeBase):
-    pass
+Base, MainTask, SideTask = application(MainTask="main", SideTask="side")
 
 
-class Effect(Base):
+class Effect(NoteColumns, Base):
     __tablename__ = "effects"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    what: Mapped[str]
-
-
-class MainTask(DurableTask, Base):
-    __queue__ = "main"
-
-
-class SideTask(DurableTask, Base):
-    __queue__ = "side"
 
 
 def count(what: str) -> int:

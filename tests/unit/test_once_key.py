@@ -24,11 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, bindparam, cast, select
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import Text
 
-from sa_durable import DurableTask, once_key
+from sa_durable import once_key
 from sa_durable.codec import dumps
+from tests.apps import application
 
 PATH = Path(__file__).with_name("once_vectors.json")
 VECTORS = json.loads(PATH.read_text())
@@ -54,12 +54,7 @@ values = st.recursive(
 )
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class VectorTask(DurableTask, Base):
-    __queue__ = "vectors"
+Base, VectorTask = application(VectorTask="vectors")
 
 
 class Colour(Enum):
