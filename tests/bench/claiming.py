@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable, DurableTask
 from sa_durable.services import claims, runs
 from sa_durable.services.runs import Completed
-from sa_durable.services.watermark import LATE, ClaimWatermark
+from sa_durable.services.watermark import LATE_COMMIT_S, ClaimWatermark
 from sa_durable.values import Claim
 from tests.apps import application
 from tests.bench.figures import Figure, figure, p95, ratio_at_most
@@ -157,7 +157,7 @@ def passing(bench: Bench) -> Iterator[Figure]:
             for _ in range(10):
                 complete(engine)(claim(engine, PassingTask, 100, front))
         # They stand for minutes at a rate that queues have: claims come when they are no longer the latest.
-        time.sleep(LATE)
+        time.sleep(LATE_COMMIT_S)
 
     first: dict[str, float] = {}
     front = ClaimWatermark()
