@@ -143,8 +143,7 @@ class Executor:
 
     def _async_ended(self, source: RunSource, run: ActiveRun, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        # Task, context and run refer to each other. Without this, the garbage collector would have to find
-        # them.
+        # Task, context and run refer to each other: otherwise only the garbage collector would free them.
         run.task = None
         if not run.finishing:
             self._active.remove([run])
@@ -173,7 +172,7 @@ class Executor:
                     self._in_transaction(run, handler, arguments)
                 else:
                     outcome = self._returned(run, handler, handler.fn(context, **arguments))
-        except BaseException as error:  # noqa: BLE001 - as above
+        except BaseException as error:  # noqa: BLE001 - as in _run_async
             outcome = self._raised(run, handler, error)
         self._submit_outcome(run, outcome)
 
