@@ -1,4 +1,4 @@
-"""The crowded databases, filled once."""
+"""The large databases, filled once."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from tests.plans.crowd import KNOWN, crowded
+from tests.plans.large_dataset import STATISTICS, large_databases
 
 
 @pytest.fixture(scope="session")
-def crowd(server_url: str) -> Iterator[dict[str, Engine]]:
-    with crowded(server_url) as engines:
+def databases(server_url: str) -> Iterator[dict[str, Engine]]:
+    with large_databases(server_url) as engines:
         yield engines
 
 
-@pytest.fixture(params=KNOWN)
-def engine(crowd: dict[str, Engine], request: pytest.FixtureRequest) -> Engine:
-    """A crowded database, for each state of the planner's knowledge."""
-    return crowd[request.param]
+@pytest.fixture(params=STATISTICS)
+def engine(databases: dict[str, Engine], request: pytest.FixtureRequest) -> Engine:
+    """A large database, for each state of the planner's statistics."""
+    return databases[request.param]
 
 
 @pytest.fixture(params=["force_custom_plan", "force_generic_plan"])

@@ -1,4 +1,4 @@
-"""What PostgreSQL makes of a statement: its plan as a prepared one, and what running it touched."""
+"""Explain a statement as PostgreSQL runs it: the plan of the prepared statement, and the pages that it touched."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from psycopg.adapt import Transformer
 from sqlalchemy import Connection, Engine, Executable, event, text
 from sqlalchemy.orm import Session
 
-LITTLE = 150  # buffers, of thousands: there may be pages of dead entries, which tests before this one left in an index
-TRIES = 5  # plans for the parameters of an execution, before PostgreSQL makes one for any
+LITTLE = 150  # buffers: a few pages, beside pages of dead index entries that earlier tests left
+TRIES = 5  # executions with a custom plan, before PostgreSQL considers a generic one
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan that was run."""
+    """A plan that was executed."""
 
     root: dict[str, Any]
 
@@ -35,12 +35,12 @@ class Plan:
 
     @property
     def touched(self) -> int:
-        """Buffers: pages of tables and indexes that were looked at, each time."""
+        """Buffers: pages of tables and indexes, counted each time they were read."""
         return int(self.root["Shared Hit Blocks"] + self.root["Shared Read Blocks"])
 
     @property
     def sequential(self) -> set[str]:
-        """The tables that were read from end to end."""
+        """The tables that were read by a sequential scan."""
         scans = (node for node in self.nodes if node["Node Type"] == "Seq Scan" and node["Actual Loops"])
         return {node["Relation Name"] for node in scans}
 
@@ -58,11 +58,11 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 class _Sent(Exception):
-    """Stops a statement on its way to the driver, and carries it."""
+    """Carries a statement out of its execution, before it is sent."""
 
 
 def as_sent(connection: Connection, statement: Executable, parameters: Mapping[str, Any]) -> tuple[str, Any]:
-    """The SQL of a statement, and its parameters as the driver would get them; it isn't sent."""
+    """Return the SQL of a statement and its parameters as the driver would get them, without sending it."""
 
     def stop(_: Connection, __: Any, sql: str, parameters: Any, *___: Any) -> None:
         raise _Sent(sql, parameters)
@@ -80,7 +80,7 @@ def as_sent(connection: Connection, statement: Executable, parameters: Mapping[s
 
 @dataclass(frozen=True)
 class Case:
-    """A statement, and what its plan may cost."""
+    """A statement, and the limits of its plan."""
 
     name: str
     statement: Executable
@@ -95,10 +95,10 @@ class Case:
 
 
 def check(engine: Engine, case: Case, mode: str) -> None:
-    """What a case promises holds, whatever is in the tables."""
+    """Assert that a case's limits hold."""
     with Session(engine) as session:
         sent = as_sent(session.connection(), case.statement, case.parameters)
-        # Passes over what earlier tests rolled back, and marks it as dead: only a plain scan of an index does that there.
+        # An ordinary index scan marks entries that earlier tests rolled back as dead; other scans don't.
         session.execute(text("SET LOCAL enable_bitmapscan = off"))
         session.execute(text("SET LOCAL enable_seqscan = off"))
         explain(session, *sent, mode)
@@ -114,7 +114,7 @@ def check(engine: Engine, case: Case, mode: str) -> None:
 
 
 def explain(session: Session, statement: str, parameters: Any, mode: str) -> Plan:
-    """The plan of what SQLAlchemy sends, prepared and run in the session's transaction."""
+    """Prepare and execute what SQLAlchemy sends, in the session's transaction, and return the plan."""
     raw = session.connection().connection.cursor()
     raw.execute(f"SET LOCAL plan_cache_mode = {mode}")
     with prepared(session, statement, parameters) as execute:
@@ -125,7 +125,7 @@ def explain(session: Session, statement: str, parameters: Any, mode: str) -> Pla
 
 @contextmanager
 def prepared(session: Session, statement: str, parameters: Any) -> Iterator[sql.Composed]:
-    """What SQLAlchemy sends, prepared as "plan" in the session's transaction, and how to execute that."""
+    """Prepare what SQLAlchemy sends as "plan", in the session's transaction, and yield how to execute it."""
     query = PostgresQuery(Transformer())
     query.convert(statement, parameters)
     raw = session.connection().connection.cursor()
@@ -137,8 +137,10 @@ def prepared(session: Session, statement: str, parameters: Any) -> Iterator[sql.
 
 
 def kept(engine: Engine, case: Case) -> bool:
-    """Whether PostgreSQL keeps a plan for all parameters once it has tried the case's a few times: it keeps none that
-    looks dearer than a plan for those and its making."""
+    """Return whether PostgreSQL keeps a generic plan after a few executions of a case.
+
+    It keeps none that looks more expensive than planning the statement each time.
+    """
     with Session(engine) as session:
         sent = as_sent(session.connection(), case.statement, case.parameters)
         with prepared(session, *sent) as execute:

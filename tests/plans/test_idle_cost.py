@@ -1,4 +1,4 @@
-"""What a worker's idle look costs a queue: few statements and few pages, however much waits, sleeps or has ended there."""
+"""An idle poll of a queue sends few statements and reads few pages, however many tasks wait, sleep or have ended."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def sending(to: Engine) -> Iterator[list[tuple[str, Any]]]:
 
 
 def catching_up(database: Database) -> Callable[[], object]:
-    """Every 5 s, and what is done every 250 ms."""
-    queues, slots = Registry([MailTask]), Capacity(10, None)
+    """Return a poll as it is sent every 5 s: with the events of other queues."""
+    queues, capacity = Registry([MailTask]), Capacity(10, None)
     waker = Waker(
         database,
         queues,
-        slots,
+        capacity,
         poll_interval=HOUR,
         tasks_ready=Wakeup(),
         sleepers_changed=Wakeup(),
@@ -56,14 +56,14 @@ def catching_up(database: Database) -> Callable[[], object]:
 
 
 def waking(database: Database) -> Callable[[], object]:
-    """Every 250 ms."""
-    look = catching_up(database)
-    look()
-    return look
+    """Return a poll as it is sent every 250 ms."""
+    poll = catching_up(database)
+    poll()
+    return poll
 
 
 def sweeping(database: Database) -> Callable[[], object]:
-    """Every 5 s."""
+    """Return a sweep, as it runs every 5 s."""
     sweeper = Sweeper(
         database,
         Registry([MailTask]),
@@ -74,29 +74,29 @@ def sweeping(database: Database) -> Callable[[], object]:
     return sweeper.thread.run_once
 
 
-LOOKS = {
-    # Which says that there is nothing to claim, settle or wake either.
+POLLS = {
+    # One statement for everything that may be due.
     waking: (1, 40),
-    # And which events of other queues are waited for, up to a thousand names; which of those tasks are over.
+    # Also the awaited events of other queues, up to a thousand names, and which of those tasks have ended.
     catching_up: (3, 40 + 300 + 4500),
-    # What is running, of which there are 10,000 here; the next deadline.
+    # All 10,000 running tasks, and the next deadline.
     sweeping: (1, 3000 + 10),
 }
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.__name__)
-def test_an_idle_look_sends_few_statements_that_touch_few_pages(engine, mode, look):
+@pytest.mark.parametrize("poll", POLLS, ids=lambda poll: poll.__name__)
+def test_an_idle_poll_sends_few_statements_that_touch_few_pages(engine, mode, poll):
     database = Database(engine)
-    act = look(database)
+    act = poll(database)
     with sending(engine) as sent:
         act()
     database.close()
-    # Plans are discarded where a look took long: on a busy machine.
-    asked = [one for one in sent if "SAVEPOINT" not in one[0] and one[0] != "DISCARD PLANS"]
-    statements, pages = LOOKS[look]
-    assert len(asked) == statements
+    # Plans are discarded after a slow poll, on a busy machine.
+    polled = [one for one in sent if "SAVEPOINT" not in one[0] and one[0] != "DISCARD PLANS"]
+    statements, pages = POLLS[poll]
+    assert len(polled) == statements
     with Session(engine) as session:
-        plans = [explain(session, *one, mode) for one in asked for _ in range(2)][1::2]
+        plans = [explain(session, *one, mode) for one in polled for _ in range(2)][1::2]
         session.rollback()
     assert set().union(*(plan.sequential for plan in plans)) <= {"durable_queues"}
     assert sum(plan.touched for plan in plans) <= pages

@@ -68,7 +68,7 @@ SERVES: dict[str, list[Executable]] = {
 # Spawns are explained as the services send them.
 SERVES_SPAWNS: dict[str, list[Callable[..., None]]] = {
     "tasks_key": [
-        test_spawn_plans.test_inserting_a_key_asks_its_own_index_whether_it_is_free,
+        test_spawn_plans.test_inserting_a_key_checks_its_own_index,
         test_spawn_plans.test_finding_the_holder_of_a_key_reads_one_leaf_of_its_index,
         test_spawn_plans.test_looking_up_and_releasing_a_key_read_its_index,
     ],

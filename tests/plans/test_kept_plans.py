@@ -1,4 +1,4 @@
-"""A worker's statements come to plans that are kept: making one anew for each execution takes longer than that does."""
+"""PostgreSQL keeps the plans of a worker's statements: planning each execution takes longer than executing it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OFTEN = [
     *test_wait_plans.BUSY,
     *test_wait_plans.CASES,
 ]
-# They are rare, and how many rows are old enough is for the planner to see.
+# These are rare, and their best plan depends on how many rows are old enough.
 SELDOM = {"clean-up of tasks", "clean-up of events", "waits of what has ended"}
 
 

@@ -1,4 +1,4 @@
-"""What workers do with tasks reads the tasks it is about, by an index, among 360,000 others (issue 3: EXPLAIN tests)."""
+"""A worker's statements read only the tasks that they name, by an index, among 360,000 others."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from sa_durable.statements import checkpoints, history, runs, waits
 from sa_durable.statements import claims as claim_stmt
 from sa_durable.statements.arrays import numbers, texts, uuids
-from tests.plans.crowd import PENDING, RUNNING, SLEEPING, UNKNOWN, row
 from tests.plans.explaining import Case, check
+from tests.plans.large_dataset import PENDING, RUNNING, SLEEPING, UNKNOWN, row
 from tests.shop import MailTask
 
 MINUTE = timedelta(minutes=1)
 READY, RUNS, PKEY = "ix_mail_tasks_ready", "ix_mail_tasks_running", "mail_tasks_pkey"
-UPDATE = 40  # buffers: a walk of each index of the table, twice where the row moves
+UPDATE = 40  # buffers: a search of each index of the table, twice if the row moves
 
 
 def names(*known: str) -> str:
@@ -45,7 +45,7 @@ def held(number: int) -> dict[str, str]:
 
 
 def failing(number: int) -> dict[str, str]:
-    """Every other one for good."""
+    """Fail every other one without a retry."""
     return {
         **held(number),
         "errors": texts(["{}"] * number),
@@ -97,7 +97,7 @@ CASES = [
     many("many failures", runs.fail_many(MailTask), failing(300), 300),
     many("sleep", runs.sleep(MailTask), {**one, "wake": later}, 1),
     many("fence of a child's spawn", waits.touch(MailTask, wait=False), one, 1),
-    Case("standing", claim_stmt.statuses(MailTask), {"ids": ids(*RUNNING[:300])}, {PKEY}, touches=1200),
+    Case("statuses", claim_stmt.statuses(MailTask), {"ids": ids(*RUNNING[:300])}, {PKEY}, touches=1200),
     Case(
         "history",
         history.attempts(MailTask),
@@ -136,6 +136,5 @@ def test_a_worker_s_statement_reads_its_share_by_its_index(engine, mode, case):
     check(engine, case, mode)
 
 
-def test_the_crowd_is_one(crowd):
-    """As many as the acceptance criteria say."""
+def test_the_dataset_is_as_large_as_the_acceptance_criteria_say():
     assert [len(part) for part in (UNKNOWN, PENDING, RUNNING, SLEEPING)] == [100_000, 50_000, 10_000, 100_000]

@@ -1,4 +1,4 @@
-"""What time does to tasks: where nothing is due, looking costs a few pages, whatever waits; where much is, its share."""
+"""Statements that depend on the clock read a few pages if nothing is due, and their share if much is."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sa_durable.statements import cancellation, cleanup, maintenance
 from sa_durable.statements import claims as claim_stmt
 from sa_durable.statements import polling as polling_stmt
 from sa_durable.statements.arrays import uuids
-from tests.plans.crowd import EXPIRED, RUNNING, TERMINAL, row
 from tests.plans.explaining import LITTLE, Case, check
+from tests.plans.large_dataset import EXPIRED, RUNNING, TERMINAL, row
 from tests.shop import BillingTask, MailTask
 
-UPDATE = 40  # buffers: a walk of each index of the table, twice where the row moves
+UPDATE = 40  # buffers: a search of each index of the table, twice if the row moves
 BOTH = tuple(queues_beside(MailTask))
 IDS = {"ids": uuids(row(n) for n in RUNNING[:500])}
 YEAR, HOUR = timedelta(days=365), timedelta(hours=1)
@@ -25,7 +25,7 @@ IDLE = [
     Case(
         "what is due",
         polling_stmt.due((MailTask,)),
-        {"names_0": '{"nobody"}'},
+        {"names_0": '{"none"}'},
         {
             "ix_mail_tasks_ready",
             "ix_mail_tasks_due",
@@ -45,7 +45,7 @@ IDLE = [
     ),
     Case("overdue", cancellation.overdue(MailTask), {"limit": 100}, {"ix_mail_tasks_cancel"}, touches=LITTLE),
     Case("next overdue", cancellation.next_overdue(MailTask), {}, {"ix_mail_tasks_cancel"}, touches=LITTLE),
-    # The 10,000 tasks that are running, which are as many as all workers have slots; and what else their pages hold.
+    # All 10,000 running tasks, and whatever else their pages hold.
     Case("expired", claim_stmt.expired(MailTask), {"limit": 100}, {"ix_mail_tasks_running"}, touches=3000),
     Case(
         "clean-up of tasks",
@@ -63,12 +63,12 @@ IDLE = [
 
 
 @pytest.mark.parametrize("case", IDLE, ids=str)
-def test_a_look_that_finds_nothing_due_reads_nothing_that_waits(engine, mode, case):
+def test_a_sweep_that_finds_nothing_due_reads_nothing_that_waits(engine, mode, case):
     check(engine, case, mode)
 
 
 BUSY = [
-    # And the 10,000 that are ready and overdue, which a claim passes over, too.
+    # Also the 10,000 tasks that are ready and overdue, which a claim passes over, too.
     Case(
         "what is due, in both",
         polling_stmt.due(BOTH),
@@ -93,7 +93,7 @@ BUSY = [
         touches=400,
         locks=100,
     ),
-    # Sorts what is running by the end of its lease, which is in no index.
+    # Sorts all running tasks by the end of their leases, which is in no index.
     Case(
         "expired",
         claim_stmt.expired(BillingTask),
@@ -115,7 +115,7 @@ BUSY = [
         cleanup.delete_settled(MailTask, (MailTask,)),
         {"older_than": HOUR, "limit": 50},
         {"ix_mail_events_settled", "mail_events_pkey"},
-        # And once, which of the 150,000 that are ready have been waiting for too long, on some 4,600 pages.
+        # Also reads, once, the 150,000 ready tasks on some 4,600 pages: have some waited for too long?
         touches=50 * 40 + 6000,
         locks=50,
     ),
@@ -123,7 +123,7 @@ BUSY = [
 
 
 @pytest.mark.parametrize("case", BUSY, ids=str)
-def test_a_look_that_finds_much_reads_its_share(engine, mode, case):
+def test_a_sweep_that_finds_much_reads_its_share(engine, mode, case):
     check(engine, case, mode)
 
 
@@ -149,5 +149,5 @@ def test_cancelling_a_family_finds_its_members_by_id_and_by_parent(engine, mode,
     check(engine, case, mode)
 
 
-def test_the_history_is_one(crowd):
+def test_the_history_is_as_long_as_the_acceptance_criteria_say():
     assert len(TERMINAL) == 100_000

@@ -1,4 +1,4 @@
-"""Events and waits: what nobody emits costs nothing, however many wait for it; what has come costs its share."""
+"""Events that weren't emitted cost nothing, however many tasks wait for them; emitted events cost their share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from sa_durable.statements import events, waits
 from sa_durable.statements import wake as wake_stmt
 from sa_durable.statements.arrays import texts, uuids
-from tests.plans.crowd import RUNNING, SLEEPING, row
 from tests.plans.explaining import LITTLE, Case, check
+from tests.plans.large_dataset import RUNNING, SLEEPING, row
 from tests.shop import BillingTask, MailTask
 
-UPDATE = 40  # buffers: a walk of each index of the table, twice where the row moves
+UPDATE = 40  # buffers: a search of each index of the table, twice if the row moves
 OPEN, SETTLED, WAITS = "ix_mail_waits_event", "ix_mail_waits_settled", "mail_waits_pkey"
 NAMES = "ix_mail_events_name"
 one: dict[str, Any] = {"task_id": row(RUNNING[0]), "held_token": 1}
@@ -44,7 +44,7 @@ IDLE = [
 
 
 @pytest.mark.parametrize("case", IDLE, ids=str)
-def test_a_look_that_finds_no_event_reads_nothing_of_what_waits(engine, mode, case):
+def test_a_poll_that_finds_no_event_reads_nothing_that_waits(engine, mode, case):
     check(engine, case, mode)
 
 
@@ -66,7 +66,7 @@ BUSY = [
         locks=100,
     ),
     Case(
-        "forget those who wait for more",
+        "forget waits of steps that wait for more",
         wake_stmt.forget_idle(BillingTask),
         {"limit": 100},
         {"ix_billing_waits_settled"},
@@ -77,13 +77,13 @@ BUSY = [
 
 
 @pytest.mark.parametrize("case", BUSY, ids=str)
-def test_a_look_that_finds_many_events_reads_its_share(engine, mode, case):
+def test_a_poll_that_finds_many_events_reads_its_share(engine, mode, case):
     check(engine, case, mode)
 
 
 CASES = [
     Case("find", events.find(MailTask), {"name": "event 7"}, {NAMES}, touches=10),
-    Case("find of what nobody emitted", events.find(MailTask), {"name": "never"}, {NAMES}, touches=10),
+    Case("find of an event that was not emitted", events.find(MailTask), {"name": "never"}, {NAMES}, touches=10),
     Case("settle one again", events.settle(MailTask), named("event 7"), {NAMES}, touches=10),
     Case("discard", events.discard(MailTask), named(*never), {NAMES}, touches=1000),
     Case(
@@ -112,14 +112,14 @@ CASES = [
         locks=1,
     ),
     Case(
-        "who waits for an event",
+        "waits for an event",
         wake_stmt.mark_settled(MailTask, notify=False),
         {**named(never[-2]), "queue": "mail"},
         {OPEN},
         touches=60,
     ),
     Case(
-        "who waits for many events",
+        "waits for many events",
         wake_stmt.mark_settled(MailTask, notify=True),
         {**named(*never), "queue": "mail"},
         {OPEN},

@@ -1,4 +1,4 @@
-"""A queue is one class on the application's Base: its tables, its siblings and what can't be one."""
+"""A queue is one class on the application's Base: its tables, its siblings, and which classes are refused."""
 
 from __future__ import annotations
 
@@ -109,14 +109,14 @@ def test_implicit_names_of_the_longest_queue_are_not_cut_to_one(engine):
 
 def test_names_do_not_follow_the_hosts_convention():
     convention = {"ix": "index_%(column_0_label)s", "ck": "check_%(table_name)s_%(constraint_name)s"}
-    plain, named = _base(), _base(metadata=MetaData(naming_convention=convention))
+    default, named = _base(), _base(metadata=MetaData(naming_convention=convention))
 
     def names(base):
         table = _queue("billing", base).__table__
         checks = (c for c in table.constraints if isinstance(c, CheckConstraint))
         return {i.name for i in table.indexes} | {c.name for c in checks}
 
-    assert names(plain) == names(named)
+    assert names(default) == names(named)
 
 
 def test_five_tables_and_one_for_all_queues():
@@ -290,7 +290,7 @@ def test_handlers_are_for_queues():
 # The application's own part
 
 
-def test_own_columns_stand_between_the_tasks_and_the_keys():
+def test_own_columns_are_between_the_tasks_and_the_keys():
     columns = BillingTask.__table__.c.keys()
     assert columns[0] == "id"
     assert columns[-4:] == ["order_id", "idempotency_key", "key_hold", "key_expires_at"]
@@ -367,7 +367,7 @@ def test_mappers_configure():
     assert inspect(BillingTask.Run).relationships.keys() == ["task"]
 
 
-# What type checkers are told
+# Annotations for type checkers
 
 
 @cache

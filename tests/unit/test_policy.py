@@ -1,4 +1,4 @@
-"""What should happen next: options from their layers, keys, and what follows a failure."""
+"""Options from their layers, keys, and what follows a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What spawns came to is counted, logged and told to hooks; and none of that can break a spawn."""
+"""The outcome of every spawn is counted, logged and passed to hooks; none of that can break a spawn."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_hook_that_raises_is_logged_and_goes_no_further(caplog, queue, seen):
     assert "hook is broken" in caplog.text
 
 
-def test_every_way_that_a_spawn_ends_is_told(session: Session, seen):
+def test_every_outcome_of_a_spawn_is_recorded(session: Session, seen):
     durable = Durable(session)
     first = durable.spawn(charge.call(order_id=7), idempotency_key="k")
     durable.spawn(charge.call(order_id=8), idempotency_key="k")

@@ -32,7 +32,7 @@ def test_every_active_task_can_reach_every_end(state):
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))
 def test_terminal_state_is_left_only_by_an_explicit_retry(state):
-    assert {verb for (start, verb) in TRANSITIONS if start is state} <= {Operation.RETRY}
+    assert {operation for (start, operation) in TRANSITIONS if start is state} <= {Operation.RETRY}
 
 
 @pytest.mark.parametrize("state", sorted(ACTIVE))
@@ -50,7 +50,7 @@ def test_only_a_claim_starts_a_run_and_only_a_run_completes():
 
 
 def test_spawn_is_the_only_beginning_and_starts_nothing():
-    assert [verb for (start, verb) in TRANSITIONS if start is None] == [Operation.SPAWN]
+    assert [operation for (start, operation) in TRANSITIONS if start is None] == [Operation.SPAWN]
     assert TRANSITIONS[None, Operation.SPAWN] == {TaskState.PENDING, TaskState.SLEEPING}
 
 

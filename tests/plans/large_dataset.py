@@ -1,7 +1,7 @@
-"""Queues that have run for a while, in three databases that differ in what the planner knows about them.
+"""Queues that have run for a while, in three databases that differ in the planner's statistics.
 
-In the mail queue nothing is to be done: whatever is there must not be read. In the billing queue all of it is to be
-done: a statement takes its share and leaves the rest unread. Row n has the id `row(n)`.
+In the mail queue nothing is due, so statements must read none of its rows. In the billing queue everything is due: a
+statement reads its share and leaves the rest unread. Row n has the id `row(n)`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.databases import end_sessions, throwaway
 from tests.shop import Base
 
 TERMINAL = range(1, 100_001)
-UNKNOWN = range(100_001, 200_001)  # ready, before all others, and no worker here knows their names
+UNKNOWN = range(100_001, 200_001)  # ready before all others, with names that no worker has
 PENDING = range(200_001, 250_001)
 RUNNING = range(250_001, 260_001)
 SLEEPING = range(260_001, 360_001)
@@ -25,15 +25,15 @@ ENDED = range(1, 20_001)
 DUE = range(20_001, 40_001)
 OVERDUE = range(40_001, 60_001)
 EXPIRED = range(60_001, 80_001)
-HALF = range(80_001, 81_001)  # asleep, and one of the two that they wait for is there
-ARRIVED = range(81_001, 120_001)  # asleep, and what they wait for is there
+HALF = range(80_001, 81_001)  # sleeping, and one of two awaited events is settled
+ARRIVED = range(81_001, 120_001)  # sleeping, and the awaited event is settled
 
 
 def row(n: int) -> UUID:
     return UUID(int=n << 80)
 
 
-KNOWN = ("analysed", "analysed before", "never analysed")
+STATISTICS = ("analysed", "analysed before", "never analysed")
 
 ROW = "(lpad(to_hex({n}), 12, '0') || '00000000000000000000')::uuid"
 
@@ -144,8 +144,8 @@ def _fill(connection: Connection, rows: list[str]) -> None:
 
 
 @contextmanager
-def crowded(server_url: str) -> Iterator[dict[str, Engine]]:
-    """The databases by what the planner knows: all; what was true before anything was live; nothing."""
+def large_databases(server_url: str) -> Iterator[dict[str, Engine]]:
+    """Yield the databases by the planner's statistics: current; from before any task was active; none."""
     with ExitStack() as stack:
         stale = stack.enter_context(throwaway(server_url, Base.metadata))
         fill(stale)
@@ -156,7 +156,7 @@ def crowded(server_url: str) -> Iterator[dict[str, Engine]]:
             connection.execute(text("VACUUM ANALYZE"))
         with autocommit(unknown) as connection:
             forget_statistics(connection)
-        yield dict(zip(KNOWN, (fresh, stale, unknown), strict=True))
+        yield dict(zip(STATISTICS, (fresh, stale, unknown), strict=True))
 
 
 def fill(engine: Engine) -> None:
@@ -165,14 +165,14 @@ def fill(engine: Engine) -> None:
     with engine.begin() as connection:
         for table in tables:
             connection.execute(text(f"ALTER TABLE {table.name} SET (autovacuum_enabled = off)"))
-        for index in indexes:  # and made again at the end: half the time
+        for index in indexes:  # created again at the end: half the time
             index.drop(connection)
         _fill(connection, _HISTORY)
         connection.execute(text("ANALYZE"))
         _fill(connection, _LIVE)
         for index in indexes:
             index.create(connection)
-    end_sessions(engine)  # nobody may be connected to what is copied
+    end_sessions(engine)  # a template must have no connections
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def autocommit(engine: Engine) -> Iterator[Connection]:
 
 
 def forget_statistics(connection: Connection) -> None:
-    """As if nobody had ever analysed the tables."""
+    """Delete all statistics, as if the tables had never been analyzed."""
     ours = "(SELECT oid FROM pg_class WHERE relname LIKE '%durable_%')"
     connection.execute(text(f"DELETE FROM pg_statistic WHERE starelid IN {ours}"))
     connection.execute(text(f"UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid IN {ours}"))
