@@ -46,8 +46,7 @@ def claim(
     Skips tasks that another transaction has locked. A paused queue gives none. Params that Python can't read
     as JSON arrive as text, which no handler accepts: only that run fails.
 
-    With a watermark, the claim first reads only the tasks behind it. If it finds nothing there, it reads the
-    whole index, unless full scans are slow now: then the watermark says when the next one is due.
+    With a watermark, the claim reads only the tasks behind it, and every two seconds the whole index.
 
     Args:
         session: A session of the worker.
@@ -62,9 +61,7 @@ def claim(
         return []
     parameters = {"names": texts(names), "worker": worker, "lease": lease, "limit": limit}
     watermark = watermark or ClaimWatermark()
-    rows = _claim_range(session, model, parameters, watermark, ranges := watermark.reach())
-    if not rows and ranges is not None and watermark.due():
-        rows = _claim_range(session, model, parameters, watermark, None)
+    rows = _claim_range(session, model, parameters, watermark, watermark.scan_ranges())
     queue = model.__queue__
     return [
         Claim(
@@ -97,7 +94,7 @@ def _claim_range(
     rows = [tuple(row) for row in claimed.all()]
     rows.sort(key=_claim_order)  # RETURNING doesn't keep the order
     found = [(row[-2], _waited(row)) for row in rows]
-    watermark.claimed(sent, ranges, limit=parameters["limit"], found=found)
+    watermark.record_claim(sent, ranges, limit=parameters["limit"], found=found)
     return rows
 
 

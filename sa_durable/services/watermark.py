@@ -1,4 +1,8 @@
-"""Where the ready tasks of a queue begin: what a claim need not look at again (docs/decisions/0010)."""
+"""Which part of a queue's ready index a claim must read, decided from what earlier claims found.
+
+A claim that reads only behind the watermark misses the few tasks that became ready with an old due time. A full scan
+of the index, at least every `full_scan_interval_s`, finds them (docs/decisions/0010).
+"""
 
 from __future__ import annotations
 
@@ -8,38 +12,53 @@ from datetime import timedelta
 from math import inf
 from time import monotonic
 
-# Seconds, at the latest after which a claim looks at everything again; the other where that is dear. It is where so often
-# in a row it took so many times what a claim took that found as much.
-FULL_SCAN_INTERVAL_S, RARELY = 1.0, 5.0
-OFTEN, DEAR = 5, 2.0
-LATE_COMMIT_S = (
-    2.0  # seconds; tasks that were due, and committed, so much later than others are found at once
-)
-PRIORITIES = 8  # that are kept apart
+FULL_SCAN_INTERVAL_S = 2.0
+"""Longest time between two claims that scan the whole ready index."""
+
+LATE_COMMIT_S = 2.0
+"""Tasks whose transaction commits this much later than their due time are still behind the watermark."""
+
+MAX_PRIORITIES = 8
+"""Number of priorities whose watermarks are kept."""
+
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
-ALWAYS = timedelta(days=2_000_000)  # longer than anything was ready, and still a time that PostgreSQL has
+"""The range of priorities."""
+
+ALWAYS = timedelta(days=2_000_000)
+"""Longer than any task was ready, and still an interval that PostgreSQL can subtract from now."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScanRange:
-    """Part of what a claim looks at: priorities `low` to `high`, of these what has become ready `within` this time."""
+    """One range of the ready index that a claim reads: some priorities, and of these the recent due times."""
 
     low: int
+    """Lowest priority, included."""
+
     high: int
+    """Highest priority, included."""
+
     within: timedelta
+    """Due times from this long ago until now."""
 
 
 class ClaimWatermark:
-    """What claims of one queue, under the same names, have seen: a claim begins behind it.
+    """For each priority of a queue, up to which due time earlier claims have taken all ready tasks.
 
-    While some transaction holds an old snapshot, all that has passed through stays in the ready index, before what is
-    ready, and whoever looks at everything steps over it. A claim that found less than it asked for has taken all that was
-    ready; one that found as much has taken all that comes before its last. What is there all the same (somebody had it
-    locked, it was given back, its transaction took longer than `late_commit_s`, its time had long come when it was spawned) is found
-    by a look at everything: by one a second, and by each claim that would find nothing. Where those have become dear, there is
-    one in five seconds, and such a claim leaves it for that: `owed` says when.
+    While a transaction holds an old snapshot, VACUUM can't remove the index entries of tasks that were claimed. They stay
+    before the ready tasks, and a full scan steps over all of them. A claim behind the watermark doesn't.
 
-    One thread claims; another may ask what is `due` and tell what it has `looked` at.
+    A claim that found fewer tasks than its limit has taken all ready tasks. A claim that found as many has taken all
+    tasks that come before its last one. Only a full scan finds a ready task before the watermark: its row was locked,
+    its claim was released, its transaction took longer than `late_commit_s`, its queue was paused, or it was spawned with
+    an old due time. Such a task is claimed up to `full_scan_interval_s` later.
+
+    Only the claimer's thread records claims. Other threads may read.
+
+    Args:
+        clock: Returns the time in seconds. The origin doesn't matter.
+        full_scan_interval_s: Longest time between two claims that scan the whole ready index. 0: every claim does.
+        late_commit_s: How long a spawning transaction may stay open until only a full scan finds its tasks.
     """
 
     def __init__(
@@ -51,85 +70,77 @@ class ClaimWatermark:
     ) -> None:
         self._clock = clock
         self._full_scan_interval_s, self._late_commit_s = full_scan_interval_s, late_commit_s
-        self._taken: dict[int, float] = {}  # what was ready before that is taken, by priority
-        self._looked = -inf  # when the last claim was sent that looked at everything,
-        self._asked = -inf  # and when somebody else last did
-        self._before: tuple[int, float] | None = None  # what the last claim behind the front found, and took
-        self._dear = 0  # so many looks at everything in a row took much more than such a claim
-        self._owes = False  # nothing was found behind the front, and that was left at that
+        self._taken_until: dict[int, float] = {}
+        """By priority: all tasks that were due before this time are taken."""
+        self._last_full_scan = self._last_found = -inf
+        """When the last claim that scanned the whole index, and the last that found tasks, was sent."""
+        self._found_nothing = False
+        """Whether a claim behind the watermark found nothing since the last full scan."""
 
     def now(self) -> float:
+        """Return the time of the watermark's clock."""
         return self._clock()
 
-    def reach(self) -> list[ScanRange] | None:
-        """All that the next claim need look at. None: everything."""
+    def scan_ranges(self) -> list[ScanRange] | None:
+        """Return the ranges that the next claim must read. None: the whole index."""
         now = self._clock()
-        if not self._taken or now - self._looked >= self._pause:
+        if not self._taken_until or now - self._last_full_scan >= self._full_scan_interval_s:
             return None
-        return list(self._reaches(now))
+        return list(self._ranges(now))
 
-    def _reaches(self, now: float) -> Iterator[ScanRange]:
-        """Of priorities that nobody has seen, everything: hardly anything passed through there."""
-        low = LOWEST
-        for priority, taken in sorted(self._taken.items()):
-            if low < priority:
-                yield ScanRange(low, priority - 1, ALWAYS)
-            yield ScanRange(priority, priority, timedelta(seconds=now - taken + self._late_commit_s))
-            low = priority + 1
-        if low <= HIGHEST:
-            yield ScanRange(low, HIGHEST, ALWAYS)
+    def full_scan_due_in(self) -> float:
+        """Return the seconds until the next full scan, if claims have found nothing since the last one; else inf."""
+        if not self._found_nothing:
+            return inf
+        return max(0.0, self._last_full_scan + self._full_scan_interval_s - self._clock())
 
-    def claimed(
+    @property
+    def seconds_since_found(self) -> float:
+        """Seconds since the last claim that found tasks was sent. inf: none was."""
+        return self._clock() - self._last_found
+
+    def record_claim(
         self,
         sent: float,
-        reach: list[ScanRange] | None,
+        ranges: list[ScanRange] | None,
         *,
         limit: int,
         found: Sequence[tuple[int, timedelta]],
     ) -> None:
-        """A claim of up to `limit` tasks, sent then, found these, in order: their priorities, and since when each had been
-        ready."""
-        took = self._clock() - sent
-        if reach is not None:
-            self._before = len(found), took
-            self._owes = self._owes or not found
-        else:
-            self._looked, self._owes = sent, False
-            if self._before is not None and len(found) <= self._before[0]:
-                self._dear = self._dear + 1 if took > DEAR * self._before[1] else 0
-        # Those that were found come last: they are kept.
+        """Record what a claim found.
+
+        Args:
+            sent: When the claim was sent, by the watermark's clock.
+            ranges: What the claim read. None: the whole index.
+            limit: How many tasks the claim asked for.
+            found: Priority of each claimed task, and how long ago the task was due, in the order of claims.
+        """
+        if ranges is None:
+            self._last_full_scan, self._found_nothing = sent, False
+        if found:
+            self._last_found = sent
+        elif ranges is not None:
+            self._found_nothing = True
+        # Priorities of this claim go to the end: if there are too many, those of the oldest claims are dropped.
         seen = {priority: sent for priority, _ in found}
-        before = {priority: taken for priority, taken in self._taken.items() if priority not in seen}
+        before = {priority: until for priority, until in self._taken_until.items() if priority not in seen}
         if len(found) < limit:
-            taken = dict.fromkeys(before, sent) | seen
-        else:  # of what is less urgent, nothing is known
+            taken_until = dict.fromkeys(before, sent) | seen
+        else:  # the claim says nothing about tasks that come after its last one
             last, waited = found[-1]
-            urgent = {priority: sent for priority in before if priority < last}
-            others = {p: at for p, at in before.items() if p > last and reach is not None}
-            taken = others | urgent | seen | {last: min(sent, sent - waited.total_seconds())}
-        self._taken = dict(list(taken.items())[-PRIORITIES:])
+            more_urgent = {priority: sent for priority in before if priority < last}
+            less_urgent = {p: until for p, until in before.items() if p > last and ranges is not None}
+            reached = min(sent, sent - waited.total_seconds())
+            taken_until = less_urgent | more_urgent | seen | {last: reached}
+        self._taken_until = dict(list(taken_until.items())[-MAX_PRIORITIES:])
 
-    @property
-    def _is_dear(self) -> bool:
-        return self._dear >= OFTEN
-
-    @property
-    def _pause(self) -> float:
-        return RARELY if self._is_dear else self._full_scan_interval_s
-
-    def due(self) -> bool:
-        """Whether everything may be looked at now."""
-        return not self._is_dear or self._until_due() <= 0
-
-    def owed(self) -> float:
-        """Seconds until the look at everything that a claim left for later, which found nothing. inf: none is owed."""
-        return max(0.0, self._until_due()) if self._owes else inf
-
-    def _until_due(self) -> float:
-        return max(self._looked, self._asked) + RARELY - self._clock()
-
-    def looked(self, sent: float, *, ready: bool) -> None:
-        """Somebody else has looked at everything, and has, or has not, found something `ready`."""
-        self._asked = sent
-        if ready and self._is_dear:
-            self._looked = -inf
+    def _ranges(self, now: float) -> Iterator[ScanRange]:
+        """Yield all priorities in order. Those without a watermark are read whole: few tasks passed there."""
+        low = LOWEST
+        for priority, until in sorted(self._taken_until.items()):
+            if low < priority:
+                yield ScanRange(low, priority - 1, ALWAYS)
+            yield ScanRange(priority, priority, timedelta(seconds=now - until + self._late_commit_s))
+            low = priority + 1
+        if low <= HIGHEST:
+            yield ScanRange(low, HIGHEST, ALWAYS)

@@ -25,7 +25,7 @@ from ..runtime.runs.active import ActiveRun
 from ..runtime.runs.completer import LOCKED_RETRY_S
 from ..runtime.shutdown import release_unfinished
 from ..runtime.signals import UNWIND_S
-from ..runtime.tuning import DEFAULT_TUNING, Tuning
+from ..runtime.tuning import Tuning
 from ..runtime.worker_options import WorkerOptions
 from ..values import ACTIVE, TaskState
 
@@ -95,7 +95,6 @@ class DrivenWorker:
         queues: Iterable[type[DurableTask]],
         session_factory: SessionFactory | None,
         async_session_factory: AsyncSessionFactory | None,
-        tuning: Tuning = DEFAULT_TUNING,
     ) -> None:
         source = _plain(engine)
         self._database = Database(source, own_pool=source is not engine)
@@ -113,7 +112,7 @@ class DrivenWorker:
             ),
             session_factory=session_factory,
             async_session_factory=async_session_factory,
-            tuning=tuning,
+            tuning=Tuning(full_scan_interval_s=0),  # no task waits for the next full scan
             database=self._database,
             accept=self._accept,
             on_error=self._on_error,

@@ -13,7 +13,6 @@ from ..runtime.connections.engines import EngineOrUrl
 from ..runtime.context.transactions import AsyncSessionFactory, SessionFactory
 from ..runtime.runs.active import ActiveRun
 from ..runtime.signals import close_loop
-from ..runtime.tuning import DEFAULT_TUNING, Tuning
 from .driven import DrivenWorker, FinishedRun, RemainingTask
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ def run_until_idle(
     raise_errors: bool = False,
     session_factory: SessionFactory | None = None,
     async_session_factory: AsyncSessionFactory | None = None,
-    _tuning: Tuning = DEFAULT_TUNING,
 ) -> Idle:
     """Run the due tasks of queues, one after the other, until no task is due by the database's clock.
 
@@ -104,7 +102,6 @@ def run_until_idle(
                 raise_errors=raise_errors,
                 session_factory=session_factory,
                 async_session_factory=async_session_factory,
-                _tuning=_tuning,
             )
         )
     finally:
@@ -119,10 +116,9 @@ async def run_until_idle_async(
     raise_errors: bool = False,
     session_factory: SessionFactory | None = None,
     async_session_factory: AsyncSessionFactory | None = None,
-    _tuning: Tuning = DEFAULT_TUNING,
 ) -> Idle:
     """Do what `run_until_idle` does, in a running event loop, which runs async handlers, for any engine."""
-    worker = DrivenWorker(engine, queues, session_factory, async_session_factory, _tuning)
+    worker = DrivenWorker(engine, queues, session_factory, async_session_factory)
     runs: list[FinishedRun] = []
     error: BaseException | None = None
     try:

@@ -11,7 +11,6 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from sa_durable import Cancellation, InvalidOptions, UnknownQueue
-from sa_durable.runtime.tuning import Tuning
 from sa_durable.testing import NotIdle, run_until_idle, run_until_idle_async, task_factory
 from tests.testing import app
 from tests.testing.app import Effect, MainTask, SideTask
@@ -222,7 +221,6 @@ def test_a_pool_of_one_connection_is_enough(testing_url, helpers):
 
 
 def test_an_idle_run_needs_few_statements(engine):
-    tuning = Tuning(full_scan_interval_s=3600.0)  # else the seconds that pass decide what a claim asks
     helpers, statements = Helpers(engine, engine, None), []
 
     def note(_conn, _cursor, statement, *_: object) -> None:
@@ -234,7 +232,7 @@ def test_an_idle_run_needs_few_statements(engine):
             helpers.spawn(app.plain.call(number=n))
         statements.clear()
         event.listen(engine, "before_cursor_execute", note)
-        assert len(run_until_idle(engine, MainTask, _tuning=tuning).runs) == calls
+        assert len(run_until_idle(engine, MainTask).runs) == calls
         event.remove(engine, "before_cursor_execute", note)
         return len(statements)
 

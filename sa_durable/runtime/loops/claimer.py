@@ -152,7 +152,7 @@ class Claimer:
 
     def _seconds_until_full_scan(self) -> float:
         """Return the seconds until the next full scan is due for any queue, inf if none is pending."""
-        return min(self._registry.watermark(model).owed() for model in self._registry.queues)
+        return min(self._registry.watermark(model).full_scan_due_in() for model in self._registry.queues)
 
     def _load_and_pass_on(self) -> None:
         """Load the checkpoints of runs that were claimed before, and pass all claimed runs on."""

@@ -87,17 +87,16 @@ class Waker:
     def _check_queues(self) -> dict[type[DurableTask], Due]:
         """Find out what is due in each queue. Wake the claimer if a task is ready."""
         sent = monotonic()
-        # Where a full scan is slow, the ready-task check is left to the claimer (services/watermark.py).
+        # While claims find tasks in a queue, a check for ready tasks there is useless, and it may be slow: it reads the
+        # index from its start. While the worker is idle, one check of all queues replaces the claims.
         watermarks = {model: self._registry.watermark(model) for model in self._registry.queues}
-        asked = {model for model, watermark in watermarks.items() if watermark.due()}
-        names = {model: self._registry.names(model) if model in asked else () for model in watermarks}
+        idle = {model for model, mark in watermarks.items() if mark.seconds_since_found > self._interval_s}
+        names = {model: self._registry.names(model) if model in idle else () for model in watermarks}
         with self._database.autocommit() as session:
             found = polling.due(session, names)
-        for model in asked:
-            watermarks[model].looked(sent, ready=found[model].ready)
         if any(due.ready for due in found.values()):
             self._tasks_ready.set()
-        elif len(asked) == len(found):
+        elif len(idle) == len(watermarks):
             self.last_empty_check = sent
         return found
 
