@@ -224,13 +224,13 @@ class Handler(Generic[M, P, R]):
 
     def _resolve_hints(self, namespace: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            hints = get_type_hints(self.fn, localns=dict(namespace), include_extras=True)
+            types = get_type_hints(self.fn, localns=dict(namespace), include_extras=True)
         except NameError as error:
             raise DeclarationError(
                 f"handler {self.name!r}: annotations can't be resolved: {error}. Import the name at run time"
             ) from error
-        self.__dict__["_hints"] = hints
-        return hints
+        self.__dict__["_hints"] = types
+        return types
 
     @cached_property
     def _untyped(self) -> frozenset[str]:
@@ -241,8 +241,8 @@ class Handler(Generic[M, P, R]):
         fields = {}
         for name in self._names:
             required = self._signature.parameters[name].default is inspect.Parameter.empty
-            hint = self._hints.get(name, Any)
-            fields[name] = Required[hint] if required else NotRequired[hint]
+            type_ = self._hints.get(name, Any)
+            fields[name] = Required[type_] if required else NotRequired[type_]
         shape = TypedDict(f"{self.name}_params", fields)  # type: ignore[misc]  # made at run time
         exact = all(is_exact(self._hints.get(name, Any)) for name in self._names)
         shape.__pydantic_config__ = {"extra": "forbid", "arbitrary_types_allowed": False}  # type: ignore[attr-defined]  # pydantic reads it

@@ -86,7 +86,10 @@ class Databases:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerParts:
-    """The parts of one worker. None of their threads is started. Each part's class says what the part does."""
+    """The parts of one worker.
+
+    None of their threads is started. Each part's class says what the part does.
+    """
 
     databases: Databases
     registry: Registry
@@ -111,7 +114,7 @@ class WorkerParts:
 
     @property
     def background_threads(self) -> list[PeriodicThread]:
-        """All periodic threads but the claimer's, which stops first, and the completer's, which stops last."""
+        """All periodic threads except the claimer (stops first) and the completer (stops last)."""
         parts = (self.waker, self.sweeper, self.cleaner, self.timeouts, self.heartbeat, self.listener)
         return [part.thread for part in parts if part is not None]
 
@@ -154,7 +157,8 @@ def build_parts(
         async_session_factory: Makes the sessions of async transactions. None: plain sessions on `engine`.
         tuning: Constants that tests change.
         database: One database for all roles, which the caller closes. None: one for each role.
-        accept: Called with claimed runs, in the claimer's thread. None: the dispatcher starts them on the loop.
+        accept: Called with claimed runs, in the claimer's thread. None: the dispatcher starts them on the
+            loop.
         on_error: Called with what a handler raised, before it is stored. On the loop or in a thread.
 
     Raises:

@@ -63,20 +63,23 @@ def wait_for(
     notify: bool = True,
     _tuning: Tuning = DEFAULT_TUNING,
 ) -> TaskResult[Any]:
-    """Wait until a task has completed, failed or was cancelled, and return its result. For callers outside of handlers.
+    """Wait until a task has completed, failed or was cancelled, and return its result.
 
-    Polls within a second, in short transactions, and holds none of the engine's connections between two polls. One
-    more connection listens for notifications; all callers that wait through one engine share it.
+    For callers outside of handlers.
 
-    A lost connection, a restart of the database or a serialization failure is retried for up to a minute, and within
-    `timeout`. After that PostgreSQL's error is raised.
+    Polls within a second, in short transactions, and holds none of the engine's connections between two
+    polls. One more connection listens for notifications; all callers that wait through one engine share it.
+
+    A lost connection, a restart of the database or a serialization failure is retried for up to a minute, and
+    within `timeout`. After that PostgreSQL's error is raised.
 
     Args:
         engine: An Engine of the database that has the task.
-        task: What `spawn` returned, a task object, or a task class and an id. The transaction that spawned the task
-            must be committed.
+        task: What `spawn` returned, a task object, or a task class and an id. The transaction that spawned
+            the task must be committed.
         timeout: How long to wait. None: without limit. Zero: poll once.
-        notify: False: only poll, and don't listen. Needed where `engine` goes through a pooler that keeps no sessions.
+        notify: False: only poll, and don't listen. Needed where `engine` goes through a pooler that keeps no
+            sessions.
         _tuning: For the library's own tests.
 
     Raises:
@@ -92,7 +95,8 @@ def wait_for(
         with Session(engine) as session:
             poller.poll(session)
 
-    # Poll before listening: the first connection initializes the dialect, which other threads must not do meanwhile.
+    # Poll before listening: the first connection initializes the dialect, which other threads must not do
+    # meanwhile.
     retry_until("wait_for", poll, limit=poller.time_limit_s)
     if poller.unfinished:
         with on_end(engine, poller.task_id, ended.set) if notify else nullcontext():
@@ -128,14 +132,17 @@ async def wait_for_async(
     notify: bool = True,
     _tuning: Tuning = DEFAULT_TUNING,
 ) -> TaskResult[Any]:
-    """Wait until a task has completed, failed or was cancelled, and return its result. As `wait_for`, awaited.
+    """Wait until a task has completed, failed or was cancelled, and return its result.
+
+    As `wait_for`, awaited.
 
     Args:
         engine: An AsyncEngine of the database that has the task.
-        task: What `spawn` returned, a task object, or a task class and an id. The transaction that spawned the task
-            must be committed.
+        task: What `spawn` returned, a task object, or a task class and an id. The transaction that spawned
+            the task must be committed.
         timeout: How long to wait. None: without limit. Zero: poll once.
-        notify: False: only poll, and don't listen. Needed where `engine` goes through a pooler that keeps no sessions.
+        notify: False: only poll, and don't listen. Needed where `engine` goes through a pooler that keeps no
+            sessions.
         _tuning: For the library's own tests.
 
     Raises:
@@ -191,7 +198,10 @@ class _ResultPoller:
         """Whether the task is marked as awaited. Workers notify only the ends of marked tasks."""
 
     def poll(self, session: Session) -> None:
-        """Read the task's result, in a new session. Mark the task as awaited, unless its row is locked just now."""
+        """Read the task's result, in a new session.
+
+        Mark the task as awaited, unless its row is locked just now.
+        """
         if not self._marked:
             self._marked = waits.await_end(session, self.model, self.task_id)
         self.result = spawn.result(session, self.model, self.task_id)

@@ -23,7 +23,9 @@ CHECK_LOOP_S = 1.0
 """Pause between two checks whether the event loop was closed without a stop request."""
 
 STORE_TIMEOUT_S = 5.0
-"""How long the last writes may take. Leases that are not released by then run out, and a sweeper expires them."""
+"""How long the last writes may take. Leases that are not released by then run out, and a sweeper expires
+them.
+"""
 
 JOIN_TIMEOUT_S = 1.0
 """How long each thread may take to end."""
@@ -124,13 +126,17 @@ class Shutdown:
 
 
 def release_unfinished(active: ActiveRuns, completer: Completer) -> None:
-    """End all active runs and release their claims: their tasks are claimable again, and no attempt is consumed."""
-    # The outcome of a run that a signal ended is not stored. Its handler may still be running: it is left behind.
+    """End all active runs and release their claims.
+
+    Their tasks are claimable again, and no attempt is consumed.
+    """
+    # The outcome of a run that a signal ended is not stored. Its handler may still be running: it is left
+    # behind.
     active.remove(run for run in active.all() if run.signal is not None and not run.finishing)
     unfinished = [run for run in active.all() if not run.finishing and run.signal is None]
     for run in unfinished:
-        # `finishing` first: from now on this thread stores the outcome. Once `end` has returned True, the handler's
-        # own outcome is not taken any more.
+        # `finishing` first: from now on this thread stores the outcome. Once `end` has returned True, the
+        # handler's own outcome is not taken any more.
         run.finishing = True
         if run.end(LeaseLost(f"task {run.claim.task_id}: its worker shuts down")):
             completer.submit(run, ReleaseClaim(run.claim.task_id, run.claim.token))

@@ -14,7 +14,10 @@ UNWIND_S = 2.0
 
 @contextmanager
 def stop_signals(call: Callable[[], None]) -> Iterator[None]:
-    """Make SIGTERM and SIGINT call `call` instead of ending the process. Does nothing outside the main thread."""
+    """Make SIGTERM and SIGINT call `call` instead of ending the process.
+
+    Does nothing outside the main thread.
+    """
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         call()
@@ -32,7 +35,10 @@ def stop_signals(call: Callable[[], None]) -> Iterator[None]:
 
 
 def close_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Close a loop without waiting for threads: asyncio.run would wait for as long as a handler's thread hangs."""
+    """Close a loop without waiting for threads.
+
+    Asyncio.run would wait for as long as a handler's thread hangs.
+    """
     try:
         unfinished = asyncio.all_tasks(loop)
         for task in unfinished:

@@ -1,4 +1,7 @@
-"""Constants of a worker that its tests change. They are no settings: any release may rename or remove them."""
+"""Constants of a worker that its tests change.
+
+They are no settings: any release may rename or remove them.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,14 @@ class Tuning:
     """How long a spawning transaction may stay open until only a full scan finds its tasks."""
 
     renew_notify_after_s: float = 20.0
-    """An idle worker enables notifications again after this time, which is a third of the time that they stay enabled."""
+    """An idle worker enables notifications again after this time, which is a third of the time that they stay
+    enabled.
+    """
 
     retry_notify_after_s: float = 1.0
-    """A worker that missed a notification, or could not enable them, waits this long before it enables them again."""
+    """A worker that missed a notification, or could not enable them, waits this long before it enables them
+    again.
+    """
 
     echo_timeout_s: float = 5.0
     """How long the worker's own notification may take to come back before its connection counts as broken."""
@@ -50,7 +57,8 @@ class Tuning:
     slow_total_s: float = 0.05
     """Plans are discarded after this much time in slow statements within `plan_interval_s`.
 
-    Less is usually caused by machine load. New plans then do harm: a plan that is made on an empty queue is a bad one.
+    Less is usually caused by machine load. New plans then do harm: a plan that is made on an empty queue is a
+    bad one.
     """
 
     plan_interval_s: float = 1.0

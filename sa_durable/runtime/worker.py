@@ -34,12 +34,12 @@ TICKS_PER_LEASE = 20
 class Worker:
     """Run the tasks of queues: `Worker(engine, [BillingTask], concurrency=20).run()`.
 
-    The worker connects with pools of its own, at READ COMMITTED, whatever the isolation level of `engine`. It has at
-    most eleven connections, and one more for each sync handler that is saving a checkpoint. It starts without the
-    database and survives its restarts.
+    The worker connects with pools of its own, at READ COMMITTED, whatever the isolation level of `engine`. It
+    has at most eleven connections, and one more for each sync handler that is saving a checkpoint. It starts
+    without the database and survives its restarts.
 
-    At most `concurrency` handlers run at once: async handlers on the event loop, sync handlers in threads. A task whose
-    worker dies is retried after `lease` plus `sweep_interval` at the latest.
+    At most `concurrency` handlers run at once: async handlers on the event loop, sync handlers in threads. A
+    task whose worker dies is retried after `lease` plus `sweep_interval` at the latest.
 
     A worker runs once: make a new one to start again.
 
@@ -47,23 +47,25 @@ class Worker:
         engine: A URL, an Engine or an AsyncEngine.
         queues: Task classes. The worker runs the tasks of their queues that have a handler in this process.
         concurrency: Number of handlers that run at once, from 1.
-        prefetch: Number of tasks that are claimed ahead of a free handler slot, from 0. None: what the slots finish in
-            25 ms, at most 300.
-        lease: How long a claim lasts unless a heartbeat extends it. Heartbeats come four times per lease. A longer lease
-            survives longer outages of the database; tasks of a dead worker wait longer for their retry.
-        poll_interval: Longest time between two polls of an idle worker. A task that is not notified of, or a sleeper,
-            starts that late at most.
+        prefetch: Number of tasks that are claimed ahead of a free handler slot, from 0. None: what the slots
+            finish in 25 ms, at most 300.
+        lease: How long a claim lasts unless a heartbeat extends it. Heartbeats come four times per lease. A
+            longer lease survives longer outages of the database; tasks of a dead worker wait longer for their
+            retry.
+        poll_interval: Longest time between two polls of an idle worker. A task that is not notified of, or a
+            sleeper, starts that late at most.
         sweep_interval: Longest time between two checks for expired leases of any worker, and for deadlines.
-        shutdown_timeout: How long running handlers may take to end after a stop request. Then their tasks are released:
-            another worker runs them again, and no attempt is consumed.
-        worker_id: Name of this worker in rows and logs, 1 to 255 printable characters. None: host, process id and a
-            random part. Two workers must not have the same name at the same time.
-        notify: Whether other processes notify this worker of new tasks, events and ended tasks (LISTEN and NOTIFY)
-            while it is idle. False: it only polls.
-        listen_url: URL for the one listening connection. None: as `engine`. Needed where `engine` goes through a pooler
-            that keeps no sessions, such as PgBouncer in transaction mode.
-        session_factory: Makes the sessions of `ctx.transaction` and of transactional handlers in sync handlers, such as
-            a sessionmaker. None: plain sessions on `engine`, which needs a connection for each such handler.
+        shutdown_timeout: How long running handlers may take to end after a stop request. Then their tasks are
+            released: another worker runs them again, and no attempt is consumed.
+        worker_id: Name of this worker in rows and logs, 1 to 255 printable characters. None: host, process id
+            and a random part. Two workers must not have the same name at the same time.
+        notify: Whether other processes notify this worker of new tasks, events and ended tasks (LISTEN and
+            NOTIFY) while it is idle. False: it only polls.
+        listen_url: URL for the one listening connection. None: as `engine`. Needed where `engine` goes
+            through a pooler that keeps no sessions, such as PgBouncer in transaction mode.
+        session_factory: Makes the sessions of `ctx.transaction` and of transactional handlers in sync
+            handlers, such as a sessionmaker. None: plain sessions on `engine`, which needs a connection for
+            each such handler.
         async_session_factory: The same for async handlers, such as an async_sessionmaker.
         _tuning: For the library's own tests.
 
@@ -125,14 +127,18 @@ class Worker:
 
     @property
     def closed(self) -> Event:
-        """Set once everything that this worker held is stored or released. It closes its connections after that."""
+        """Set once everything that this worker held is stored or released.
+
+        It closes its connections after that.
+        """
         return self._shutdown.closed
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT, in an event loop of its own.
 
-        On the first signal the worker stops claiming, and running handlers have `shutdown_timeout` to end. Then, or on a
-        second signal, it releases the tasks that are left. Handlers that still run are cancelled, and not waited for.
+        On the first signal the worker stops claiming, and running handlers have `shutdown_timeout` to end.
+        Then, or on a second signal, it releases the tasks that are left. Handlers that still run are
+        cancelled, and not waited for.
 
         Outside the main thread no signals arrive: call `request_stop`.
         """
@@ -192,12 +198,19 @@ class Worker:
         await self._parts.operations.transactions.aclose()
 
     def request_stop(self) -> None:
-        """Request a stop, from any thread or signal handler. A second call releases unfinished tasks at once."""
+        """Request a stop, from any thread or signal handler.
+
+        A second call releases unfinished tasks at once.
+        """
         self._shutdown.request()
 
     def _tick(self) -> None:
-        """End runs whose lease is over, and give back runs that have waited too long. On the loop, periodically."""
-        self._parts.active.end_overdue()  # async handlers are cancelled; sync handlers notice at their next step
+        """End runs whose lease is over, and give back runs that have waited too long.
+
+        On the loop, periodically.
+        """
+        # Async handlers are cancelled; sync handlers notice at their next step.
+        self._parts.active.end_overdue()
         self._parts.dispatcher.release_stale()
         if not self.closed.is_set():
             asyncio.get_running_loop().call_later(self._tick_s, self._tick)

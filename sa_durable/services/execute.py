@@ -109,9 +109,9 @@ def _ensure_schema(connection: Connection, model: type[DurableTask]) -> None:
         return
     missing = list(execute_on(connection, stmt.missing(model, schema)).scalars())
     if missing:
-        verb = "is" if len(missing) == 1 else "are"
+        is_are = "is" if len(missing) == 1 else "are"
         raise SchemaOutdated(
-            f"{', '.join(missing)} of queue {model.__queue__!r} {verb} missing in the database. "
+            f"{', '.join(missing)} of queue {model.__queue__!r} {is_are} missing in the database. "
             "Nothing was sent. Run `alembic upgrade head`."
         )
     known.add((table.name, schema))

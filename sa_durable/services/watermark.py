@@ -1,7 +1,7 @@
 """Which part of a queue's ready index a claim must read, decided from what earlier claims found.
 
-A claim that reads only behind the watermark misses the few tasks that became ready with an old due time. A full scan
-of the index, at least every `full_scan_interval_s`, finds them (docs/decisions/0010).
+A claim that reads only behind the watermark misses the few tasks that became ready with an old due time. A
+full scan of the index, at least every `full_scan_interval_s`, finds them (docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -45,19 +45,22 @@ class ScanRange:
 class ClaimWatermark:
     """For each priority of a queue, up to which due time earlier claims have taken all ready tasks.
 
-    While a transaction holds an old snapshot, VACUUM can't remove the index entries of tasks that were claimed. They stay
-    before the ready tasks, and a full scan steps over all of them. A claim behind the watermark doesn't.
+    While a transaction holds an old snapshot, VACUUM can't remove the index entries of tasks that were
+    claimed. They stay before the ready tasks, and a full scan steps over all of them. A claim behind the
+    watermark doesn't.
 
-    A claim that found fewer tasks than its limit has taken all ready tasks. A claim that found as many has taken all
-    tasks that come before its last one. Only a full scan finds a ready task before the watermark: its row was locked,
-    its claim was released, its transaction took longer than `late_commit_s`, its queue was paused, or it was spawned with
-    an old due time. Such a task is claimed up to `full_scan_interval_s` later.
+    A claim that found fewer tasks than its limit has taken all ready tasks. A claim that found as many has
+    taken all tasks that come before its last one. Only a full scan finds a ready task before the watermark:
+    its row was locked, its claim was released, its transaction took longer than `late_commit_s`, its queue
+    was paused, or it was spawned with an old due time. Such a task is claimed up to `full_scan_interval_s`
+    later.
 
     Only the claimer's thread records claims. Other threads may read.
 
     Args:
         clock: Returns the time in seconds. The origin doesn't matter.
-        full_scan_interval_s: Longest time between two claims that scan the whole ready index. 0: every claim does.
+        full_scan_interval_s: Longest time between two claims that scan the whole ready index. 0: every claim
+            does.
         late_commit_s: How long a spawning transaction may stay open until only a full scan finds its tasks.
     """
 
@@ -89,7 +92,7 @@ class ClaimWatermark:
         return list(self._ranges(now))
 
     def full_scan_due_in(self) -> float:
-        """Return the seconds until the next full scan, if claims have found nothing since the last one; else inf."""
+        """Return the seconds until the next full scan. inf: no claim was empty since the last one."""
         if not self._found_nothing:
             return inf
         return max(0.0, self._last_full_scan + self._full_scan_interval_s - self._clock())
@@ -121,7 +124,8 @@ class ClaimWatermark:
             self._last_found = sent
         elif ranges is not None:
             self._found_nothing = True
-        # Priorities of this claim go to the end: if there are too many, those of the oldest claims are dropped.
+        # Priorities of this claim go to the end: if there are too many, those of the oldest claims are
+        # dropped.
         seen = {priority: sent for priority, _ in found}
         before = {priority: until for priority, until in self._taken_until.items() if priority not in seen}
         if len(found) < limit:

@@ -105,7 +105,7 @@ class DrivenWorker:
                 worker_id="run_until_idle",
                 concurrency=1,
                 prefetch=0,
-                lease=NEVER,  # by this process's clock; a test that moves the database's clock may still end it
+                lease=NEVER,  # in this process; a test that moves the database's clock may end it
                 poll_interval=NEVER,
                 sweep_interval=NEVER,
                 notify=False,
@@ -254,7 +254,10 @@ _plain_engines: WeakKeyDictionary[Engine, Engine] = WeakKeyDictionary()
 
 
 def _plain(engine: EngineOrUrl) -> Engine:
-    """Return the engine that `engine_for` makes, and the same one for each engine: its caches survive the call."""
+    """Return the engine that `engine_for` makes, and the same one for each engine.
+
+    Its caches survive the call.
+    """
     key = getattr(engine, "sync_engine", engine)
     if not isinstance(key, Engine) or (plain := _plain_engines.get(key)) is None:
         plain = engine_for(engine)

@@ -31,8 +31,9 @@ BATCH_ROWS = 500
 class Claimer:
     """Claim as many tasks as the worker has capacity for, from each queue in turn.
 
-    Claims while the queues have tasks. Then it waits for `poll_interval`, or shorter right after work if there is a
-    listener (see `PollPolicy`). While the worker has no capacity, the claimer waits, too. The wake-up ends both waits.
+    Claims while the queues have tasks. Then it waits for `poll_interval`, or shorter right after work if
+    there is a listener (see `PollPolicy`). While the worker has no capacity, the claimer waits, too. The
+    wake-up ends both waits.
 
     Args:
         worker_id: Name of the worker, which each claim stores.
@@ -41,7 +42,8 @@ class Claimer:
         accept: Called with claimed runs whose checkpoints are loaded. In the claimer's thread.
         tasks_ready: The claimer's wake-up.
         listener: Receives notifications. None: the worker only polls.
-        waker: Checks the queues, too: its last check that found nothing to claim may take the place of a claim.
+        waker: Checks the queues, too: its last check that found nothing to claim may take the place of a
+            claim.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class Claimer:
         self._listener, self._waker, self._accept = listener, waker, accept
         self._poll_policy = PollPolicy(poll_interval.total_seconds(), tuning)
         self._empty_since = inf
-        """When the last claim that left nothing to claim was sent (time.monotonic()). inf: it left something."""
+        """When the last claim that left nothing to claim was sent (time.monotonic()). inf: it left something.
+        """
         self._turn = 0
         """Number of rounds. The first queue of a round changes, so that no queue starves."""
         self._incomplete: list[ActiveRun] = []
@@ -73,7 +76,10 @@ class Claimer:
         self.thread = PeriodicThread("claimer", self._run_once, wakeup=tasks_ready)
 
     def _run_once(self) -> float:
-        """Claim until the capacity is used or the queues are empty. Return the seconds until the next poll."""
+        """Claim until the capacity is used or the queues are empty.
+
+        Return the seconds until the next poll.
+        """
         self._load_and_pass_on()
         checked = self._waker.last_empty_check
         if (
@@ -86,8 +92,8 @@ class Claimer:
             return self._pause(0)
         sent = monotonic()
         self._turn += 1
-        # While the queues are not known to be drained, the dispatcher wakes the claimer when a slot is free. So a
-        # wake-up that comes while there is no capacity is not lost.
+        # While the queues are not known to be drained, the dispatcher wakes the claimer when a slot is free.
+        # So a wake-up that comes while there is no capacity is not lost.
         self._capacity.queues_drained = False
         claimed = self._claim_all()
         self._empty_since = sent if self._capacity.queues_drained and not claimed else inf

@@ -24,7 +24,8 @@ class Cleaner:
     """Clean up queues that have a retention, every `Tuning.cleanup_interval_s`.
 
     One statement finds the queues that have a retention. Each of them is cleaned up in batches of
-    `Tuning.cleanup_batch_rows`, one transaction each, without a pause. The first cleanup comes an interval after the
+    `Tuning.cleanup_batch_rows`, one transaction each, without a pause. The first cleanup comes an interval
+    after the
     start: tasks that have waited for a worker run first.
     """
 

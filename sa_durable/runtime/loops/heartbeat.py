@@ -15,9 +15,9 @@ from ..tuning import DEFAULT_TUNING, Tuning
 class Heartbeat:
     """Extend the leases of active runs, `Tuning.beats_per_lease` times per lease.
 
-    Ends the runs whose claims the database doesn't know any more: their tasks were cancelled, or another worker has
-    claimed them. The thread and the connection serve nothing else, so that a handler which blocks the event loop or
-    computes for long keeps its lease.
+    Ends the runs whose claims the database doesn't know any more: their tasks were cancelled, or another
+    worker has claimed them. The thread and the connection serve nothing else, so that a handler which blocks
+    the event loop or computes for long keeps its lease.
     """
 
     def __init__(

@@ -29,9 +29,9 @@ logger = logging.getLogger("sa_durable.worker")
 class Listener(NotificationThread):
     """Set the worker's wake-ups when a process notifies its queues, and after every new connection.
 
-    Other processes notify only queues for which notifications are enabled. `enable` also sends a notification to the
-    listener itself, the echo. If the echo doesn't come back within `Tuning.echo_timeout_s`, the connection is closed:
-    it is half-open, or leads through a pooler that keeps no sessions.
+    Other processes notify only queues for which notifications are enabled. `enable` also sends a notification
+    to the listener itself, the echo. If the echo doesn't come back within `Tuning.echo_timeout_s`, the
+    connection is closed: it is half-open, or leads through a pooler that keeps no sessions.
 
     Args:
         database: For the connection that listens.

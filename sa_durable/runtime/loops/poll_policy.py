@@ -1,20 +1,20 @@
 """Decide when a claimer polls again, and whether it wants notifications. Pure: no I/O and no clock.
 
-NOTIFY is expensive for the sender: PostgreSQL serializes the commits of transactions that notify. So a worker enables
-notifications only while it is idle, polls once more after that, and disables notifications that are of no use.
+NOTIFY is expensive for the sender: PostgreSQL serializes the commits of transactions that notify. So a worker
+enables notifications only while it is idle, polls once more after that, and disables notifications that are
+of no use.
 
-| Constant                                 | Value         | What it rests on                                        |
-|------------------------------------------|---------------|---------------------------------------------------------|
-| `AFTER_WORK_PAUSES_S`                    | 5, 5, 10 ms   | After 20 ms without tasks a worker counts as idle.      |
-| `STREAM_MIN_FOUND`, `STREAM_PAUSE_S`     | 4 tasks, 80 ms| Small claims in quick succession take the processor     |
-|                                          |               | from spawners: with 8 committers on 2 cores they reach  |
-|                                          |               | 0.71 of their speed beside pauses of 5 ms, 0.80 beside  |
-|                                          |               | 30 ms.                                                  |
-| `NO_CAPACITY_S`                          | 50 ms         | A worker without capacity can't use notifications.      |
-| `BURST_NOTIFICATIONS`, `BURST_WINDOW_S`  | 10 in 100 ms  | Polling is cheaper than so many notifications.          |
-| `NOTIFY_PERIOD`                          | 60 s          | Senders stop by themselves after a worker has died.     |
-| `Tuning.renew_notify_after_s`            | 20 s          | A third of `NOTIFY_PERIOD`: two more tries.             |
-| `Tuning.retry_notify_after_s`            | 1 s           | Bounds the cost where another process disables them.    |
+| Constant                                | Value          | What it rests on                               |
+|-----------------------------------------|----------------|------------------------------------------------|
+| `AFTER_WORK_PAUSES_S`                   | 5, 5, 10 ms    | After 20 ms without tasks a worker is idle.    |
+| `STREAM_MIN_FOUND`, `STREAM_PAUSE_S`    | 4 tasks, 80 ms | Frequent small claims slow spawners down: with |
+|                                         |                | 8 committers on 2 cores they reach 0.71 of     |
+|                                         |                | their speed at 5 ms, 0.80 at 30 ms.            |
+| `NO_CAPACITY_S`                         | 50 ms          | Without capacity notifications are useless.    |
+| `BURST_NOTIFICATIONS`, `BURST_WINDOW_S` | 10 in 100 ms   | Polling is cheaper than so many notifications. |
+| `NOTIFY_PERIOD`                         | 60 s           | Senders stop by themselves if a worker dies.   |
+| `Tuning.renew_notify_after_s`           | 20 s           | A third of `NOTIFY_PERIOD`: two more tries.    |
+| `Tuning.retry_notify_after_s`           | 1 s            | Bounds the cost if another process disables.   |
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class NextPoll:
 class PollPolicy:
     """The decision of one claimer after each of its polls.
 
-    A worker enables notifications after `AFTER_WORK_PAUSES_S` without tasks. It disables them when they come in
-    bursts, or when it had no capacity for `NO_CAPACITY_S`.
+    A worker enables notifications after `AFTER_WORK_PAUSES_S` without tasks. It disables them when they come
+    in bursts, or when it had no capacity for `NO_CAPACITY_S`.
 
     Args:
         poll_interval_s: Longest pause between two polls.

@@ -28,8 +28,8 @@ MIN_PAUSE_S = 0.001
 class Sweeper:
     """Expire leases and enforce deadlines in all queues of a worker, whichever worker holds the tasks.
 
-    Checks all queues with one statement, every `sweep_interval` and when the next deadline is due. Works in batches of
-    `BATCH_ROWS`, one transaction each, until a queue has nothing left.
+    Checks all queues with one statement, every `sweep_interval` and when the next deadline is due. Works in
+    batches of `BATCH_ROWS`, one transaction each, until a queue has nothing left.
 
     Args:
         sweep_interval: Longest time between two checks.
@@ -58,7 +58,10 @@ class Sweeper:
         return min([self._sweep_queue(model, ended) for model, ended in found.items()])
 
     def _sweep_queue(self, model: type[DurableTask], ended: Ended) -> float:
-        """Expire leases and enforce deadlines of one queue. Return the seconds until it needs the next check."""
+        """Expire leases and enforce deadlines of one queue.
+
+        Return the seconds until it needs the next check.
+        """
         while ended.expired and not self.thread.stopping and self._expire_batch(model):
             pass
         if ended.next_overdue is None:

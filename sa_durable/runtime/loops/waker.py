@@ -1,4 +1,7 @@
-"""Background loop that wakes tasks: sleepers that are due, and tasks whose events or children they waited for."""
+"""Background loop that wakes tasks.
+
+Sleepers that are due, and tasks whose events or children they waited for.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +42,12 @@ MIN_PAUSE_S = 0.001
 class Waker:
     """Promote due sleepers, resolve events and wake the tasks that wait for them, in all queues of a worker.
 
-    Checks all queues with one statement, within `poll_interval`, when the next sleeper is due, and at its wake-up. Works
-    in batches of `BATCH_ROWS` without a pause. If more tasks become claimable than this worker has capacity for, the
-    waker notifies other workers.
+    Checks all queues with one statement, within `poll_interval`, when the next sleeper is due, and at its
+    wake-up. Works in batches of `BATCH_ROWS` without a pause. If more tasks become claimable than this worker
+    has capacity for, the waker notifies other workers.
 
-    Every `Tuning.catch_up_interval_s` the waker also checks for ended tasks of other queues. Their workers may not know
-    the queue of the waiting tasks, and then they can't resolve the waits.
+    Every `Tuning.catch_up_interval_s` the waker also checks for ended tasks of other queues. Their workers
+    may not know the queue of the waiting tasks, and then they can't resolve the waits.
 
     Args:
         poll_interval: Longest time between two checks.
@@ -87,8 +90,9 @@ class Waker:
     def _check_queues(self) -> dict[type[DurableTask], Due]:
         """Find out what is due in each queue. Wake the claimer if a task is ready."""
         sent = monotonic()
-        # While claims find tasks in a queue, a check for ready tasks there is useless, and it may be slow: it reads the
-        # index from its start. While the worker is idle, one check of all queues replaces the claims.
+        # While claims find tasks in a queue, a check for ready tasks there is useless, and it may be slow: it
+        # reads the index from its start. While the worker is idle, one check of all queues replaces the
+        # claims.
         watermarks = {model: self._registry.watermark(model) for model in self._registry.queues}
         idle = {model for model, mark in watermarks.items() if mark.seconds_since_found > self._interval_s}
         names = {model: self._registry.names(model) if model in idle else () for model in watermarks}
@@ -132,7 +136,10 @@ class Waker:
                 notifications.notify_ready(session, model)
 
     def _settle(self, model: type[DurableTask]) -> bool:
-        """Settle one batch of events. Return whether more are left, or tasks of other queues must be woken."""
+        """Settle one batch of events.
+
+        Return whether more are left, or tasks of other queues must be woken.
+        """
         with self._database.transaction() as session:
             settled = events.settle(session, model, limit=BATCH_ROWS)
         return settled.more or settled.waiting > 0
