@@ -36,7 +36,7 @@ No lock guards the following, on purpose:
 
 - `ActiveRun`: its fields are single assignments. The first signal that ends a run is final.
 - `Completer`: any thread appends to its deque; only the completer's thread takes outcomes out.
-- `Capacity.reserve`: only the claimer's thread calls it.
+- `Capacity.reserve` and `ClaimWatermark`: only the claimer's thread writes.
 - `PlanCache`: a race makes PostgreSQL plan a statement once more than needed.
 """
 

@@ -65,7 +65,7 @@ def wait_for(
 ) -> TaskResult[Any]:
     """Wait until a task has completed, failed or was cancelled, and return its result.
 
-    For callers outside of handlers.
+    For callers outside of handlers: in a handler, use `ctx.join`.
 
     Polls within a second, in short transactions, and holds none of the engine's connections between two
     polls. One more connection listens for notifications; all callers that wait through one engine share it.
@@ -134,7 +134,7 @@ async def wait_for_async(
 ) -> TaskResult[Any]:
     """Wait until a task has completed, failed or was cancelled, and return its result.
 
-    As `wait_for`, awaited.
+    Does what `wait_for` does, without blocking the event loop.
 
     Args:
         engine: An AsyncEngine of the database that has the task.
@@ -198,10 +198,7 @@ class _ResultPoller:
         """Whether the task is marked as awaited. Workers notify only the ends of marked tasks."""
 
     def poll(self, session: Session) -> None:
-        """Read the task's result, in a new session.
-
-        Mark the task as awaited, unless its row is locked just now.
-        """
+        """Read the task's result, in a new session. Mark the task as awaited, unless its row is locked."""
         if not self._marked:
             self._marked = waits.await_end(session, self.model, self.task_id)
         self.result = spawn.result(session, self.model, self.task_id)

@@ -23,9 +23,7 @@ CHECK_LOOP_S = 1.0
 """Pause between two checks whether the event loop was closed without a stop request."""
 
 STORE_TIMEOUT_S = 5.0
-"""How long the last writes may take. Leases that are not released by then run out, and a sweeper expires
-them.
-"""
+"""How long the last writes may take. After that, leases of unfinished tasks expire."""
 
 JOIN_TIMEOUT_S = 1.0
 """How long each thread may take to end."""
@@ -126,10 +124,7 @@ class Shutdown:
 
 
 def release_unfinished(active: ActiveRuns, completer: Completer) -> None:
-    """End all active runs and release their claims.
-
-    Their tasks are claimable again, and no attempt is consumed.
-    """
+    """End all active runs and release their claims: their tasks are claimable, no attempt is consumed."""
     # The outcome of a run that a signal ended is not stored. Its handler may still be running: it is left
     # behind.
     active.remove(run for run in active.all() if run.signal is not None and not run.finishing)

@@ -14,10 +14,7 @@ UNWIND_S = 2.0
 
 @contextmanager
 def stop_signals(call: Callable[[], None]) -> Iterator[None]:
-    """Make SIGTERM and SIGINT call `call` instead of ending the process.
-
-    Does nothing outside the main thread.
-    """
+    """Make SIGTERM and SIGINT call `call` instead of ending the process. Only works in the main thread."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         call()
@@ -35,10 +32,7 @@ def stop_signals(call: Callable[[], None]) -> Iterator[None]:
 
 
 def close_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Close a loop without waiting for threads.
-
-    Asyncio.run would wait for as long as a handler's thread hangs.
-    """
+    """Close a loop without waiting for threads: asyncio.run would wait for a handler's thread that hangs."""
     try:
         unfinished = asyncio.all_tasks(loop)
         for task in unfinished:

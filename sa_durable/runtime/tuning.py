@@ -1,7 +1,4 @@
-"""Constants of a worker that its tests change.
-
-They are no settings: any release may rename or remove them.
-"""
+"""Constants of a worker that its tests change. They are no settings: any release may rename them."""
 
 from __future__ import annotations
 
@@ -21,14 +18,10 @@ class Tuning:
     """How long a spawning transaction may stay open until only a full scan finds its tasks."""
 
     renew_notify_after_s: float = 20.0
-    """An idle worker enables notifications again after this time, which is a third of the time that they stay
-    enabled.
-    """
+    """An idle worker enables notifications again after this time: a third of `NOTIFY_PERIOD`."""
 
     retry_notify_after_s: float = 1.0
-    """A worker that missed a notification, or could not enable them, waits this long before it enables them
-    again.
-    """
+    """A worker that missed a notification, or could not enable them, enables them again after this time."""
 
     echo_timeout_s: float = 5.0
     """How long the worker's own notification may take to come back before its connection counts as broken."""

@@ -52,8 +52,9 @@ class Worker:
         lease: How long a claim lasts unless a heartbeat extends it. Heartbeats come four times per lease. A
             longer lease survives longer outages of the database; tasks of a dead worker wait longer for their
             retry.
-        poll_interval: Longest time between two polls of an idle worker. A task that is not notified of, or a
-            sleeper, starts that late at most.
+        poll_interval: Longest time between two polls of an idle worker. If a slot is free, a task
+            starts that late at most, also without a notification. A task with an old due time (it was
+            released, or its `run_at` is in the past) may start two seconds later.
         sweep_interval: Longest time between two checks for expired leases of any worker, and for deadlines.
         shutdown_timeout: How long running handlers may take to end after a stop request. Then their tasks are
             released: another worker runs them again, and no attempt is consumed.
@@ -127,10 +128,7 @@ class Worker:
 
     @property
     def closed(self) -> Event:
-        """Set once everything that this worker held is stored or released.
-
-        It closes its connections after that.
-        """
+        """Set once everything that this worker held is stored or released. Connections close after that."""
         return self._shutdown.closed
 
     def run(self) -> None:
@@ -198,18 +196,12 @@ class Worker:
         await self._parts.operations.transactions.aclose()
 
     def request_stop(self) -> None:
-        """Request a stop, from any thread or signal handler.
-
-        A second call releases unfinished tasks at once.
-        """
+        """Request a stop, from any thread or signal handler. A second call releases unfinished tasks."""
         self._shutdown.request()
 
     def _tick(self) -> None:
-        """End runs whose lease is over, and give back runs that have waited too long.
-
-        On the loop, periodically.
-        """
-        # Async handlers are cancelled; sync handlers notice at their next step.
+        """End runs whose lease is over, and give back runs that have waited too long. On the loop."""
+        # Async handlers are cancelled. Sync handlers notice at their next step.
         self._parts.active.end_overdue()
         self._parts.dispatcher.release_stale()
         if not self.closed.is_set():

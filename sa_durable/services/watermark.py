@@ -92,7 +92,7 @@ class ClaimWatermark:
         return list(self._ranges(now))
 
     def full_scan_due_in(self) -> float:
-        """Return the seconds until the next full scan. inf: no claim was empty since the last one."""
+        """Return the seconds until the next full scan. inf: no claim has found nothing since the last one."""
         if not self._found_nothing:
             return inf
         return max(0.0, self._last_full_scan + self._full_scan_interval_s - self._clock())

@@ -105,7 +105,7 @@ class DrivenWorker:
                 worker_id="run_until_idle",
                 concurrency=1,
                 prefetch=0,
-                lease=NEVER,  # in this process; a test that moves the database's clock may end it
+                lease=NEVER,  # of this process's clock; the database's clock may be moved
                 poll_interval=NEVER,
                 sweep_interval=NEVER,
                 notify=False,
@@ -246,7 +246,7 @@ class DrivenWorker:
             release_unfinished(self._parts.active, self._parts.completer)
             self._parts.completer.thread.run_once()
 
-    def _on_error(self, run: ActiveRun, error: BaseException) -> None:  # noqa: ARG002 - there is one run at a time
+    def _on_error(self, _: ActiveRun, error: BaseException) -> None:
         self._error = error
 
 
@@ -254,10 +254,7 @@ _plain_engines: WeakKeyDictionary[Engine, Engine] = WeakKeyDictionary()
 
 
 def _plain(engine: EngineOrUrl) -> Engine:
-    """Return the engine that `engine_for` makes, and the same one for each engine.
-
-    Its caches survive the call.
-    """
+    """Return what `engine_for` returns, but the same engine for each call: its caches survive."""
     key = getattr(engine, "sync_engine", engine)
     if not isinstance(key, Engine) or (plain := _plain_engines.get(key)) is None:
         plain = engine_for(engine)

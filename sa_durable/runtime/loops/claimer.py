@@ -67,8 +67,7 @@ class Claimer:
         self._listener, self._waker, self._accept = listener, waker, accept
         self._poll_policy = PollPolicy(poll_interval.total_seconds(), tuning)
         self._empty_since = inf
-        """When the last claim that left nothing to claim was sent (time.monotonic()). inf: it left something.
-        """
+        """When the last claim was sent, if it left no ready task (time.monotonic()). inf: it left tasks."""
         self._turn = 0
         """Number of rounds. The first queue of a round changes, so that no queue starves."""
         self._incomplete: list[ActiveRun] = []
@@ -76,10 +75,7 @@ class Claimer:
         self.thread = PeriodicThread("claimer", self._run_once, wakeup=tasks_ready)
 
     def _run_once(self) -> float:
-        """Claim until the capacity is used or the queues are empty.
-
-        Return the seconds until the next poll.
-        """
+        """Claim until the capacity is used or the queues are empty. Return the pause until the next poll."""
         self._load_and_pass_on()
         checked = self._waker.last_empty_check
         if (

@@ -25,8 +25,7 @@ class Cleaner:
 
     One statement finds the queues that have a retention. Each of them is cleaned up in batches of
     `Tuning.cleanup_batch_rows`, one transaction each, without a pause. The first cleanup comes an interval
-    after the
-    start: tasks that have waited for a worker run first.
+    after the start: tasks that have waited for a worker run first.
     """
 
     def __init__(self, database: Database, registry: Registry, tuning: Tuning = DEFAULT_TUNING) -> None:
@@ -61,8 +60,8 @@ class Cleaner:
             if is_transient(error):
                 raise
             message = "could not clean up: queue %s, retention %s (%s); other queues are cleaned up"
-            # Not logger.exception: a traceback may quote rows.
-            logger.error(message, model.__queue__, retention, describe_for_log(error))  # noqa: TRY400 - see above
+            reason = describe_for_log(error)
+            logger.error(message, model.__queue__, retention, reason)  # noqa: TRY400 - a traceback may quote rows
             return False
         if cleaned.tasks or cleaned.events:
             logger.info(

@@ -41,7 +41,7 @@ class Heartbeat:
             if due:
                 try:
                     extend(self._database, model, due, self._lease)
-                except Exception as error:  # noqa: BLE001 - raised below: the leases of other queues come first
+                except Exception as error:  # noqa: BLE001 - raised below, after other queues
                     errors.append(error)
         if errors:
             raise errors[0]

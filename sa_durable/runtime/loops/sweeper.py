@@ -58,10 +58,7 @@ class Sweeper:
         return min([self._sweep_queue(model, ended) for model, ended in found.items()])
 
     def _sweep_queue(self, model: type[DurableTask], ended: Ended) -> float:
-        """Expire leases and enforce deadlines of one queue.
-
-        Return the seconds until it needs the next check.
-        """
+        """Expire leases and enforce deadlines of one queue. Return the seconds until its next check."""
         while ended.expired and not self.thread.stopping and self._expire_batch(model):
             pass
         if ended.next_overdue is None:

@@ -1,7 +1,4 @@
-"""Background loop that wakes tasks.
-
-Sleepers that are due, and tasks whose events or children they waited for.
-"""
+"""Background loop that wakes tasks: due sleepers, and tasks whose events or children have ended."""
 
 from __future__ import annotations
 
@@ -136,10 +133,7 @@ class Waker:
                 notifications.notify_ready(session, model)
 
     def _settle(self, model: type[DurableTask]) -> bool:
-        """Settle one batch of events.
-
-        Return whether more are left, or tasks of other queues must be woken.
-        """
+        """Settle one batch of events. Return whether more are left, or other queues have waiting tasks."""
         with self._database.transaction() as session:
             settled = events.settle(session, model, limit=BATCH_ROWS)
         return settled.more or settled.waiting > 0
