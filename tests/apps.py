@@ -5,7 +5,10 @@ It declares no queue itself: `sa-durable worker` runs all queues that importing 
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from types import new_class
 from typing import Any
 
@@ -19,12 +22,24 @@ NOW = Fixed(timedelta(0), jitter=0)
 
 def application(**queues: str) -> tuple[Any, ...]:
     """Return a new declarative base, and a task model on it for each `ModelName="queue"`."""
-    base = new_class("Base", (DeclarativeBase,))
-    return base, *(_model(base, name, queue) for name, queue in queues.items())
+    module = sys._getframe(1).f_globals["__name__"]  # of the application: its objects can be pickled
+    base = new_class("Base", (DeclarativeBase,), exec_body=lambda body: body.update(__module__=module))
+    return base, *(task_model(base, name, queue, module) for name, queue in queues.items())
 
 
-def _model(base: type, name: str, queue: str) -> type[DurableTask]:
-    return new_class(name, (DurableTask, base), exec_body=lambda body: body.update(__queue__=queue))
+def task_model(base: type, name: str, queue: str, module: str) -> Any:
+    """Return a task model without columns of its own, as `module` would declare it."""
+    attributes = {"__queue__": queue, "__module__": module}
+    return new_class(name, (DurableTask, base), exec_body=lambda body: body.update(attributes))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A value that handlers take and return."""
+
+    sku: str
+    price: Decimal
+    tags: frozenset[str] = frozenset()
 
 
 class NoteColumns:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from sqlalchemy import Engine, create_engine, delete
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from sa_durable.embedded import postgres
-from tests.databases import throwaway, url_of
+from tests.databases import database_fixture, emptied, engine_fixture
 from tests.selection import pytest_addoption, pytest_collection_modifyitems  # noqa: F401 - hooks
 from tests.shop import Base
 
@@ -49,27 +49,14 @@ def server_url(request: pytest.FixtureRequest) -> str:
     return _server_url(request.config)
 
 
-@pytest.fixture(scope="session")
-def database_url(server_url: str) -> Iterator[str]:
-    """The URL of a database of this worker's own, with the shop's tables."""
-    with throwaway(server_url, Base.metadata) as engine:
-        yield url_of(engine)
-
-
-@pytest.fixture(scope="session")
-def shared_engine(database_url: str) -> Iterator[Engine]:
-    engine = create_engine(database_url, pool_size=40)
-    yield engine
-    engine.dispose()
+database_url = database_fixture(Base.metadata)
+shared_engine = engine_fixture("database_url", pool_size=40)
 
 
 @pytest.fixture
 def engine(shared_engine: Engine) -> Engine:
     """An engine on the shop's tables, all empty."""
-    with shared_engine.begin() as connection:
-        for table in reversed(Base.metadata.sorted_tables):  # 3 ms; TRUNCATE takes 79
-            connection.execute(delete(table))
-    return shared_engine
+    return emptied(shared_engine, Base.metadata)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from sqlalchemy import ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from sa_durable import DurableTask, NoRetry
+from tests.apps import task_model
 
 
 class Base(DeclarativeBase):
@@ -36,10 +37,7 @@ class BillingTask(DurableTask, Base):
     order: Mapped[Order | None] = relationship(back_populates="tasks")
 
 
-class MailTask(DurableTask, Base):
-    """A queue without columns of its own."""
-
-    __queue__ = "mail"
+MailTask = task_model(Base, "MailTask", "mail", __name__)
 
 
 @BillingTask.handler(max_attempts=3)

@@ -58,6 +58,16 @@ def wait_until_blocked(engine: Engine, pid: int, timeout: float = 60) -> None:
         )
 
 
+def in_blocked_thread(
+    engine: Engine, session: Session, call: Callable[..., T], *args: Any, **kwargs: Any
+) -> Future[T]:
+    """Run `call(session, ...)` in a thread. Returns once it waits for a lock that another client holds."""
+    pid = pid_of(session)
+    future = in_thread(call, session, *args, **kwargs)
+    wait_until_blocked(engine, pid)
+    return future
+
+
 def wait_until_gone(engine: Engine, pid: int) -> None:
     """Until backend `pid` has ended. In AUTOCOMMIT, as above: in a transaction the server's activity looks as it did at first."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -16,15 +16,11 @@ from .. import policy
 from ..statements import cancellation as cancel_stmt
 from ..statements import claims as claim_stmt
 from ..statements import maintenance as stmt
+from ..statements.tables import Model
 from ..values import TaskError
 from . import cancellation, runs
 from .claims import read_json
 from .execute import execute
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
 
 
 @dataclass(frozen=True, slots=True)

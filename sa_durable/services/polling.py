@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
 
 from ..statements import polling as stmt
 from ..statements.arrays import texts
+from ..statements.tables import Model
 from .execute import execute
-
-if TYPE_CHECKING:
-    from ..models import DurableTask
-
-Model = type["DurableTask"]
 
 
 @dataclass(frozen=True, slots=True)

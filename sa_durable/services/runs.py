@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -90,11 +90,7 @@ def complete_many(session: Session, model: Model, ended: Sequence[Completed]) ->
 
 def _complete(session: Session, model: Model, ended: Sequence[Completed], *, wait: bool) -> Stored:
     ordered = sorted(ended, key=_id)
-    parameters = {
-        "ids": uuids(run.task_id for run in ordered),
-        "tokens": numbers(run.token for run in ordered),
-        "results": texts(run.result for run in ordered),
-    }
+    parameters = {**_claims_of(ordered), "results": texts(run.result for run in ordered)}
     rows = execute(session, stmt.complete_many(model, wait=wait), parameters, model=model).all()
     return Stored(frozenset(row.id for row in rows), any(row.announced for row in rows))
 
@@ -142,8 +138,7 @@ def fail_many(session: Session, model: Model, ended: Iterable[Failed]) -> Stored
 def _fail(session: Session, model: Model, ended: Iterable[Failed], *, wait: bool) -> Stored:
     ordered = sorted(ended, key=_id)
     parameters = {
-        "ids": uuids(run.task_id for run in ordered),
-        "tokens": numbers(run.token for run in ordered),
+        **_claims_of(ordered),
         "errors": texts(dumps(run.error.to_json(), place="error") for run in ordered),
         "delays": numbers(_seconds(run.verdict) for run in ordered),
         "next_runs": uuids(uuid7() for _ in ordered),
@@ -154,6 +149,13 @@ def _fail(session: Session, model: Model, ended: Iterable[Failed], *, wait: bool
         any(row.announced for row in rows),
         frozenset(row.id for row in rows if TaskState(row.state).terminal),
     )
+
+
+def _claims_of(ordered: Sequence[Completed | Failed]) -> dict[str, Any]:
+    return {
+        "ids": uuids(run.task_id for run in ordered),
+        "tokens": numbers(run.token for run in ordered),
+    }
 
 
 def _id(run: Completed | Failed) -> bytes:

@@ -133,10 +133,8 @@ def find_or_register(
     Raises:
         Cancelled, LeaseLost: The claim is no longer valid.
     """
-    found = what.find(session)
-    if isinstance(found, str):
-        return _arrived(session, model, claim, step, found)
-    if found.first:
+    found = _find(session, model, claim, step, what)
+    if isinstance(found, Arrived) or found.first:
         return found
     parameters = {
         "task_id": claim.task_id,
@@ -168,10 +166,8 @@ def sleep(
     Raises:
         Cancelled, LeaseLost: The claim is no longer valid.
     """
-    found = what.find(session)
-    if isinstance(found, str):
-        return _arrived(session, model, claim, step, found)
-    if found.first:
+    found = _find(session, model, claim, step, what)
+    if isinstance(found, Arrived) or found.first:
         return found
     parameters = {"task_id": claim.task_id, "held_token": claim.token}
     if found.partly:
@@ -183,6 +179,11 @@ def sleep(
     if execute(session, stmt.sleep(model), parameters).first() is None:
         claims.check(session, model, claim.task_id, claim.token)
     return None
+
+
+def _find(session: Session, model: Model, claim: Claim, step: str, what: Awaited) -> Arrived | Prerequisites:
+    found = what.find(session)
+    return _arrived(session, model, claim, step, found) if isinstance(found, str) else found
 
 
 def _arrived(session: Session, model: Model, claim: Claim, step: str, text: str) -> Arrived:

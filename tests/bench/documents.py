@@ -34,11 +34,8 @@ def _run(results: Results) -> Iterator[str]:
     machine = results.machine
     yield ""
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    settings = ", ".join(f"{name} = {value}" for name, value in machine.settings.items())
     yield from paragraph(
-        f"{machine.date}, commit {machine.commit}: {machine.cores} cores ({machine.processor}), "
-        f"{machine.memory_gb:g} GB, {machine.system}, load {machine.load:g} before it began. {versions}. "
-        f"PostgreSQL: {settings}. {results.rounds} rounds, scale {results.scale:g}, {results.big:,} rows in "
+        f"{machine.summary()}. {versions}. PostgreSQL: {machine.settings_line()}. {results.rounds} rounds, scale {results.scale:g}, {results.big:,} rows in "
         f"the big tables, {results.tasks:,} tasks through the queue that grows; "
         f"{results.seconds / 60:.0f} minutes in all."
     )

@@ -30,6 +30,16 @@ class Machine:
     versions: dict[str, str]
     settings: dict[str, str]  # of PostgreSQL
 
+    def summary(self) -> str:
+        """Return when and where the run began, for the page with its results."""
+        return (
+            f"{self.date}, commit {self.commit}: {self.cores} cores ({self.processor}), "
+            f"{self.memory_gb:g} GB, {self.system}, load {self.load:g} before it began"
+        )
+
+    def settings_line(self) -> str:
+        return ", ".join(f"{name} = {value}" for name, value in self.settings.items())
+
 
 def this_machine(engine: Engine) -> Machine:
     with engine.connect() as connection:

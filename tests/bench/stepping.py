@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
@@ -18,7 +18,7 @@ from sqlalchemy import Engine, Text, create_engine, insert
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from sa_durable import AsyncTaskContext, Durable, TaskContext, Worker, wait_for
+from sa_durable import AsyncTaskContext, Durable, Handler, TaskContext, Worker, wait_for
 from tests.apps import application
 from tests.bench.draining import dsn
 from tests.bench.figures import Figure, figure, ratio_at_least
@@ -57,49 +57,40 @@ async def write_async(session: AsyncSession, number: int) -> int:
     return number
 
 
-@StepTask.handler()
-async def steps(ctx: AsyncTaskContext, number: int) -> float:
-    """Returns how many seconds it took, as all of these do."""
-    began = perf_counter()
-    for i in range(number):
-        await ctx.step(f"step {i}", nothing, i)
-    return perf_counter() - began
+def sync_handler(name: str, act: Callable[[TaskContext, str, int], object]) -> Handler:
+    @StepTask.handler(name)
+    def handler(ctx: TaskContext, number: int) -> float:
+        """Returns how many seconds so many steps took."""
+        began = perf_counter()
+        for i in range(number):
+            act(ctx, f"step {i}", i)
+        return perf_counter() - began
+
+    return handler
 
 
-@StepTask.handler()
-def steps_sync(ctx: TaskContext, number: int) -> float:
-    began = perf_counter()
-    for i in range(number):
-        ctx.step(f"step {i}", nothing, i)
-    return perf_counter() - began
+def async_handler(name: str, act: Callable[[AsyncTaskContext, str, int], Awaitable[object]]) -> Handler:
+    @StepTask.handler(name)
+    async def handler(ctx: AsyncTaskContext, number: int) -> float:
+        began = perf_counter()
+        for i in range(number):
+            await act(ctx, f"step {i}", i)
+        return perf_counter() - began
+
+    return handler
 
 
-@StepTask.handler()
-async def transactions_async(ctx: AsyncTaskContext, number: int) -> float:
-    began = perf_counter()
-    for i in range(number):
-        await ctx.transaction(f"step {i}", write_async, i)
-    return perf_counter() - began
-
-
-@StepTask.handler()
-async def transactions_mixed(ctx: AsyncTaskContext, number: int) -> float:
-    """Plain functions in an async handler."""
-    began = perf_counter()
-    for i in range(number):
-        await ctx.transaction(f"step {i}", write, i)
-    return perf_counter() - began
-
-
-@StepTask.handler()
-def transactions_sync(ctx: TaskContext, number: int) -> float:
-    began = perf_counter()
-    for i in range(number):
-        ctx.transaction(f"step {i}", write, i)
-    return perf_counter() - began
-
-
-HANDLERS = {h.name: h for h in (steps, steps_sync, transactions_async, transactions_mixed, transactions_sync)}
+steps = async_handler("steps", lambda ctx, name, i: ctx.step(name, nothing, i))
+HANDLERS = {
+    handler.name: handler
+    for handler in (
+        steps,
+        sync_handler("steps_sync", lambda ctx, name, i: ctx.step(name, nothing, i)),
+        sync_handler("transactions_sync", lambda ctx, name, i: ctx.transaction(name, write, i)),
+        async_handler("transactions_async", lambda ctx, name, i: ctx.transaction(name, write_async, i)),
+        async_handler("transactions_mixed", lambda ctx, name, i: ctx.transaction(name, write, i)),
+    )
+}
 CHECKPOINTS = StepTask.Checkpoint.__table__
 _KEEP = insert(CHECKPOINTS)
 _CHECKPOINT = f"""

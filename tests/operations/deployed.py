@@ -46,11 +46,12 @@ def done(ctx: TaskContext) -> int:
     return ctx.transaction("effect", write, ctx)
 
 
-if RELEASE:
+def simple(ctx: TaskContext, number: int) -> int:
+    return done(ctx)
 
-    @DeployedTask.handler()
-    def same(ctx: TaskContext, number: int) -> int:
-        return done(ctx)
+
+if RELEASE:
+    DeployedTask.handler("same")(simple)
 
     @DeployedTask.handler()
     def slow(ctx: TaskContext, number: int) -> int:
@@ -69,13 +70,8 @@ if RELEASE == 1:
     def shrinks(ctx: TaskContext, number: int, note: str) -> int:
         return done(ctx)
 
-    @DeployedTask.handler()
-    def changes(ctx: TaskContext, number: int) -> int:
-        return done(ctx)
-
-    @DeployedTask.handler()
-    def before(ctx: TaskContext, number: int) -> int:
-        return done(ctx)
+    DeployedTask.handler("changes")(simple)
+    DeployedTask.handler("before")(simple)
 
     @DeployedTask.handler()
     def naps(ctx: TaskContext, number: int) -> list[int]:
@@ -98,13 +94,8 @@ if RELEASE == 2:
     def changes_2(ctx: TaskContext, number: list[int]) -> int:
         return done(ctx)
 
-    @DeployedTask.handler()
-    def after(ctx: TaskContext, number: int) -> int:
-        return done(ctx)
-
-    @DeployedTask.handler()
-    def added(ctx: TaskContext, number: int) -> int:
-        return done(ctx)
+    DeployedTask.handler("after")(simple)
+    DeployedTask.handler("added")(simple)
 
     @DeployedTask.handler("naps")
     def naps_2(ctx: TaskContext, number: int) -> list[int]:

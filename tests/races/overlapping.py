@@ -17,17 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.orm import Session
 
-from sa_durable import (
-    Cancelled,
-    DuplicateTask,
-    IdempotencyConflict,
-    InvalidState,
-    KeyTaken,
-    LeaseLost,
-    RetryTransaction,
-    TaskNotFound,
-)
-from sa_durable.errors import Signal
+from sa_durable import errors
 from sa_durable.services.checkpoints import AlreadySaved
 from sa_durable.services.execute import ensure_schema
 from tests.shop import BillingTask, MailTask
@@ -37,13 +27,13 @@ LONGEST = 30.0
 # What an act may find out: each is documented, and leaves the transaction usable.
 FINDINGS = (
     AlreadySaved,
-    Cancelled,
-    DuplicateTask,
-    IdempotencyConflict,
-    InvalidState,
-    KeyTaken,
-    LeaseLost,
-    TaskNotFound,
+    errors.Cancelled,
+    errors.DuplicateTask,
+    errors.IdempotencyConflict,
+    errors.InvalidState,
+    errors.KeyTaken,
+    errors.LeaseLost,
+    errors.TaskNotFound,
 )
 Acting = Callable[[Session], object]
 
@@ -106,11 +96,11 @@ def _outcome(act: Acting, session: Session) -> str:
         act(session)
     except BaseException as finding:
         # The library's own transactions end with these; and nobody must wait for one that has failed.
-        if isinstance(finding, Signal | AlreadySaved) or not isinstance(finding, FINDINGS):
+        if isinstance(finding, errors.Signal | AlreadySaved) or not isinstance(finding, FINDINGS):
             session.rollback()
         # Without a code it is the library's own way out of what else would be a deadlock.
         if isinstance(finding, FINDINGS) or (
-            isinstance(finding, RetryTransaction) and finding.sqlstate is None
+            isinstance(finding, errors.RetryTransaction) and finding.sqlstate is None
         ):
             return type(finding).__name__
         raise

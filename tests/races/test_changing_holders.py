@@ -14,7 +14,7 @@ from tests.races.racing import no_deadlock, race
 from tests.services import moves
 from tests.services.observed import just_before
 from tests.shop import BillingTask, charge, send_mail
-from tests.waiting import in_thread, pid_of, wait_until_blocked
+from tests.waiting import in_blocked_thread, in_thread, pid_of, wait_until_blocked
 
 pytestmark = pytest.mark.service
 
@@ -76,47 +76,41 @@ def test_a_queued_key_passes_on_while_its_holders_start_sleep_and_retry(engine):
 def test_a_spawn_waits_for_a_claim_of_its_holder_and_then_knows(engine, session, rival, end):
     first = holder(session, hold="queued")
     moves.claim(session, first.task_id)
-    pid = pid_of(rival)
-    waiting = in_thread(spawn, rival, hold="queued")
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, spawn, hold="queued")
     getattr(session, end)()
     assert waiting.result(20).created is (end == "commit")
     rival.commit()
+
+
+def completing(session, task):
+    """Returns what completes the task, and commits."""
+
+    def complete():
+        moves.complete(session, task.task_id)
+        session.commit()
+
+    return complete
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_a_spawn_waits_for_its_holders_end_and_then_knows(engine, session, rival, end):
     first = holder(session, "running")
     moves.complete(session, first.task_id)
-    pid = pid_of(rival)
-    waiting = in_thread(spawn, rival)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, spawn)
     getattr(session, end)()
     assert waiting.result(20).created is (end == "commit")
     rival.commit()
 
 
 def test_a_holder_that_leaves_between_the_insert_and_the_look_makes_room(session, rival):
-    first = holder(session, "running")
-
-    def complete():
-        moves.complete(session, first.task_id)
-        session.commit()
-
-    with just_before(rival, "SELECT", complete):
+    with just_before(rival, "SELECT", completing(session, holder(session, "running"))):
         assert spawn(rival).created
     rival.commit()
 
 
 def test_a_holder_that_leaves_a_batch_between_its_insert_and_the_look_makes_room(session, rival):
-    first = holder(session, "running")
-
-    def complete():
-        moves.complete(session, first.task_id)
-        session.commit()
-
     calls = [charge.call(1).using(idempotency_key=key) for key in ("a", "k", "z")]
-    with just_before(rival, "SELECT", complete):
+    with just_before(rival, "SELECT", completing(session, holder(session, "running"))):
         assert [s.created for s in Durable(rival).spawn_many(calls)] == [True, True, True]
     rival.commit()
 
@@ -129,9 +123,7 @@ def test_of_two_that_find_the_key_expired_one_takes_it(engine, session, rival, e
     old = holder(session, "completed", **PASSED)
     first = spawn(session, 2)
     assert first.created
-    pid = pid_of(rival)
-    waiting = in_thread(spawn, rival, 3)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, spawn, 3)
     getattr(session, end)()
     second = waiting.result(20)
     assert second.created is (end == "rollback")
@@ -182,9 +174,7 @@ def test_many_that_find_the_key_expired_get_one_new_task(engine, session):
 def test_a_spawn_waits_for_a_release_of_its_key(engine, session, rival, end):
     first = holder(session)
     assert Durable(session).release_key(BillingTask, "k")
-    pid = pid_of(rival)
-    waiting = in_thread(spawn, rival)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, spawn)
     getattr(session, end)()
     found = waiting.result(20)
     assert found.created is (end == "commit")
@@ -238,9 +228,7 @@ def test_an_update_that_comes_after_the_claim_touches_nothing(session, rival):
 def test_an_update_waits_for_an_open_claim_and_then_touches_nothing(engine, session, rival):
     first = holder(session)
     moves.claim(session, first.task_id)
-    pid = pid_of(rival)
-    waiting = in_thread(spawn, rival, 2, on_duplicate="update")
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, spawn, 2, on_duplicate="update")
     session.commit()
     found = waiting.result(20)
     assert (found.task_id, found.state, found.params_match) == (first.task_id, TaskState.RUNNING, False)
@@ -286,9 +274,7 @@ def test_no_third_caller_gets_in_between_the_cancelled_and_the_new_task(engine, 
     session.commit()
     new = spawn(session, 2, on_duplicate="replace")
     assert new.created
-    pid = pid_of(rival)
-    waiting = in_thread(spawn, rival, 3)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, spawn, 3)
     getattr(session, end)()
     found = waiting.result(20)
     assert (found.created, found.task_id) == (False, new.task_id if end == "commit" else old.task_id)
@@ -317,9 +303,7 @@ def test_a_third_caller_who_comes_between_the_cancelling_and_the_spawning_waits_
 def test_of_two_that_replace_the_later_one_replaces_the_earlier_ones(engine, session, rival):
     old = holder(session)
     first = spawn(session, 2, on_duplicate="replace")
-    pid = pid_of(rival)
-    waiting = in_thread(spawn, rival, 3, on_duplicate="replace")
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, spawn, 3, on_duplicate="replace")
     session.commit()
     second = waiting.result(20)
     rival.commit()

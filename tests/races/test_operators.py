@@ -13,7 +13,7 @@ from sa_durable import Durable, RetryTransaction
 from sa_durable.services import notifications
 from tests.races.racing import no_deadlock, race
 from tests.shop import BillingTask, MailTask
-from tests.waiting import in_thread, pid_of, wait_until_blocked
+from tests.waiting import in_blocked_thread, in_thread, pid_of, wait_until_blocked
 
 pytestmark = [pytest.mark.service, pytest.mark.owner]
 
@@ -37,9 +37,7 @@ def billing(session: Session):
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_an_operator_waits_for_a_worker_that_inserts_the_row(engine, session, rival, operation, end):
     enable(session)
-    pid = pid_of(rival)
-    waiting = in_thread(OPERATIONS[operation], rival)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, OPERATIONS[operation])
     getattr(session, end)()
     assert waiting.result(20) is True
     rival.commit()
@@ -52,9 +50,7 @@ def test_an_operator_waits_for_a_worker_that_inserts_the_row(engine, session, ri
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_a_second_operator_waits_for_the_first_and_learns_what_it_did(engine, session, rival, operation, end):
     assert OPERATIONS[operation](session) is True
-    pid = pid_of(rival)
-    waiting = in_thread(OPERATIONS[operation], rival)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, OPERATIONS[operation])
     getattr(session, end)()
     assert waiting.result(20) is (end == "rollback")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import timedelta
 from random import Random
 from uuid import UUID
@@ -15,7 +16,7 @@ from sa_durable.models.predicates import HELD
 from tests.races.racing import no_deadlock, race
 from tests.services import moves
 from tests.shop import BillingTask, charge
-from tests.waiting import in_thread, pid_of, wait_until_blocked
+from tests.waiting import in_blocked_thread
 
 pytestmark = pytest.mark.service
 
@@ -47,9 +48,7 @@ def holders(engine: Engine) -> list[UUID]:
 def test_a_retry_waits_for_a_spawn_of_its_key_and_then_names_its_holder(engine, session, rival, as_new):
     task = failed(engine, idempotency_key="k")
     spawned = spawn(session)
-    pid = pid_of(rival)
-    waiting = in_thread(retry, rival, task, as_new=as_new)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, retry, task, as_new=as_new)
     session.commit()
     with pytest.raises(KeyTaken) as refused:
         waiting.result(20)
@@ -66,9 +65,7 @@ def test_a_retry_that_detaches_waits_for_a_spawn_of_its_key_and_then_goes_on_wit
 ):
     task = failed(engine, idempotency_key="k")
     spawned = spawn(session)
-    pid = pid_of(rival)
-    waiting = in_thread(retry, rival, task, as_new=as_new, detach=True)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, retry, task, as_new=as_new, detach=True)
     session.commit()
     again = waiting.result(20)
     rival.commit()
@@ -81,9 +78,7 @@ def test_a_retry_that_detaches_waits_for_a_spawn_of_its_key_and_then_goes_on_wit
 def test_a_retry_takes_its_key_when_a_spawn_of_it_rolls_back(engine, session, rival, as_new, detach):
     task = failed(engine, idempotency_key="k")
     spawn(session)
-    pid = pid_of(rival)
-    waiting = in_thread(retry, rival, task, as_new=as_new, detach=detach)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, retry, task, as_new=as_new, detach=detach)
     session.rollback()
     again = waiting.result(20)
     rival.commit()
@@ -96,9 +91,7 @@ def test_a_retry_takes_its_key_when_a_spawn_of_it_rolls_back(engine, session, ri
 def test_a_spawn_waits_for_a_retry_of_its_keys_task(engine, session, rival, as_new, hold, end):
     task = failed(engine, idempotency_key="k", hold=hold)
     again = retry(session, task, as_new=as_new)
-    pid = pid_of(rival)
-    waiting = in_thread(spawn, rival)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, spawn)
     getattr(session, end)()
     found = waiting.result(20)
     rival.commit()
@@ -113,14 +106,9 @@ def test_a_spawn_waits_for_a_retry_of_its_keys_task(engine, session, rival, as_n
 def test_of_two_retries_of_a_task_one_is_an_attempt(engine, session, rival, end):
     task = failed(engine)
     assert retry(session, task).attempt == 2
-    pid = pid_of(rival)
-    waiting = in_thread(retry, rival, task)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, retry, task)
     getattr(session, end)()
-    if end == "commit":
-        with pytest.raises(InvalidState):
-            waiting.result(20)
-    else:
+    with pytest.raises(InvalidState) if end == "commit" else nullcontext():
         assert waiting.result(20).attempt == 2
 
 
@@ -130,14 +118,9 @@ def test_a_retry_waits_for_a_clean_up_of_its_task(engine, session, rival, end):
     session.execute(update(BillingTask).values(finished_at=func.now() - 2 * DAY))
     session.commit()
     assert Durable(session).clean_up(BillingTask, older_than=DAY).tasks == 1
-    pid = pid_of(rival)
-    waiting = in_thread(retry, rival, task)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, retry, task)
     getattr(session, end)()
-    if end == "commit":
-        with pytest.raises(TaskNotFound):
-            waiting.result(20)
-    else:
+    with pytest.raises(TaskNotFound) if end == "commit" else nullcontext():
         assert waiting.result(20).attempt == 2
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable
 from tests.shop import BillingTask, charge
-from tests.waiting import in_thread, pid_of, wait_until_blocked
+from tests.waiting import in_blocked_thread
 
 pytestmark = pytest.mark.service
 
@@ -24,14 +24,17 @@ def count(session: Session) -> int:
     return session.scalar(select(func.count()).select_from(BillingTask))
 
 
+def overlap(engine, session, rival, spawn, end):
+    """What two spawns return, of which the second waits until `end` ends the transaction of the first."""
+    first = spawn(session, 1)
+    waiting = in_blocked_thread(engine, rival, spawn, 2)
+    end()
+    return first, waiting.result(20)
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_the_second_waits_for_the_first_and_returns_its_task(engine, session, rival, how):
-    winner = HOW[how](session, 1)
-    pid = pid_of(rival)
-    waiting = in_thread(HOW[how], rival, 2)
-    wait_until_blocked(engine, pid)
-    session.commit()
-    found = waiting.result(20)
+    winner, found = overlap(engine, session, rival, HOW[how], session.commit)
     assert (found.task_id, found.run_id, found.attempt) == (winner.task_id, winner.run_id, 1)
     assert (found.created, found.params_match) == (False, False)
     rival.commit()
@@ -40,12 +43,7 @@ def test_the_second_waits_for_the_first_and_returns_its_task(engine, session, ri
 
 @pytest.mark.parametrize("how", HOW)
 def test_the_second_spawns_its_own_when_the_first_rolls_back(engine, session, rival, how):
-    lost = HOW[how](session, 1)
-    pid = pid_of(rival)
-    waiting = in_thread(HOW[how], rival, 2)
-    wait_until_blocked(engine, pid)
-    session.rollback()
-    own = waiting.result(20)
+    lost, own = overlap(engine, session, rival, HOW[how], session.rollback)
     assert (own.created, own.task_id != lost.task_id) == (True, True)
     rival.commit()
     assert [task.params for task in session.scalars(select(BillingTask))] == [{"order_id": 2}]
@@ -56,10 +54,8 @@ def test_the_second_spawns_its_own_when_the_first_rolls_back(engine, session, ri
 def test_the_same_holds_inside_savepoints(engine, session, rival, how, end):  # oban#1087, #1093
     with session.begin_nested(), session.begin_nested():
         winner = HOW[how](session, 1)
-    pid = pid_of(rival)
     savepoint = rival.begin_nested()
-    waiting = in_thread(HOW[how], rival, 2)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, HOW[how], 2)
     getattr(session, end)()
     found = waiting.result(20)
     assert found.created is (end == "rollback")
@@ -74,9 +70,7 @@ def test_a_rolled_back_savepoint_lets_the_second_go_on_at_once(engine, session, 
     # released savepoint wait for the whole transaction.
     savepoint = session.begin_nested()
     HOW["spawn"](session, 1)
-    pid = pid_of(rival)
-    waiting = in_thread(HOW["spawn"], rival, 2)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, HOW["spawn"], 2)
     savepoint.rollback()  # its transaction stays open
     assert waiting.result(20).created
     rival.commit()
@@ -87,10 +81,8 @@ def test_a_rolled_back_savepoint_lets_the_second_go_on_at_once(engine, session, 
 
 def test_a_savepoint_of_the_second_can_be_rolled_back_after_it_spawned(engine, session, rival):
     HOW["spawn"](session, 1)
-    pid = pid_of(rival)
     savepoint = rival.begin_nested()
-    waiting = in_thread(HOW["spawn"], rival, 2)
-    wait_until_blocked(engine, pid)
+    waiting = in_blocked_thread(engine, rival, HOW["spawn"], 2)
     session.rollback()
     assert waiting.result(20).created
     savepoint.rollback()
@@ -104,9 +96,7 @@ def test_of_two_that_wait_one_spawns_and_the_other_returns_its_task(engine, sess
         HOW["spawn"](session, 1)
         waiting = {}
         for waiter in (rival, third):
-            pid = pid_of(waiter)
-            waiting[in_thread(HOW["spawn"], waiter, 2)] = waiter
-            wait_until_blocked(engine, pid)
+            waiting[in_blocked_thread(engine, waiter, HOW["spawn"], 2)] = waiter
         session.rollback()
         [first], [second] = wait(waiting, timeout=20, return_when=FIRST_COMPLETED)
         assert first.result().created

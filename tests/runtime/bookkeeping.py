@@ -33,6 +33,15 @@ every_door = pytest.mark.parametrize(
 two_doors = pytest.mark.parametrize(
     ("handler", "driver"), [DOORS[0], DOORS[6]], ids=["plain step", "async whole"]
 )
+VARIANTS = [
+    ("step", "postgresql+psycopg"),
+    ("whole", "postgresql+psycopg"),
+    ("async step", "postgresql+psycopg"),
+    ("async step", "postgresql+asyncpg"),
+    ("async whole", "postgresql+psycopg"),
+    ("async whole", "postgresql+asyncpg"),
+]
+"""Each of the ledger's HANDLERS, with the drivers that its transactions may be on."""
 asyncpg = pytest.mark.parametrize("driver", [PLAIN, "postgresql+asyncpg"])
 
 
@@ -52,6 +61,14 @@ def at_work(books: Shop, driver: str = PLAIN, isolation: str | None = None, **op
         yield worker
     wait_until(lambda: not engine.pool.checkedout())  # a thread may outlive its worker
     engine.dispose()
+
+
+def do_once(books: Shop, handler: Any, driver: str) -> Any:
+    """The task of this handler, run on this driver: it ended in its first attempt, with one entry."""
+    task = books.spawn(handler.call())
+    with at_work(books, driver):
+        books.ended(task)
+    return once(books)
 
 
 def entries(books: Shop) -> list[int]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, delete, select, update
+from sqlalchemy import Engine, create_engine, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Call, Durable
 from sa_durable.runtime import Worker
 from sa_durable.runtime.tuning import Tuning
-from tests.databases import throwaway, url_of
+from tests.databases import database_fixture, emptied, engine_fixture
 from tests.runtime import app, family, ledger, verbs_app
 from tests.runtime.app import Base, WorkTask
 from tests.waiting import wait_until
@@ -28,28 +28,20 @@ ROOT = Path(__file__).parents[2]
 TERMINAL = ("completed", "failed", "cancelled")
 
 
-@pytest.fixture(scope="session")
-def runtime_url(server_url: str) -> Iterator[str]:
-    """The URL of a database with these tests' tables."""
-    with throwaway(server_url, Base.metadata) as engine:
-        yield url_of(engine)
-
-
-@pytest.fixture(scope="session")
-def runtime_engine(runtime_url: str) -> Iterator[Engine]:
-    engine = create_engine(runtime_url)
-    yield engine
-    engine.dispose()
+runtime_url = database_fixture(Base.metadata)
+runtime_engine = engine_fixture("runtime_url")
+verbs_url = database_fixture(verbs_app.Base.metadata)
+verbs_engine = engine_fixture("verbs_url")
+family_url = database_fixture(family.Base.metadata)
+family_engine = engine_fixture("family_url")
+ledger_url = database_fixture(ledger.Base.metadata)
 
 
 @pytest.fixture
 def engine(runtime_engine: Engine) -> Engine:
     """An engine on these tests' tables, all empty."""
     app.reset()
-    with runtime_engine.begin() as connection:
-        for table in reversed(Base.metadata.sorted_tables):  # 3 ms; TRUNCATE takes 79
-            connection.execute(delete(table))
-    return runtime_engine
+    return emptied(runtime_engine, Base.metadata)
 
 
 class Shop:
@@ -106,43 +98,18 @@ def shop(engine: Engine) -> Shop:
     return Shop(engine)
 
 
-@pytest.fixture(scope="session")
-def verbs_engine(server_url: str) -> Iterator[Engine]:
-    with throwaway(server_url, verbs_app.Base.metadata) as engine:
-        yield engine
-
-
 @pytest.fixture
 def verbs(verbs_engine: Engine) -> Shop:
     """As `shop`, for tests/runtime/verbs_app.py, in a database of its own."""
     verbs_app.reset()
-    with verbs_engine.begin() as connection:
-        for table in reversed(verbs_app.Base.metadata.sorted_tables):
-            connection.execute(delete(table))
-    return Shop(verbs_engine, verbs_app.VerbTask)
-
-
-@pytest.fixture(scope="session")
-def family_engine(server_url: str) -> Iterator[Engine]:
-    with throwaway(server_url, family.Base.metadata) as engine:
-        yield engine
+    return Shop(emptied(verbs_engine, verbs_app.Base.metadata), verbs_app.VerbTask)
 
 
 @pytest.fixture
 def home(family_engine: Engine) -> Shop:
     """As `shop`, for tests/runtime/family.py, in a database of its own."""
     app.reset()
-    with family_engine.begin() as connection:
-        for table in reversed(family.Base.metadata.sorted_tables):
-            connection.execute(delete(table))
-    return Shop(family_engine, family.ParentTask)
-
-
-@pytest.fixture(scope="session")
-def ledger_url(server_url: str) -> Iterator[str]:
-    """The URL of a database with the tables of tests/runtime/ledger.py."""
-    with throwaway(server_url, ledger.Base.metadata) as engine:
-        yield url_of(engine)
+    return Shop(emptied(family_engine, family.Base.metadata), family.ParentTask)
 
 
 @pytest.fixture
@@ -150,10 +117,7 @@ def books(ledger_url: str) -> Iterator[Shop]:
     """The ledger, empty."""
     ledger.tries.clear()
     engine = create_engine(ledger_url)
-    with engine.begin() as connection:
-        for table in reversed(ledger.Base.metadata.sorted_tables):
-            connection.execute(delete(table))
-    yield Shop(engine, ledger.LedgerTask)
+    yield Shop(emptied(engine, ledger.Base.metadata), ledger.LedgerTask)
     engine.dispose()
 
 

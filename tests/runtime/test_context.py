@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, timedelta
 from uuid import UUID
 
@@ -43,15 +44,20 @@ def test_a_transactional_handler_draws_too_and_remembers_nothing(verbs, handler)
     assert verbs.steps(task_id) == {}
 
 
+@contextmanager
+def beating(verbs, handler, **options):
+    """A task whose handler sends heartbeats, in a worker whose own come every 15 minutes."""
+    task_id = verbs.spawn(handler.call())
+    with working(verbs.engine, VerbTask, lease=timedelta(hours=1), **options):
+        wait_until(lambda: app.calls["inside"])
+        yield task_id
+
+
 @pytest.mark.parametrize("handler", [app.beats, app.abeats])
 def test_a_heartbeat_extends_the_lease_now(verbs, handler):
-    task_id = verbs.spawn(handler.call())
-    with working(verbs.engine, VerbTask, lease=timedelta(hours=1)):
-        wait_until(lambda: app.calls["inside"])
+    with beating(verbs, handler) as task_id:
         first = verbs.task(task_id).lease_expires_at
-        wait_until(
-            lambda: verbs.task(task_id).lease_expires_at > first
-        )  # the worker's own come every 15 minutes
+        wait_until(lambda: verbs.task(task_id).lease_expires_at > first)
         app.gate.set()
         assert verbs.ended(task_id).result == "done"
 
@@ -59,9 +65,7 @@ def test_a_heartbeat_extends_the_lease_now(verbs, handler):
 @pytest.mark.parametrize("handler", [app.beats, app.abeats])
 def test_a_heartbeat_tells_that_the_task_was_cancelled_and_the_slot_survives(verbs, handler):
     """B7"""
-    task_id = verbs.spawn(handler.call())
-    with working(verbs.engine, VerbTask, lease=timedelta(hours=1), concurrency=1):
-        wait_until(lambda: app.calls["inside"])
+    with beating(verbs, handler, concurrency=1) as task_id:
         with Session(verbs.engine) as session, session.begin():
             assert Durable(session).cancel(VerbTask, task_id)
         wait_until(lambda: app.seen)
@@ -74,9 +78,7 @@ def test_a_heartbeat_tells_that_the_task_was_cancelled_and_the_slot_survives(ver
 
 @pytest.mark.parametrize("handler", [app.beats, app.abeats])
 def test_a_heartbeat_tells_that_another_worker_has_the_task(verbs, handler):
-    task_id = verbs.spawn(handler.call())
-    with working(verbs.engine, VerbTask, lease=timedelta(hours=1)):
-        wait_until(lambda: app.calls["inside"])
+    with beating(verbs, handler) as task_id:
         verbs.set(task_id, token=verbs.task(task_id).token + 1)
         wait_until(lambda: app.seen)
     assert app.seen[0] in ("LeaseLost", "CancelledError")

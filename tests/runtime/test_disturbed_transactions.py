@@ -19,6 +19,7 @@ from tests.runtime.bookkeeping import (
     PLAIN,
     all_tasks,
     at_work,
+    do_once,
     enter,
     entries,
     every_door,
@@ -174,10 +175,7 @@ def test_a_connection_that_is_lost_in_between_runs_it_again(books, script, handl
             session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
     script(work)
-    task = books.spawn(handler.call())
-    with at_work(books, driver):
-        books.ended(task)
-    once(books)
+    do_once(books, handler, driver)
     assert len(ledger.tries) == 2
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable.services import maintenance
 from tests.children import read_line
+from tests.runtime.bookkeeping import VARIANTS
 from tests.runtime.conftest import ROOT, Shop
 from tests.runtime.ledger import HANDLERS, Entry, LedgerTask, abook, book, close_books
 
@@ -59,17 +60,7 @@ def take_over(books: Shop) -> None:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    ("variant", "async_driver"),
-    [
-        ("step", "postgresql+psycopg"),
-        ("whole", "postgresql+psycopg"),
-        ("async step", "postgresql+psycopg"),
-        ("async step", "postgresql+asyncpg"),
-        ("async whole", "postgresql+psycopg"),
-        ("async whole", "postgresql+asyncpg"),
-    ],
-)
+@pytest.mark.parametrize(("variant", "async_driver"), VARIANTS)
 def test_rows_are_written_exactly_once_wherever_the_process_is_killed(
     books, ledger_url, variant, async_driver
 ):

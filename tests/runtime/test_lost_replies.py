@@ -16,18 +16,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from sa_durable.runtime import Worker
 from tests.proxy import Link, Proxy
 from tests.runtime import ledger
+from tests.runtime.bookkeeping import VARIANTS
 from tests.runtime.conftest import Shop, working
 from tests.runtime.ledger import HANDLERS, Entry, LedgerTask
 from tests.waiting import wait_until
 
-VARIANTS = [
-    ("step", "postgresql+psycopg"),
-    ("whole", "postgresql+psycopg"),
-    ("async step", "postgresql+psycopg"),
-    ("async step", "postgresql+asyncpg"),
-    ("async whole", "postgresql+psycopg"),
-    ("async whole", "postgresql+asyncpg"),
-]
 every_variant = pytest.mark.parametrize(("variant", "driver"), VARIANTS)
 
 
@@ -75,6 +68,14 @@ def through(books: Shop, driver: str, rule: FirstCommit, **options: Any) -> Iter
             engine.dispose()
 
 
+def run_through(books: Shop, variant: str, driver: str, rule: FirstCommit) -> object:
+    """The id of a task, once it has ended."""
+    task_id = books.spawn(HANDLERS[variant][0].call(""))
+    with through(books, driver, rule):
+        books.ended(task_id)
+    return task_id
+
+
 def check_books(books: Shop, task_id: object, tries: int) -> None:
     """One entry, in the first attempt."""
     with Session(books.engine) as session:
@@ -86,17 +87,13 @@ def check_books(books: Shop, task_id: object, tries: int) -> None:
 
 @every_variant
 def test_a_commit_whose_reply_was_lost_is_found_and_nothing_runs_again(books, variant, driver):
-    task = books.spawn(HANDLERS[variant][0].call(""))
-    with through(books, driver, FirstCommit(arrives=True, at_once=True)):
-        books.ended(task)
+    task = run_through(books, variant, driver, FirstCommit(arrives=True, at_once=True))
     check_books(books, task, tries=1)
 
 
 @every_variant
 def test_a_commit_that_never_arrived_is_run_again_in_the_same_attempt(books, variant, driver):
-    task = books.spawn(HANDLERS[variant][0].call(""))
-    with through(books, driver, FirstCommit(arrives=False, at_once=True)):
-        books.ended(task)
+    task = run_through(books, variant, driver, FirstCommit(arrives=False, at_once=True))
     check_books(books, task, tries=2)
 
 

@@ -226,21 +226,27 @@ def test_what_was_spawned_while_nobody_listened_is_found_when_somebody_does_agai
         assert shop.ended(task).result == 2
 
 
+@contextmanager
+def listening_through_proxy(engine, runtime_url, tuning, poll_ms):
+    """An idle worker that has received a notification through a proxy, and that proxy."""
+    with (
+        Proxy(runtime_url, listens=True) as through,
+        idle(
+            engine, listen_url=through.url, poll_interval=timedelta(milliseconds=poll_ms), _tuning=tuning
+        ) as worker,
+    ):
+        wait_until(lambda: worker._parts.listener._echoes_received)
+        yield worker, through
+
+
 # C5
 @pytest.mark.parametrize("how", ["half-open", "cut"])
 def test_while_the_listeners_connection_is_broken_tasks_are_polled_and_then_it_listens_again(
     engine, shop, runtime_url, caplog, how
 ):
     caplog.set_level(logging.INFO, "sa_durable.worker")
-    options = {
-        "poll_interval": timedelta(milliseconds=300),
-        "_tuning": Tuning(echo_timeout_s=0.5, renew_notify_after_s=0.5),
-    }
-    with (
-        Proxy(runtime_url, listens=True) as through,
-        idle(engine, listen_url=through.url, **options) as worker,
-    ):
-        wait_until(lambda: worker._parts.listener._echoes_received)
+    tuning = Tuning(echo_timeout_s=0.5, renew_notify_after_s=0.5)
+    with listening_through_proxy(engine, runtime_url, tuning, poll_ms=300) as (worker, through):
         through.freeze() if how == "half-open" else through.cut()
         assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
         wait_until(lambda: "notifications lost" in caplog.text)
@@ -259,15 +265,8 @@ def test_while_the_listeners_connection_is_broken_tasks_are_polled_and_then_it_l
 def test_that_nothing_arrives_is_noticed_while_tasks_keep_coming(engine, shop, runtime_url, caplog):
     """Each one that polling finds has the worker ask again."""
     caplog.set_level(logging.INFO, "sa_durable.worker")
-    options = {
-        "poll_interval": timedelta(milliseconds=50),
-        "_tuning": Tuning(echo_timeout_s=1.0, retry_notify_after_s=0.0),
-    }
-    with (
-        Proxy(runtime_url, listens=True) as through,
-        idle(engine, listen_url=through.url, **options) as worker,
-    ):
-        wait_until(lambda: worker._parts.listener._echoes_received)
+    tuning = Tuning(echo_timeout_s=1.0, retry_notify_after_s=0.0)
+    with listening_through_proxy(engine, runtime_url, tuning, poll_ms=50) as (_, through):
         through.freeze()
         wait_until(
             lambda: shop.ended(shop.spawn(app.double.call(number=1))) and "notifications lost" in caplog.text,

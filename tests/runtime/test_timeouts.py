@@ -55,14 +55,19 @@ def test_where_a_handler_is_can_be_told_from_it_on(verbs, handler):
     assert place.endswith(f"in {handler.name}") and line.strip() in WAITS
 
 
+def ended_after_timeout(verbs, task_id):
+    """The task at its end. Its handler goes on once its first attempt has timed out."""
+    wait_until(lambda: verbs.runs(task_id))
+    app.gate.set()
+    return verbs.ended(task_id)
+
+
 @pytest.mark.parametrize("handler", [app.slow, app.aslow])
 def test_a_handler_whose_time_is_over_writes_nothing_more_and_each_call_says_why(verbs, handler):
     """B28"""
     task_id = verbs.spawn(handler.call())
     with working(verbs.engine, VerbTask):
-        wait_until(lambda: verbs.runs(task_id))
-        app.gate.set()
-        task = verbs.ended(task_id)
+        task = ended_after_timeout(verbs, task_id)
         wait_until(lambda: len(app.seen) == 4)
     assert app.seen == [f"LeaseLost: task {task_id}: {WHAT}"] * 4
     assert verbs.steps(task_id) == {} and task.result != "attempt 1"
@@ -94,9 +99,7 @@ def test_a_handler_that_blocks_the_event_loop_is_timed_out_all_the_same(verbs):
 def test_a_transaction_that_takes_too_long_is_rolled_back(verbs, handler):
     task_id = verbs.spawn(handler.call())
     with working(verbs.engine, VerbTask):
-        wait_until(lambda: verbs.runs(task_id))
-        app.gate.set()
-        task = verbs.ended(task_id)
+        task = ended_after_timeout(verbs, task_id)
     assert (task.state, task.result) == ("completed", f"attempt {task.attempt}") and task.attempt > 1
     with Session(verbs.engine) as session:
         assert session.scalars(select(Audit.what)).all() == [task.result]

@@ -47,6 +47,18 @@ class AsyncDesk(Desk):
 # Functions
 
 
+def receipt(session: Session, task_id: UUID, total: Decimal) -> Any:
+    return Receipt(ledger.write(session, task_id, 1, ""), total)
+
+
+def different(receipts: list[Any], attempt: int, total: Decimal) -> int:
+    """How many different receipts there are, all typed; the first attempt fails, for them to be read back."""
+    assert all(type(receipt) is Receipt and receipt.total == total for receipt in receipts)
+    if attempt == 1:
+        raise ValueError("once more, from what is saved")
+    return len({receipt.entry for receipt in receipts})
+
+
 def test_every_kind_of_function_gets_a_session_and_its_arguments_and_its_value_is_typed(books, play):
     seen = []
 
@@ -56,17 +68,10 @@ def test_every_kind_of_function_gets_a_session_and_its_arguments_and_its_value_i
             ctx.transaction("method", Desk().book, ctx.task_id, total=total),
             ctx.transaction("partial", partial(Desk().book, total=total), ctx.task_id),
             ctx.transaction("object", Desk(), ctx.task_id),
-            ctx.transaction(
-                "lambda",
-                lambda session: Receipt(ledger.write(session, ctx.task_id, 1, ""), total),
-                returns=Receipt,
-            ),
+            ctx.transaction("lambda", lambda session: receipt(session, ctx.task_id, total), returns=Receipt),
         ]
         seen.append(receipts)
-        assert all(type(receipt) is Receipt and receipt.total == total for receipt in receipts)
-        if ctx.attempt == 1:
-            raise ValueError("once more, from what is saved")
-        return len({receipt.entry for receipt in receipts})
+        return different(receipts, ctx.attempt, total)
 
     play(plays)
     assert ended(books, ledger.free).result == 4
@@ -85,16 +90,11 @@ def test_an_async_handler_takes_async_functions_and_plain_ones(books, play, driv
             await ctx.transaction("object", AsyncDesk(), ctx.task_id),
             await ctx.transaction("plain", Desk().book, ctx.task_id, total=total),
             await ctx.transaction(
-                "plain lambda",
-                lambda session: Receipt(ledger.write(session, ctx.task_id, 1, ""), total),
-                returns=Receipt,
+                "plain lambda", lambda session: receipt(session, ctx.task_id, total), returns=Receipt
             ),
         ]
         seen.append(receipts)
-        assert all(type(receipt) is Receipt and receipt.total == total for receipt in receipts)
-        if ctx.attempt == 1:
-            raise ValueError("once more, from what is saved")
-        return len({receipt.entry for receipt in receipts})
+        return different(receipts, ctx.attempt, total)
 
     play(plays)
     source = create_async_engine(books.engine.url.set(drivername=driver), poolclass=NullPool)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable
 from tests.runtime import ledger
-from tests.runtime.bookkeeping import all_tasks, at_work, enter, entries, every_door, once, two_doors
+from tests.runtime.bookkeeping import all_tasks, at_work, do_once, enter, entries, every_door, once, two_doors
 from tests.runtime.ledger import Entry, LedgerTask
 
 
@@ -99,10 +99,7 @@ def test_a_swallowed_commit_changes_nothing_and_savepoints_are_the_applications_
         ledger.tries.append(None)
 
     script(work)
-    task = books.spawn(handler.call())
-    with at_work(books, driver):
-        books.ended(task)
-    once(books)
+    do_once(books, handler, driver)
     assert len(ledger.tries) == 1
 
 

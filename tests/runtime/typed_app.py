@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -15,14 +14,8 @@ from sqlalchemy.orm import Session
 from typing_extensions import TypedDict
 
 from sa_durable import AsyncTaskContext, TaskContext
+from tests.apps import Line
 from tests.runtime.verbs_app import VerbTask
-
-
-@dataclass(frozen=True)
-class Line:
-    sku: str
-    price: Decimal
-    tags: frozenset[str] = frozenset()
 
 
 class Address(BaseModel):

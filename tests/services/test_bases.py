@@ -29,6 +29,7 @@ from sa_durable.services import claims, events, runs, waits
 from sa_durable.services.execute import ensure_schema
 from sa_durable.services.waits import AwaitedTasks
 from sa_durable.values import Claim
+from tests.apps import application
 from tests.databases import throwaway
 from tests.services.observed import statements
 
@@ -57,16 +58,8 @@ def handler_of(queue: type[DurableTask]) -> Handler[Any, ..., Any]:
 
 
 def plain() -> Application:
-    class Base(DeclarativeBase):
-        pass
-
-    class First(DurableTask, Base):
-        __queue__ = "first"
-
-    class Second(DurableTask, Base):
-        __queue__ = "second"
-
-    return Application(Base.metadata, [First, Second])
+    base, *queues = application(First="first", Second="second")
+    return Application(base.metadata, queues)
 
 
 def without_metaclass() -> Application:

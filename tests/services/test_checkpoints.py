@@ -10,7 +10,7 @@ from sa_durable.services import checkpoints, maintenance, runs
 from sa_durable.values import TaskError
 from tests.services.claiming import claim, do, expire, row, spawn
 from tests.shop import MailTask
-from tests.waiting import in_thread, pid_of, wait_until_blocked
+from tests.waiting import in_blocked_thread, in_thread
 
 pytestmark = pytest.mark.service
 
@@ -59,9 +59,7 @@ def test_a_save_and_a_sweep_of_the_same_task_exclude_each_other(engine):
         assert in_thread(do, engine, maintenance.sweep_expired, limit=1).result(60) == []  # passes over it
     with Session(engine) as sweeping, Session(engine) as late:
         assert len(maintenance.sweep_expired(sweeping, MailTask, limit=1)) == 1
-        pid = pid_of(late)
-        write = in_thread(checkpoints.save, late, MailTask, first, "too late", "1")
-        wait_until_blocked(engine, pid)
+        write = in_blocked_thread(engine, late, checkpoints.save, MailTask, first, "too late", "1")
         sweeping.commit()
         assert isinstance(write.exception(60), LeaseLost)
         late.rollback()

@@ -85,13 +85,19 @@ WAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_each_way_to_give_a_queue_work_notifies_who_asked_once_and_at_the_commit(engine, ear, door, way):
+def act_after_asking(engine, ear, door, way):
+    """Give the queues work, not yet committed. Returns the payloads that the commit is expected to send."""
     act, expected = WAYS[way]
     ask(engine, *QUEUES)
     ear.payloads()
     act(door)
     door.session.flush()
+    return expected
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_to_give_a_queue_work_notifies_who_asked_once_and_at_the_commit(engine, ear, door, way):
+    expected = act_after_asking(engine, ear, door, way)
     assert ear.hints() == []
     door.session.commit()
     assert sorted(ear.hints()) == sorted(expected)
@@ -109,11 +115,7 @@ def test_nobody_is_notified_who_did_not_ask_or_whose_time_is_over(engine, ear, d
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_rolled_back_notifies_nobody(engine, ear, door, way):
-    act, _ = WAYS[way]
-    ask(engine, *QUEUES)
-    ear.payloads()
-    act(door)
-    door.session.flush()
+    act_after_asking(engine, ear, door, way)
     door.session.rollback()
     assert ear.payloads() == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, delete, make_url, select
+from sqlalchemy import Engine, make_url, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -22,7 +22,7 @@ from sa_durable.testing import (
     run_until_idle,
     run_until_idle_async,
 )
-from tests.databases import throwaway, url_of
+from tests.databases import database_fixture, emptied, engine_fixture
 from tests.services.doors import DOORS
 from tests.testing import app
 from tests.testing.app import Base, MainTask, SideTask
@@ -30,17 +30,8 @@ from tests.testing.app import Base, MainTask, SideTask
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
-def testing_url(server_url: str) -> Iterator[str]:
-    with throwaway(server_url, Base.metadata) as engine:
-        yield url_of(engine)
-
-
-@pytest.fixture(scope="session")
-def testing_engine(testing_url: str) -> Iterator[Engine]:
-    engine = create_engine(testing_url)
-    yield engine
-    engine.dispose()
+testing_url = database_fixture(Base.metadata)
+testing_engine = engine_fixture("testing_url")
 
 
 @pytest.fixture
@@ -48,10 +39,7 @@ def engine(testing_engine: Engine) -> Engine:
     """An engine on these tests' tables, all empty."""
     app.calls.clear()
     app.gate.clear()
-    with testing_engine.begin() as connection:
-        for table in reversed(Base.metadata.sorted_tables):
-            connection.execute(delete(table))
-    return testing_engine
+    return emptied(testing_engine, Base.metadata)
 
 
 class Helpers:

@@ -30,6 +30,7 @@ from sa_durable import (
 )
 from sa_durable.annotations import is_exact
 from sa_durable.codec import Coder, dumps
+from tests.apps import Line
 from tests.shop import BillingTask, charge
 
 
@@ -48,13 +49,6 @@ def _forget_handlers():
     yield
     for name in set(WorkTask.__handlers__) - {"module_level"}:
         del WorkTask.__handlers__[name]
-
-
-@dataclass(frozen=True)
-class Line:
-    sku: str
-    price: Decimal
-    tags: frozenset[str] = frozenset()
 
 
 class Address(BaseModel):

@@ -32,12 +32,7 @@ import sa_durable
 from sa_durable import (
     DeclarationError,
     Durable,
-    DurableCheckpoint,
-    DurableEvent,
-    DurableQueue,
-    DurableRun,
     DurableTask,
-    DurableWait,
     KeyedObject,
     UnknownQueue,
 )
@@ -456,11 +451,11 @@ def test_rows_pickle():
 
 
 def test_siblings_are_kinds_of_what_the_package_names():
-    assert issubclass(BillingTask.Run, DurableRun)
-    assert issubclass(BillingTask.Checkpoint, DurableCheckpoint)
-    assert issubclass(BillingTask.Event, DurableEvent)
-    assert issubclass(BillingTask.Wait, DurableWait)
-    assert issubclass(BillingTask.Queue, DurableQueue)
+    assert issubclass(BillingTask.Run, sa_durable.DurableRun)
+    assert issubclass(BillingTask.Checkpoint, sa_durable.DurableCheckpoint)
+    assert issubclass(BillingTask.Event, sa_durable.DurableEvent)
+    assert issubclass(BillingTask.Wait, sa_durable.DurableWait)
+    assert issubclass(BillingTask.Queue, sa_durable.DurableQueue)
     assert BillingTask.Run is not MailTask.Run
 
 

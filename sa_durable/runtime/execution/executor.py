@@ -9,7 +9,7 @@ from contextvars import Context
 from functools import partial
 from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 logger = logging.getLogger("sa_durable.worker")
+ContextT = TypeVar("ContextT", AsyncTaskContext, TaskContext)
 
 
 class RunSource(Protocol):
@@ -114,6 +115,12 @@ class Executor:
         if (timeout := handler.run_options.timeout) is not None:
             self._timeouts.watch(run, timeout)
 
+    def _enter(self, run: ActiveRun, context_class: type[ContextT]) -> ContextT:
+        """Return the run's context, which is now the current one of this thread and task."""
+        run.thread = get_ident()
+        make_current(context := context_class(run, self._operations))
+        return context
+
     async def _run_async(
         self,
         run: ActiveRun,
@@ -123,15 +130,13 @@ class Executor:
         task = run.task
         assert task is not None  # noqa: S101 - `start` has set it
         task.remove_done_callback(ended)  # a callback takes as long as the rest of a short run
-        outcome: Completed | Failed | None = None
-        run.thread = get_ident()
-        make_current(context := AsyncTaskContext(run, self._operations))
+        context = self._enter(run, AsyncTaskContext)
         try:
             with run_hooks(context):
-                run.check()
-                arguments = handler.arguments(run.claim.params, task_id=run.claim.task_id)
+                arguments = _arguments(run, handler)
                 if handler.transactional:
                     await self._in_transaction_async(run, handler, arguments)
+                    outcome = None
                 else:
                     outcome = self._returned(run, handler, await handler.fn(context, **arguments))
         except BaseException as error:  # noqa: BLE001 - a sys.exit() in a handler ends its run, not the worker
@@ -161,15 +166,13 @@ class Executor:
                 run = source.next_sync(run)
 
     def _run_sync(self, run: ActiveRun, handler: Handler[Any, ..., Any]) -> None:
-        outcome: Completed | Failed | None = None
-        run.thread = get_ident()
-        make_current(context := TaskContext(run, self._operations))
+        context = self._enter(run, TaskContext)
         try:
             with run_hooks(context):
-                run.check()
-                arguments = handler.arguments(run.claim.params, task_id=run.claim.task_id)
+                arguments = _arguments(run, handler)
                 if handler.transactional:
                     self._in_transaction(run, handler, arguments)
+                    outcome = None
                 else:
                     outcome = self._returned(run, handler, handler.fn(context, **arguments))
         except BaseException as error:  # noqa: BLE001 - as in _run_async
@@ -259,6 +262,12 @@ class Executor:
             then,
         )
         return failed
+
+
+def _arguments(run: ActiveRun, handler: Handler[Any, ..., Any]) -> dict[str, Any]:
+    """Return the arguments of a run, unless it was stopped before its handler started."""
+    run.check()
+    return handler.arguments(run.claim.params, task_id=run.claim.task_id)
 
 
 def _result_text(run: ActiveRun, handler: Handler[Any, ..., Any], value: Any) -> str:

@@ -130,11 +130,9 @@ def renewed(page: str, done: Results) -> str:
 
 def markdown(done: Results) -> Iterator[str]:
     machine, names = done.machine, list(done.versions)
-    settings = ", ".join(f"{name} = {value}" for name, value in machine.settings.items())
     yield from paragraph(
-        f"{machine.date}, commit {machine.commit}: {machine.cores} cores ({machine.processor}), "
-        f"{machine.memory_gb:g} GB, {machine.system}, load {machine.load:g} before it began. "
-        f"Python {machine.versions['Python']}, PostgreSQL {machine.versions['PostgreSQL']}: {settings}. "
+        f"{machine.summary()}. "
+        f"Python {machine.versions['Python']}, PostgreSQL {machine.versions['PostgreSQL']}: {machine.settings_line()}. "
         f"{done.rounds} rounds, scale {done.scale:g}, {done.seconds / 60:.0f} minutes."
     )
     yield ""

@@ -12,7 +12,7 @@ import absurdctl
 import psycopg
 from absurd_sdk import Absurd, AsyncAbsurd
 from contests import RACERS, Arrival, race, raced
-from speak import Answer, Order, Stopwatch, serve
+from speak import Answer, Order, Stopwatch, repeated_sync, serve, timed_sync, workloads
 from witness import Drain, Witness
 
 DSN = sys.argv[1]
@@ -38,54 +38,44 @@ def client(connection: Any = DSN) -> Absurd:
     return absurd
 
 
-def spawning(*, keyed: bool, transactions: bool = False) -> Callable[[Order], Answer]:
-    def workload(order: Order) -> Answer:
-        fresh()
-        connection = psycopg.connect(DSN, autocommit=not transactions)
-        absurd = client(connection)
-        prefix = uuid4().hex
+def spawning(order: Order, *, keyed: bool, transactions: bool = False) -> Answer:
+    fresh()
+    connection = psycopg.connect(DSN, autocommit=not transactions)
+    absurd = client(connection)
+    prefix = uuid4().hex
 
-        def spawn(number: int, offset: int) -> None:
-            for i in range(offset, offset + number):
-                key = f"{prefix}:{i}" if keyed else None
-                absurd.spawn("noop", {"number": i}, idempotency_key=key)
-                if transactions:
-                    connection.commit()
+    def spawn(number: int, offset: int) -> None:
+        for i in range(offset, offset + number):
+            key = f"{prefix}:{i}" if keyed else None
+            absurd.spawn("noop", {"number": i}, idempotency_key=key)
+            if transactions:
+                connection.commit()
 
-        spawn(20, order.number)
-        with Stopwatch() as watch:
-            spawn(order.number, 0)
-        witness.expect(f"SELECT count(*) FROM {TASKS} WHERE state = 'pending'", order.number + 20)
-        connection.close()
-        return watch.answer(order.number)
-
-    return workload
+    answer = timed_sync(spawn, order.number, 20)
+    witness.expect(f"SELECT count(*) FROM {TASKS} WHERE state = 'pending'", order.number + 20)
+    connection.close()
+    return answer
 
 
 def duplicate(order: Order) -> Answer:
     fresh()
     absurd = client()
     held = absurd.spawn("noop", {"number": 1}, idempotency_key="held")["task_id"]
-    for _ in range(20):
-        absurd.spawn("noop", {"number": 1}, idempotency_key="held")
-    with Stopwatch() as watch:
-        for _ in range(order.number):
-            assert absurd.spawn("noop", {"number": 1}, idempotency_key="held")["task_id"] == held
+
+    def again() -> None:
+        assert absurd.spawn("noop", {"number": 1}, idempotency_key="held")["task_id"] == held
+
+    answer = repeated_sync(again, order.number)
     witness.expect(f"SELECT count(*) FROM {TASKS}", 1)
     absurd.close()
-    return watch.answer(order.number)
+    return answer
 
 
-def bulk(*, keyed: bool) -> Callable[[Order], Answer]:
-    def workload(order: Order) -> Answer:
-        fresh()
-        spawn_all(200, keyed=keyed)
-        with Stopwatch() as watch:
-            spawn_all(order.number, keyed=keyed)
-        witness.expect(f"SELECT count(*) FROM {TASKS} WHERE state = 'pending'", order.number + 200)
-        return watch.answer(order.number)
-
-    return workload
+def bulk(order: Order, *, keyed: bool) -> Answer:
+    fresh()
+    answer = timed_sync(lambda number, _: spawn_all(number, keyed=keyed), order.number, 200)
+    witness.expect(f"SELECT count(*) FROM {TASKS} WHERE state = 'pending'", order.number + 200)
+    return answer
 
 
 def spawn_all(number: int, *, keyed: bool = False) -> None:
@@ -186,17 +176,6 @@ with psycopg.connect(DSN, autocommit=True) as setup:
     setup.execute(absurdctl.BUNDLED_SCHEMA_SQL)
 client().create_queue("bench")
 serve(
-    {
-        "spawn": spawning(keyed=False),
-        "spawn keyed": spawning(keyed=True),
-        "spawn in a transaction": spawning(keyed=True, transactions=True),
-        "duplicate": duplicate,
-        "bulk": bulk(keyed=False),
-        "bulk keyed": bulk(keyed=True),
-        "drain": drain,
-        "steps": steps,
-        "pick-up": pick_up,
-        "race": racing,
-    },
+    workloads(spawning, duplicate, bulk, drain, pick_up, racing, steps),
     packages=["absurd-sdk", "absurdctl", "psycopg"],
 )

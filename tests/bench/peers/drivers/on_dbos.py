@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +13,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 from contests import RACERS, Arrival, race, raced
 from dbos import DBOS, DBOSClient, DBOSConfig
-from speak import Answer, Hook, Order, Stopwatch, serve
+from speak import Answer, Hook, Order, Stopwatch, repeated_sync, serve, timed_sync, workloads
 from witness import Drain, Witness
 
 DSN = sys.argv[1]
@@ -76,54 +76,40 @@ def options(key: str | None, workflow: str = "noop") -> Any:
     return {"workflow_name": workflow, "queue_name": QUEUE} | ({"workflow_id": key} if key else {})
 
 
-def spawning(*, keyed: bool, transactions: bool = False) -> Callable[[Order], Answer]:
-    def workload(order: Order) -> Answer:
-        fresh()
-        prefix = uuid4().hex
-        with client() as dbos:
-            engine = dbos._sys_db.engine
+def spawning(order: Order, *, keyed: bool, transactions: bool = False) -> Answer:
+    fresh()
+    prefix = uuid4().hex
+    with client() as dbos:
+        engine = dbos._sys_db.engine
 
-            def spawn(number: int, offset: int) -> None:
-                for i in range(offset, offset + number):
-                    what = options(f"{prefix}:{i}" if keyed else None)
-                    if transactions:
-                        with engine.begin() as connection:
-                            dbos.enqueue_in_transaction(connection, what, i)
-                    else:
-                        dbos.enqueue(what, i)
+        def spawn(number: int, offset: int) -> None:
+            for i in range(offset, offset + number):
+                what = options(f"{prefix}:{i}" if keyed else None)
+                if transactions:
+                    with engine.begin() as connection:
+                        dbos.enqueue_in_transaction(connection, what, i)
+                else:
+                    dbos.enqueue(what, i)
 
-            spawn(20, order.number)
-            with Stopwatch() as watch:
-                spawn(order.number, 0)
-        witness.expect(f"SELECT count(*) FROM {STATUS} WHERE status = 'ENQUEUED'", order.number + 20)
-        return watch.answer(order.number)
-
-    return workload
+        answer = timed_sync(spawn, order.number, 20)
+    witness.expect(f"SELECT count(*) FROM {STATUS} WHERE status = 'ENQUEUED'", order.number + 20)
+    return answer
 
 
 def duplicate(order: Order) -> Answer:
     fresh()
     with client() as dbos:
-        for _ in range(20):
-            dbos.enqueue(options("held"), 1)
-        with Stopwatch() as watch:
-            for _ in range(order.number):
-                dbos.enqueue(options("held"), 1)
+        answer = repeated_sync(lambda: dbos.enqueue(options("held"), 1), order.number)
     witness.expect(f"SELECT count(*) FROM {STATUS}", 1)
-    return watch.answer(order.number)
+    return answer
 
 
-def bulk(*, keyed: bool) -> Callable[[Order], Answer]:
-    def workload(order: Order) -> Answer:
-        fresh()
-        with client() as dbos:
-            spawn_all(dbos, 50, keyed=keyed)
-            with Stopwatch() as watch:
-                spawn_all(dbos, order.number, keyed=keyed)
-        witness.expect(f"SELECT count(*) FROM {STATUS} WHERE status = 'ENQUEUED'", order.number + 50)
-        return watch.answer(order.number)
-
-    return workload
+def bulk(order: Order, *, keyed: bool) -> Answer:
+    fresh()
+    with client() as dbos:
+        answer = timed_sync(lambda number, _: spawn_all(dbos, number, keyed=keyed), order.number, 50)
+    witness.expect(f"SELECT count(*) FROM {STATUS} WHERE status = 'ENQUEUED'", order.number + 50)
+    return answer
 
 
 def spawn_all(dbos: DBOSClient, number: int, *, keyed: bool = False) -> None:
@@ -200,17 +186,6 @@ DBOS(config=CONFIG)
 DBOS.launch()
 DBOS.destroy()
 serve(
-    {
-        "spawn": spawning(keyed=False),
-        "spawn keyed": spawning(keyed=True),
-        "spawn in a transaction": spawning(keyed=True, transactions=True),
-        "duplicate": duplicate,
-        "bulk": bulk(keyed=False),
-        "bulk keyed": bulk(keyed=True),
-        "drain": drain,
-        "steps": steps,
-        "pick-up": pick_up,
-        "race": racing,
-    },
+    workloads(spawning, duplicate, bulk, drain, pick_up, racing, steps),
     packages=["dbos", "sqlalchemy", "psycopg"],
 )

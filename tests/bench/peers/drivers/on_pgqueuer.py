@@ -18,7 +18,7 @@ from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver, AsyncpgPoolDriver
 from pgqueuer.adapters.drivers.psycopg import PsycopgDriver
 from pgqueuer.domain.types import QueueExecutionMode
 from pgqueuer.queries import Queries
-from speak import Answer, Order, Stopwatch, serve
+from speak import Answer, Order, repeated, serve, timed, workloads
 from witness import Drain, Witness
 
 DSN, ON = sys.argv[1:]
@@ -57,31 +57,24 @@ def fresh() -> None:
     witness.empty(QUEUE, LOG, "pgqueuer_statistics")
 
 
-def spawning(*, keyed: bool, transactions: bool = False) -> Callable[[Order], Awaitable[Answer]]:
-    async def workload(order: Order) -> Answer:
-        fresh()
-        prefix = uuid4().hex
-        async with connected() as driver:
-            queries = Queries(driver)
-            transaction = driver._connection.transaction
+async def spawning(order: Order, *, keyed: bool, transactions: bool = False) -> Answer:
+    fresh()
+    prefix = uuid4().hex
+    async with connected() as driver:
+        queries = Queries(driver)
+        transaction = driver._connection.transaction
 
-            async def spawn(number: int, offset: int) -> None:
-                for i in range(offset, offset + number):
-                    if transactions:
-                        async with transaction():
-                            await queries.enqueue("noop", b"%d" % i, dedupe_key=f"{prefix}:{i}")
-                    else:
-                        await queries.enqueue(
-                            "noop", b"%d" % i, dedupe_key=f"{prefix}:{i}" if keyed else None
-                        )
+        async def spawn(number: int, offset: int) -> None:
+            for i in range(offset, offset + number):
+                if transactions:
+                    async with transaction():
+                        await queries.enqueue("noop", b"%d" % i, dedupe_key=f"{prefix}:{i}")
+                else:
+                    await queries.enqueue("noop", b"%d" % i, dedupe_key=f"{prefix}:{i}" if keyed else None)
 
-            await spawn(20, order.number)
-            with Stopwatch() as watch:
-                await spawn(order.number, 0)
-        witness.expect(f"SELECT count(*) FROM {QUEUE} WHERE status = 'queued'", order.number + 20)
-        return watch.answer(order.number)
-
-    return workload
+        answer = await timed(spawn, order.number, 20)
+    witness.expect(f"SELECT count(*) FROM {QUEUE} WHERE status = 'queued'", order.number + 20)
+    return answer
 
 
 async def duplicate(order: Order) -> Answer:
@@ -90,26 +83,21 @@ async def duplicate(order: Order) -> Answer:
     async with connected() as driver:
         queries = Queries(driver)
         await queries.enqueue("noop", b"1", dedupe_key="held")
-        for _ in range(20):
+
+        async def again() -> None:
             assert await queries.enqueue("noop", b"1", dedupe_key="held", on_conflict="skip") == [None]
-        with Stopwatch() as watch:
-            for _ in range(order.number):
-                assert await queries.enqueue("noop", b"1", dedupe_key="held", on_conflict="skip") == [None]
+
+        answer = await repeated(again, order.number)
     witness.expect(f"SELECT count(*) FROM {QUEUE}", 1)
-    return watch.answer(order.number)
+    return answer
 
 
-def bulk(*, keyed: bool) -> Callable[[Order], Awaitable[Answer]]:
-    async def workload(order: Order) -> Answer:
-        fresh()
-        async with connected() as driver:
-            await spawn_all(driver, 200, keyed=keyed)
-            with Stopwatch() as watch:
-                await spawn_all(driver, order.number, keyed=keyed)
-        witness.expect(f"SELECT count(*) FROM {QUEUE} WHERE status = 'queued'", order.number + 200)
-        return watch.answer(order.number)
-
-    return workload
+async def bulk(order: Order, *, keyed: bool) -> Answer:
+    fresh()
+    async with connected() as driver:
+        answer = await timed(lambda number, _: spawn_all(driver, number, keyed=keyed), order.number, 200)
+    witness.expect(f"SELECT count(*) FROM {QUEUE} WHERE status = 'queued'", order.number + 200)
+    return answer
 
 
 async def spawn_all(driver: Any, number: int, *, keyed: bool = False) -> None:
@@ -185,17 +173,7 @@ async def install() -> None:
 
 asyncio.run(install())
 serve(
-    {
-        "spawn": spawning(keyed=False),
-        "spawn keyed": spawning(keyed=True),
-        "spawn in a transaction": spawning(keyed=True, transactions=True),
-        "duplicate": duplicate,
-        "bulk": bulk(keyed=False),
-        "bulk keyed": bulk(keyed=True),
-        "drain": drain,
-        "pick-up": pick_up,
-        "race": racing,
-    },
+    workloads(spawning, duplicate, bulk, drain, pick_up, racing),
     packages=["pgqueuer", ON, "uvloop"],
     loop_factory=uvloop.new_event_loop,  # as its own command line does
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -15,7 +15,7 @@ from contests import RACERS, Arrival, race, raced
 from procrastinate import App, PsycopgConnector
 from procrastinate.exceptions import AlreadyEnqueued
 from psycopg_pool import AsyncConnectionPool
-from speak import Answer, Order, Stopwatch, serve
+from speak import Answer, Order, repeated, serve, timed, workloads
 from witness import Drain, Witness
 
 DSN = sys.argv[1]
@@ -48,31 +48,26 @@ def fresh() -> None:
     witness.empty(JOBS, "procrastinate_events", "procrastinate_workers")
 
 
-def spawning(*, keyed: bool, transactions: bool = False) -> Callable[[Order], Awaitable[Answer]]:
-    async def workload(order: Order) -> Answer:
-        fresh()
-        prefix = uuid4().hex
-        async with opened(1) as app, await psycopg.AsyncConnection.connect(DSN) as ours:
+async def spawning(order: Order, *, keyed: bool, transactions: bool = False) -> Answer:
+    fresh()
+    prefix = uuid4().hex
+    async with opened(1) as app, await psycopg.AsyncConnection.connect(DSN) as ours:
 
-            @app.task(name="noop")
-            async def noop(number: int) -> None: ...
+        @app.task(name="noop")
+        async def noop(number: int) -> None: ...
 
-            async def spawn(number: int, offset: int) -> None:
-                for i in range(offset, offset + number):
-                    key = {"queueing_lock": f"{prefix}:{i}"} if keyed else {}
-                    if transactions:
-                        async with ours.transaction():
-                            await noop.configure(**key, connection=ours).defer_async(number=i)
-                    else:
-                        await noop.configure(**key).defer_async(number=i)
+        async def spawn(number: int, offset: int) -> None:
+            for i in range(offset, offset + number):
+                key = {"queueing_lock": f"{prefix}:{i}"} if keyed else {}
+                if transactions:
+                    async with ours.transaction():
+                        await noop.configure(**key, connection=ours).defer_async(number=i)
+                else:
+                    await noop.configure(**key).defer_async(number=i)
 
-            await spawn(20, order.number)
-            with Stopwatch() as watch:
-                await spawn(order.number, 0)
-        witness.expect(f"SELECT count(*) FROM {JOBS} WHERE status = 'todo'", order.number + 20)
-        return watch.answer(order.number)
-
-    return workload
+        answer = await timed(spawn, order.number, 20)
+    witness.expect(f"SELECT count(*) FROM {JOBS} WHERE status = 'todo'", order.number + 20)
+    return answer
 
 
 async def duplicate(order: Order) -> Answer:
@@ -91,26 +86,21 @@ async def duplicate(order: Order) -> Answer:
             return False
 
         assert not await refused()
-        for _ in range(20):
+
+        async def again() -> None:
             assert await refused()
-        with Stopwatch() as watch:
-            for _ in range(order.number):
-                assert await refused()
+
+        answer = await repeated(again, order.number)
     witness.expect(f"SELECT count(*) FROM {JOBS}", 1)
-    return watch.answer(order.number)
+    return answer
 
 
-def bulk(*, keyed: bool) -> Callable[[Order], Awaitable[Answer]]:
-    async def workload(order: Order) -> Answer:
-        fresh()
-        async with opened(1) as app:
-            await spawn_all(app, 200, keyed=keyed)
-            with Stopwatch() as watch:
-                await spawn_all(app, order.number, keyed=keyed)
-        witness.expect(f"SELECT count(*) FROM {JOBS} WHERE status = 'todo'", order.number + 200)
-        return watch.answer(order.number)
-
-    return workload
+async def bulk(order: Order, *, keyed: bool) -> Answer:
+    fresh()
+    async with opened(1) as app:
+        answer = await timed(lambda number, _: spawn_all(app, number, keyed=keyed), order.number, 200)
+    witness.expect(f"SELECT count(*) FROM {JOBS} WHERE status = 'todo'", order.number + 200)
+    return answer
 
 
 async def spawn_all(app: App, number: int, *, keyed: bool = False) -> None:
@@ -186,16 +176,6 @@ async def install() -> None:
 
 asyncio.run(install())
 serve(
-    {
-        "spawn": spawning(keyed=False),
-        "spawn keyed": spawning(keyed=True),
-        "spawn in a transaction": spawning(keyed=True, transactions=True),
-        "duplicate": duplicate,
-        "bulk": bulk(keyed=False),
-        "bulk keyed": bulk(keyed=True),
-        "drain": drain,
-        "pick-up": pick_up,
-        "race": racing,
-    },
+    workloads(spawning, duplicate, bulk, drain, pick_up, racing),
     packages=["procrastinate", "psycopg", "psycopg-pool"],
 )

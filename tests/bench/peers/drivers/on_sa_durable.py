@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
 from uuid import uuid4
 
 from contests import RACERS, Arrival, race, raced
-from speak import Answer, Hook, Order, Stopwatch, serve
+from speak import Answer, Hook, Order, Stopwatch, repeated_sync, serve, timed_sync, workloads
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Session
@@ -60,25 +59,20 @@ def fresh(*, autocommit: bool = False) -> Engine:
     return create_engine(URL, isolation_level="AUTOCOMMIT" if autocommit else None)
 
 
-def spawning(*, autocommit: bool, keyed: bool) -> Callable[[Order], Answer]:
-    def workload(order: Order) -> Answer:
-        engine = fresh(autocommit=autocommit)
-        prefix = uuid4().hex
+def spawning(order: Order, *, keyed: bool, transactions: bool = False) -> Answer:
+    engine = fresh(autocommit=not transactions)
+    prefix = uuid4().hex
 
-        def spawn(number: int, offset: int) -> None:
-            for i in range(offset, offset + number):
-                key = {"idempotency_key": f"{prefix}:{i}"} if keyed else {}
-                with Session(engine) as session, session.begin():
-                    assert Durable(session).spawn(noop.call(number=i), **key).created
+    def spawn(number: int, offset: int) -> None:
+        for i in range(offset, offset + number):
+            key = {"idempotency_key": f"{prefix}:{i}"} if keyed else {}
+            with Session(engine) as session, session.begin():
+                assert Durable(session).spawn(noop.call(number=i), **key).created
 
-        spawn(20, order.number)
-        with Stopwatch() as watch:
-            spawn(order.number, 0)
-        witness.expect(f"SELECT count(*) FROM {TASKS} WHERE state = 'pending'", order.number + 20)
-        engine.dispose()
-        return watch.answer(order.number)
-
-    return workload
+    answer = timed_sync(spawn, order.number, 20)
+    witness.expect(f"SELECT count(*) FROM {TASKS} WHERE state = 'pending'", order.number + 20)
+    engine.dispose()
+    return answer
 
 
 def duplicate(order: Order) -> Answer:
@@ -89,28 +83,23 @@ def duplicate(order: Order) -> Answer:
             return Durable(session).spawn(noop.call(number=1), idempotency_key="held").created
 
     assert spawn()
-    for _ in range(20):
+
+    def again() -> None:
         assert not spawn()
-    with Stopwatch() as watch:
-        for _ in range(order.number):
-            assert not spawn()
+
+    answer = repeated_sync(again, order.number)
     witness.expect(f"SELECT count(*) FROM {TASKS}", 1)
     engine.dispose()
-    return watch.answer(order.number)
+    return answer
 
 
-def bulk(*, keyed: bool) -> Callable[[Order], Answer]:
-    def workload(order: Order) -> Answer:
-        engine = fresh()
-        spawn_all(engine, 200, keyed=keyed)  # warm
-        with Stopwatch() as watch:
-            spawn_all(engine, order.number, keyed=keyed)
-        witness.expect(f"SELECT count(*) FROM {TASKS} WHERE state = 'pending'", order.number + 200)
-        witness.expect(f"SELECT count(DISTINCT idempotency_key) FROM {TASKS}", (order.number + 200) * keyed)
-        engine.dispose()
-        return watch.answer(order.number)
-
-    return workload
+def bulk(order: Order, *, keyed: bool) -> Answer:
+    engine = fresh()
+    answer = timed_sync(lambda number, _: spawn_all(engine, number, keyed=keyed), order.number, 200)
+    witness.expect(f"SELECT count(*) FROM {TASKS} WHERE state = 'pending'", order.number + 200)
+    witness.expect(f"SELECT count(DISTINCT idempotency_key) FROM {TASKS}", (order.number + 200) * keyed)
+    engine.dispose()
+    return answer
 
 
 def spawn_all(engine: Engine, number: int, *, keyed: bool = False) -> None:
@@ -186,17 +175,6 @@ async def racing(order: Order) -> Answer:
 
 Base.metadata.create_all(create_engine(URL))
 serve(
-    {
-        "spawn": spawning(autocommit=True, keyed=False),
-        "spawn keyed": spawning(autocommit=True, keyed=True),
-        "spawn in a transaction": spawning(autocommit=False, keyed=True),
-        "duplicate": duplicate,
-        "bulk": bulk(keyed=False),
-        "bulk keyed": bulk(keyed=True),
-        "drain": drain,
-        "steps": steps,
-        "pick-up": pick_up,
-        "race": racing,
-    },
+    workloads(spawning, duplicate, bulk, drain, pick_up, racing, steps),
     packages=["sqlalchemy", "psycopg", "asyncpg"],
 )

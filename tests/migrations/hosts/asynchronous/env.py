@@ -13,11 +13,10 @@ config = context.config
 
 def do_run_migrations(connection: Connection) -> None:
     with sa_durable.alembic.migration_lock(connection):  # (*)
+        # A real one imports its Base: from models import Base; target_metadata = Base.metadata
         context.configure(
             connection=connection,
-            target_metadata=config.attributes[
-                "metadata"
-            ],  # a real one imports its Base: from models import Base
+            target_metadata=config.attributes["metadata"],
             transaction_per_migration=True,  # (*)
             autogenerate_plugins=["alembic.autogenerate.*", "sa_durable"],  # (*)
         )

@@ -17,11 +17,10 @@ with create_engine(config.get_main_option("sqlalchemy.url"), poolclass=pool.Null
     connection.execute(text("CREATE SCHEMA IF NOT EXISTS app"))
     connection.commit()
     with sa_durable.alembic.migration_lock(connection):  # (*)
+        # A real one imports its Base: from models import Base; target_metadata = Base.metadata
         context.configure(
             connection=connection,
-            target_metadata=config.attributes[
-                "metadata"
-            ],  # a real one imports its Base: from models import Base
+            target_metadata=config.attributes["metadata"],
             include_schemas=True,
             include_name=ours,
             version_table_schema="app",
