@@ -9,7 +9,7 @@ from contextvars import Context
 from functools import partial
 from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sa_durable.worker")
 ContextT = TypeVar("ContextT", AsyncTaskContext, TaskContext)
+Outcome: TypeAlias = Completed | Failed | None
+"""What the completer stores after a run. None: nothing, or it is stored already."""
 
 
 class RunSource(Protocol):
@@ -209,20 +211,20 @@ class Executor:
         self._active.remove([run])
         self._on_task_stored()
 
-    def _submit_outcome(self, run: ActiveRun, outcome: Completed | Failed | None) -> None:
+    def _submit_outcome(self, run: ActiveRun, outcome: Outcome) -> None:
         if outcome is not None and run.signal is None:
             self._completer.submit(run, outcome)
         elif not run.finishing:  # otherwise another thread stores its outcome, and removes the run
             self._active.remove([run])
 
-    def _returned(self, run: ActiveRun, handler: Handler[Any, ..., Any], value: Any) -> Completed | None:
+    def _returned(self, run: ActiveRun, handler: Handler[Any, ..., Any], value: Any) -> Outcome:
         claim = run.claim
         if run.signal is not None:
             _log_discarded(run, "returned")
             return None
         return Completed(claim.task_id, claim.token, _result_text(run, handler, value))
 
-    def _raised(self, run: ActiveRun, handler: Handler[Any, ..., Any], error: BaseException) -> Failed | None:
+    def _raised(self, run: ActiveRun, handler: Handler[Any, ..., Any], error: BaseException) -> Outcome:
         if run.signal is not None:
             if not isinstance(error, Signal | asyncio.CancelledError):
                 _log_discarded(run, f"raised {type(error).__qualname__}")
