@@ -71,7 +71,7 @@ nightly: setup  ## Full products of tests, drivers and versions, more histories,
 # SOAK=1 draws a quarter of some 60,000 overlaps by FAULTS_SEED; SA_DURABLE_LOCK_SHARE=1 runs all of them, for hours.
 faults-locks: setup  ## All operations on a task overlap; random histories against a model; fuzzing (SOAK=1: more)
 	SA_DURABLE_LOCK_ORDER=$(if $(SOAK),full,wide) SA_DURABLE_LOCK_SHARE=$(or $(SA_DURABLE_LOCK_SHARE),$(if $(SOAK),0.25,1)) $(BIN)/python -m pytest -n $(WORKERS) tests/races/test_lock_order.py tests/races/test_lock_order_of_keys.py
-	HYPOTHESIS_PROFILE=soak SA_DURABLE_LIVES=$(if $(SOAK),300,60) $(BIN)/python -m pytest -n $(WORKERS) --level nightly tests/machine $(if $(SOAK),tests/fuzzing)
+	HYPOTHESIS_PROFILE=soak SA_DURABLE_LIVES=$(if $(SOAK),300,60) $(BIN)/python -m pytest -n $(WORKERS) --level nightly tests/stateful $(if $(SOAK),tests/fuzzing)
 
 test-roles: setup  ## Services and runtime with the roles of docs/operations/roles.sql and no other rights
 	SA_DURABLE_TEST_ROLES=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not owner' tests/services tests/runtime

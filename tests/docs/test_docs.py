@@ -124,7 +124,7 @@ def test_every_public_name_is_documented():
     assert sorted(name for name in names if f"`{name}`" not in reference) == []
 
 
-def test_both_doors_have_the_same_methods():
+def test_sync_and_async_wrappers_have_the_same_methods():
     for plain, other in (
         (sa_durable.Durable, sa_durable.AsyncDurable),
         (sa_durable.TaskContext, sa_durable.AsyncTaskContext),

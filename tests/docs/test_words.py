@@ -25,7 +25,7 @@ PRIVATE = {
     "anew": r"anew",
     "in hand": r"in (?:its )?hands?|empty hands",
     "by hand": r"by hand",
-    "door": r"doors?",
+    "client": r"clients?",
     "let go": r"lets? go",
     "look": r"look(?:s|ed|ing)?(?! (?:up|like|as|so|cheaper)\b)",
     "kit": r"kits?",

@@ -19,10 +19,10 @@ from sqlalchemy.exc import DBAPIError
 from tests.faults.app import TASKS, Base
 from tests.faults.checker import DEADLOCK, SPAWN_ERROR, TERMINAL, Checker, Finding
 from tests.faults.cluster import Cluster
-from tests.faults.crew import FORKS, Crew, Hand, Job
 from tests.faults.figures import Figures
-from tests.faults.pulse import Pulse
 from tests.faults.spawners import Answers, Order, spawn_all
+from tests.faults.stalls import Pulse
+from tests.faults.worker_processes import FORKS, Crew, Hand, Job
 
 
 @dataclass

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable, RetryTransaction
 from sa_durable.runtime.connections.engines import engine_for
 from tests.faults import app, breakages
-from tests.faults.crew import end_with_parent
+from tests.faults.worker_processes import end_with_parent
 
 AWAY = ("08", "53", "57", "25006")  # no connection, no room, stopping, not the primary any more
 

@@ -20,7 +20,7 @@ def shown(waits: list[float]) -> list[int]:
     return [round(1000 * value) for value in (median(waits), quantiles(waits, n=20)[-1])]
 
 
-def test_nothing_is_lost_or_done_twice_when_the_server_crashes_again_and_again(figures):
+def test_server_crashes_lose_and_repeat_nothing(figures):
     lasts = seconds(25)
     plan = Plan(tasks=int(RATE * lasts), seconds=lasts)
     with cluster() as server, under_load(server, server.url, plan, figures("C3 immediate restart")) as load:
@@ -57,7 +57,7 @@ def probe(load: Load) -> list[float]:
     return load.pick_up(since, load.now())
 
 
-def test_nothing_is_lost_or_done_twice_when_backends_are_terminated_and_notifications_arrive_again(loaded):
+def test_terminated_backends_lose_nothing_and_notifications_return(loaded):
     job = {"poll_interval": 1.0}
     with loaded("C4 pg_terminate_backend", 20, tasks=300, job=job) as load:
         while load.spawning:

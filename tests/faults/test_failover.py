@@ -41,7 +41,7 @@ class Witness:
         return self.seen
 
 
-def test_no_acknowledged_spawn_or_completion_is_lost_when_the_standby_takes_over(figures):
+def test_failover_loses_no_acknowledged_spawn_or_completion(figures):
     lasts = seconds(15)
     plan = Plan(tasks=int(RATE * lasts), seconds=lasts)
     with pair() as servers:

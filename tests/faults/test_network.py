@@ -32,7 +32,7 @@ class Unreliable:
         return b""
 
 
-def test_nothing_is_lost_or_done_twice_when_nobody_knows_what_was_committed(steady, figures):
+def test_ambiguous_commits_lose_and_repeat_nothing(steady, figures):
     lasts = seconds(20)
     plan = Plan(tasks=int(15 * lasts), seconds=lasts)
     counted = figures("C8 lost replies to COMMIT")

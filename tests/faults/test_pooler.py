@@ -19,9 +19,9 @@ from tests.databases import throwaway, url_of
 from tests.faults.conftest import missing, seconds
 from tests.faults.load import Load, Plan, under_load
 from tests.faults.pooler import pooler, version
-from tests.runtime import app, ledger
+from tests.runtime import app, audit_app
+from tests.runtime.audit_app import Entry, LedgerTask
 from tests.runtime.conftest import working
-from tests.runtime.ledger import Entry, LedgerTask
 from tests.waiting import wait_until
 
 
@@ -91,9 +91,7 @@ HANDLERS, LEASE = 3, timedelta(seconds=12)  # extended after a third of it
     [(3, 0, False), (4, 0, True), (4, 1, False), (5, 1, True)],
     ids=["as many", "one more", "one more, which the application holds", "two more, of which it holds one"],
 )
-def test_leases_are_kept_where_the_pool_has_more_connections_than_transactions_are_open(
-    steady, monkeypatch, pool, others, enough
-):
+def test_leases_are_kept_through_a_transaction_pooler(steady, monkeypatch, pool, others, enough):
     if not version():
         missing("there is no pgbouncer: C6 was not run")
     inside: list[None] = []
@@ -105,16 +103,16 @@ def test_leases_are_kept_where_the_pool_has_more_connections_than_transactions_a
         app.gate.wait(60)
 
     app.reset()
-    monkeypatch.setattr(ledger, "script", stay)
+    monkeypatch.setattr(audit_app, "script", stay)
     with ExitStack() as stack:
         through = stack.enter_context(pooler(steady.url, pool))
-        direct = stack.enter_context(throwaway(steady.url, ledger.Base.metadata))
+        direct = stack.enter_context(throwaway(steady.url, audit_app.Base.metadata))
         url = through.url.set(database=direct.url.database)
         engine = create_engine(url, connect_args={"prepare_threshold": None})
         stack.callback(engine.dispose)
         with Session(direct) as session, session.begin():
             for n in range(HANDLERS):
-                Durable(session).spawn((ledger.scripted, ledger.scripted_whole)[n % 2].call())
+                Durable(session).spawn((audit_app.scripted, audit_app.scripted_whole)[n % 2].call())
         options = {"listen_url": url_of(direct), "lease": LEASE, "concurrency": HANDLERS}
         stack.enter_context(working(engine, LedgerTask, **options))
         wait_until(lambda: len(inside) == HANDLERS)

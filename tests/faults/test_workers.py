@@ -19,7 +19,7 @@ def test_nothing_is_lost_or_done_twice_when_workers_are_killed_at_random(loaded)
     assert figures.faults >= 25
 
 
-def test_a_frozen_worker_that_wakes_finds_its_leases_lost_and_changes_nothing(loaded):
+def test_frozen_worker_finds_its_leases_lost_and_writes_nothing(loaded):
     with loaded("C2 SIGSTOP past the lease", 20) as load:
         scenarios.freeze_workers(load)
         # Frozen between a write and its COMMIT it keeps the row locked until it wakes: sweeps pass over that meanwhile.
@@ -28,7 +28,7 @@ def test_a_frozen_worker_that_wakes_finds_its_leases_lost_and_changes_nothing(lo
         assert any("LeaseLost" in hand.log for hand in load.crew.hands)
 
 
-def test_old_runs_write_nothing_when_leases_end_and_no_clock_of_a_worker_says_so(loaded):
+def test_old_runs_write_nothing_although_their_clocks_show_a_lease(loaded):
     with loaded("C2 suspended machines", 8, **scenarios.SLOWLY) as load:
         scenarios.skip_time(load)
         check(load.settle())

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from tests.services.doors import DOORS, Door, open_door
+from tests.services.clients import CLIENTS, Client, open_client
 
 
-@pytest.fixture(params=DOORS)
-def door(request: pytest.FixtureRequest, engine: Engine, database_url: str) -> Iterator[Door]:
-    """Each driver and door in turn, on the shop's empty tables."""
-    with open_door(request.param, database_url) as door:
-        yield door
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest, engine: Engine, database_url: str) -> Iterator[Client]:
+    """Each driver and client in turn, on the shop's empty tables."""
+    with open_client(request.param, database_url) as client:
+        yield client

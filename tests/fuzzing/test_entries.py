@@ -15,7 +15,7 @@ from sqlalchemy import delete, select
 from sa_durable import DurableError, InvalidEvent, InvalidKey, InvalidOptions, InvalidParams, once_key
 from sa_durable.handlers import call_by_name
 from tests.fuzzing.values import HOW, anything, is_json, is_text, same, size, texts
-from tests.services.doors import Door
+from tests.services.clients import Client
 from tests.shop import BillingTask, MailTask, Order, charge, send_mail
 
 pytestmark = [
@@ -32,12 +32,12 @@ class Entry:
     values: st.SearchStrategy[Any]
     good: Callable[[Any], bool | None]
     refusal: type[DurableError]
-    enter: Callable[[Door, Any], Any]
+    enter: Callable[[Client, Any], Any]
 
 
-def column(door: Door, name: str, spawned: Any) -> Any:
+def column(client: Client, name: str, spawned: Any) -> Any:
     tasks = BillingTask.__table__
-    return door.session.execute(select(tasks.c[name]).where(tasks.c.id == spawned.task_id)).scalar_one()
+    return client.session.execute(select(tasks.c[name]).where(tasks.c.id == spawned.task_id)).scalar_one()
 
 
 def _fits(limit: int) -> Callable[[Any], bool | None]:
@@ -48,70 +48,70 @@ def _fits(limit: int) -> Callable[[Any], bool | None]:
     return good
 
 
-def _params(door: Door, value: Any) -> Any:
-    return column(door, "params", door.durable.spawn(BillingTask, "by name", {"v": value}))["v"]
+def _params(client: Client, value: Any) -> Any:
+    return column(client, "params", client.durable.spawn(BillingTask, "by name", {"v": value}))["v"]
 
 
-def _batch(door: Door, value: Any) -> Any:
+def _batch(client: Client, value: Any) -> Any:
     calls = [call_by_name(BillingTask, "by name", {"v": v}, None) for v in (value, 1)]
-    return column(door, "params", door.durable.spawn_many(calls)[0])["v"]
+    return column(client, "params", client.durable.spawn_many(calls)[0])["v"]
 
 
-def _once(door: Door, value: Any) -> Any:
+def _once(client: Client, value: Any) -> Any:
     first, second = (
-        door.durable.spawn(BillingTask, "by name", {"v": value}, only_once=True) for _ in range(2)
+        client.durable.spawn(BillingTask, "by name", {"v": value}, only_once=True) for _ in range(2)
     )
     assert (first.task_id, second.created, second.params_match) == (second.task_id, False, True)
-    stored = column(door, "params", first)
-    assert column(door, "idempotency_key", first) == once_key("by name", stored)  # also from the row
+    stored = column(client, "params", first)
+    assert column(client, "idempotency_key", first) == once_key("by name", stored)  # also from the row
     return stored["v"]
 
 
-def _headers(door: Door, value: Any) -> Any:
-    return column(door, "headers", door.durable.spawn(charge.call(1), headers={"h": value}))["h"]
+def _headers(client: Client, value: Any) -> Any:
+    return column(client, "headers", client.durable.spawn(charge.call(1), headers={"h": value}))["h"]
 
 
-def _header_name(door: Door, name: Any) -> Any:
-    [stored] = column(door, "headers", door.durable.spawn(charge.call(1), headers={name: 1}))
+def _header_name(client: Client, name: Any) -> Any:
+    [stored] = column(client, "headers", client.durable.spawn(charge.call(1), headers={name: 1}))
     return stored
 
 
-def _key(door: Door, key: Any) -> Any:
-    spawned = door.durable.spawn(charge.call(1), idempotency_key=key)
-    again = door.durable.spawn(charge.call(1), idempotency_key=key)
+def _key(client: Client, key: Any) -> Any:
+    spawned = client.durable.spawn(charge.call(1), idempotency_key=key)
+    again = client.durable.spawn(charge.call(1), idempotency_key=key)
     assert (again.created, again.task_id) == (False, spawned.task_id)
-    assert door.durable.find_by_key(BillingTask, key).id == spawned.task_id
-    assert door.durable.release_key(BillingTask, key)
-    return column(door, "idempotency_key", spawned)
+    assert client.durable.find_by_key(BillingTask, key).id == spawned.task_id
+    assert client.durable.release_key(BillingTask, key)
+    return column(client, "idempotency_key", spawned)
 
 
-def _key_of_a_batch(door: Door, key: Any) -> Any:
+def _key_of_a_batch(client: Client, key: Any) -> Any:
     calls = [charge.call(1).using(idempotency_key=k) for k in (key, "another", key)]
-    first, _, again = door.durable.spawn_many(calls)
+    first, _, again = client.durable.spawn_many(calls)
     assert (again.created, again.task_id) == (False, first.task_id)
-    return column(door, "idempotency_key", first)
+    return column(client, "idempotency_key", first)
 
 
-def _task_name(door: Door, name: Any) -> Any:
-    return column(door, "name", door.durable.spawn(BillingTask, name, {}))
+def _task_name(client: Client, name: Any) -> Any:
+    return column(client, "name", client.durable.spawn(BillingTask, name, {}))
 
 
-def _argument(door: Door, text: Any) -> Any:
-    spawned = door.durable.spawn(send_mail.call(to=text))
+def _argument(client: Client, text: Any) -> Any:
+    spawned = client.durable.spawn(send_mail.call(to=text))
     tasks = MailTask.__table__
     stored = select(tasks.c.params).where(tasks.c.id == spawned.task_id)
-    return door.session.execute(stored).scalar_one()["to"]
+    return client.session.execute(stored).scalar_one()["to"]
 
 
-def _event(door: Door, name: str, payload: Any) -> Any:
-    door.durable.emit_event(BillingTask, name, payload)
+def _event(client: Client, name: str, payload: Any) -> Any:
+    client.durable.emit_event(BillingTask, name, payload)
     event = BillingTask.Event.__table__
-    [row] = door.session.execute(select(event.c.name, event.c.payload)).all()
+    [row] = client.session.execute(select(event.c.name, event.c.payload)).all()
     return row
 
 
-def _column_name(door: Door, name: Any) -> Any:
-    column(door, "order_id", door.durable.spawn(charge.call(1), columns={name: None}))
+def _column_name(client: Client, name: Any) -> Any:
+    column(client, "order_id", client.durable.spawn(charge.call(1), columns={name: None}))
     return name
 
 
@@ -142,44 +142,44 @@ ENTRIES = {
         texts,
         lambda v: _is_name(v) and not v.startswith("$"),
         InvalidEvent,
-        lambda door, v: _event(door, v, 1)[0],
+        lambda client, v: _event(client, v, 1)[0],
     ),
     "an event's payload": Entry(
-        anything, lambda v: _fits(2**20)(v) or None, InvalidEvent, lambda door, v: _event(door, "e", v)[1]
+        anything, lambda v: _fits(2**20)(v) or None, InvalidEvent, lambda client, v: _event(client, "e", v)[1]
     ),
     "a column's name": Entry(texts, lambda v: v == "order_id", InvalidOptions, _column_name),
 }
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_what_goes_in_is_kept_as_it_is_or_refused_and_the_transaction_goes_on(door, entry):
+def test_input_is_stored_exactly_or_refused_and_the_transaction_goes_on(client, entry):
     way = ENTRIES[entry]
 
     @HOW
     @given(way.values)
     def try_(value: Any) -> None:
-        door.session.execute(delete(BillingTask.Event.__table__))
+        client.session.execute(delete(BillingTask.Event.__table__))
         try:
-            stored = way.enter(door, value)
+            stored = way.enter(client, value)
         except way.refusal as error:
             assert not way.good(value), error
             assert len(str(error)) < 3000  # and is no dump
         else:
             assert way.good(value) is not False
             assert isinstance(value, set) or not is_json(value) or same(stored, value)
-        door.session.add(Order())
-        door.session.flush()  # the caller's transaction goes on
-        door.session.rollback()
+        client.session.add(Order())
+        client.session.flush()  # the caller's transaction goes on
+        client.session.rollback()
 
     try_()
 
 
 @pytest.mark.parametrize("look", ["find_by_key", "release_key"])
-def test_no_text_is_a_key_that_cant_be_asked_for(door, look):
+def test_no_text_is_a_key_that_cant_be_asked_for(client, look):
     @HOW
     @given(texts | st.integers())
     def try_(key: Any) -> None:
-        assert not getattr(door.durable, look)(BillingTask, key)
-        door.session.execute(select(1))
+        assert not getattr(client.durable, look)(BillingTask, key)
+        client.session.execute(select(1))
 
     try_()

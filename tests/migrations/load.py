@@ -25,8 +25,8 @@ from sa_durable import Durable
 from sa_durable.demo.models import PaymentTask
 from sa_durable.services import claims, runs
 from sa_durable.services.runs import Completed
-from tests.faults.pulse import Pulse
-from tests.migrations import first
+from tests.faults.stalls import Pulse
+from tests.migrations import first_release
 
 OPTIONS = "-c lock_timeout=2s"
 LOCK_NOT_AVAILABLE = "55P03"
@@ -69,17 +69,17 @@ class Load:
 
     def old_spawner(self, number: int) -> None:
         with self.timed() as connection:
-            first.spawn(connection, "charge", f"live-{os.getpid()}-{number}")
+            first_release.spawn(connection, "charge", f"live-{os.getpid()}-{number}")
         self.done += 1
 
     def old_worker(self, number: int) -> None:
         with self.timed() as connection:
-            claimed = first.claim(connection, f"first-{os.getpid()}", 5)
+            claimed = first_release.claim(connection, f"first-{os.getpid()}", 5)
         if claimed:
             with self.timed() as connection:
-                first.extend(connection, claimed)
+                first_release.extend(connection, claimed)
             with self.timed() as connection:
-                self.done += first.complete(connection, claimed)
+                self.done += first_release.complete(connection, claimed)
         else:
             time.sleep(0.01)
 

@@ -112,7 +112,7 @@ def tasks(engine: Engine) -> list[DeployedTask]:
 
 
 @pytest.mark.timeout(300 + 3 * SECONDS)
-def test_workers_of_two_releases_on_one_queue_fail_nothing_that_fits_either(database, start):
+def test_two_releases_on_one_queue_fail_nothing_that_fits_either(database, start):
     old = [start(1), start(1)]
     spawner = Spawner(database, FIRST)
     spawners = [spawner]
@@ -191,9 +191,7 @@ def test_workers_of_two_releases_on_one_queue_fail_nothing_that_fits_either(data
     stop(last)
 
 
-def test_a_new_param_that_is_passed_before_the_old_workers_are_gone_is_refused_by_them_in_words(
-    database, start
-):
+def test_old_workers_refuse_a_new_param_with_a_clear_error(database, start):
     worker = start(1)
     with Session(database) as session, session.begin():
         task = Durable(session).spawn(DeployedTask, "grows", {"number": 1, "unit": "in"})

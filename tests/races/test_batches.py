@@ -40,7 +40,7 @@ def test_two_batches_in_opposite_order_get_the_same_tasks_and_no_deadlock(engine
         assert session.scalar(select(func.count()).select_from(BillingTask)) == 20 * 30
 
 
-def test_many_batches_in_random_order_over_two_queues_and_single_spawns_among_them(engine):  # A7
+def test_random_batches_and_single_spawns_over_two_queues_agree(engine):  # A7
     def prepare(number: int, who: int):
         draw = Random(f"{number} {who}")
         keys = draw.sample([f"{number} {i}" for i in range(12)], 8)
@@ -89,7 +89,7 @@ def test_a_batch_waits_for_another_ones_key_and_then_goes_on(engine, session, ri
         assert [s.task_id for s in found[1:3]] == [s.task_id for s in first][::-1]
 
 
-def test_a_key_taken_while_the_batch_was_looking_for_its_holder_is_the_takers(session, rival):
+def test_key_taken_during_the_batchs_select_belongs_to_its_taker(session, rival):
     [old] = Durable(session).spawn_many(batch("k"))
     session.commit()
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable, TaskState
 from sa_durable.telemetry import on_spawn, remove_hook
 from tests.races.racing import no_deadlock, race
-from tests.services import moves
+from tests.services import state_changes
 from tests.services.observed import just_before
 from tests.shop import BillingTask, charge, send_mail
 from tests.waiting import in_blocked_thread, in_thread, pid_of, wait_until_blocked
@@ -28,7 +28,7 @@ def spawn(session: Session, n: int = 1, **options):
 def holder(session: Session, life: str = "pending", **options):
     """A committed task with key "k"."""
     spawned = spawn(session, **options)
-    moves.live(session, spawned.task_id, life)
+    state_changes.live(session, spawned.task_id, life)
     session.commit()
     return spawned
 
@@ -55,11 +55,16 @@ def test_a_queued_key_passes_on_while_its_holders_start_sleep_and_retry(engine):
                 for id_, at in session.execute(live.limit(3).with_for_update(skip_locked=True)):
                     match at:
                         case "pending":
-                            moves.claim(session, id_)
+                            state_changes.claim(session, id_)
                         case "sleeping":
-                            moves.wake(session, id_)
+                            state_changes.wake(session, id_)
                         case "running":
-                            steps = (moves.sleep, moves.retry_later, moves.retry_at_once, moves.complete)
+                            steps = (
+                                state_changes.sleep,
+                                state_changes.retry_later,
+                                state_changes.retry_at_once,
+                                state_changes.complete,
+                            )
                             steps[(number + id_.int) % 4](session, id_)
 
         return spawner if who % 2 else worker
@@ -75,7 +80,7 @@ def test_a_queued_key_passes_on_while_its_holders_start_sleep_and_retry(engine):
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_a_spawn_waits_for_a_claim_of_its_holder_and_then_knows(engine, session, rival, end):
     first = holder(session, hold="queued")
-    moves.claim(session, first.task_id)
+    state_changes.claim(session, first.task_id)
     waiting = in_blocked_thread(engine, rival, spawn, hold="queued")
     getattr(session, end)()
     assert waiting.result(20).created is (end == "commit")
@@ -86,7 +91,7 @@ def completing(session, task):
     """Returns what completes the task, and commits."""
 
     def complete():
-        moves.complete(session, task.task_id)
+        state_changes.complete(session, task.task_id)
         session.commit()
 
     return complete
@@ -95,20 +100,20 @@ def completing(session, task):
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_a_spawn_waits_for_its_holders_end_and_then_knows(engine, session, rival, end):
     first = holder(session, "running")
-    moves.complete(session, first.task_id)
+    state_changes.complete(session, first.task_id)
     waiting = in_blocked_thread(engine, rival, spawn)
     getattr(session, end)()
     assert waiting.result(20).created is (end == "commit")
     rival.commit()
 
 
-def test_a_holder_that_leaves_between_the_insert_and_the_look_makes_room(session, rival):
+def test_holder_leaving_between_insert_and_select_frees_the_key(session, rival):
     with just_before(rival, "SELECT", completing(session, holder(session, "running"))):
         assert spawn(rival).created
     rival.commit()
 
 
-def test_a_holder_that_leaves_a_batch_between_its_insert_and_the_look_makes_room(session, rival):
+def test_holder_leaving_during_a_batch_frees_the_key(session, rival):
     calls = [charge.call(1).using(idempotency_key=key) for key in ("a", "k", "z")]
     with just_before(rival, "SELECT", completing(session, holder(session, "running"))):
         assert [s.created for s in Durable(rival).spawn_many(calls)] == [True, True, True]
@@ -132,7 +137,7 @@ def test_of_two_that_find_the_key_expired_one_takes_it(engine, session, rival, e
     rival.commit()
 
 
-def test_a_key_that_another_one_has_taken_since_it_was_found_expired_is_that_ones(session, rival):
+def test_expired_key_taken_by_another_spawn_belongs_to_it(session, rival):
     holder(session, "completed", **PASSED)
 
     def overtake():
@@ -149,7 +154,7 @@ def test_many_that_find_the_key_expired_get_one_new_task(engine, session):
     old = {}
     for number in range(12):
         spawned = Durable(session).spawn(charge.call(1), idempotency_key=f"{number}", **PASSED)
-        moves.live(session, spawned.task_id, "completed")
+        state_changes.live(session, spawned.task_id, "completed")
         old[number] = spawned.task_id
     session.commit()
 
@@ -182,7 +187,7 @@ def test_a_spawn_waits_for_a_release_of_its_key(engine, session, rival, end):
     rival.commit()
 
 
-def test_a_key_released_between_the_insert_and_the_look_is_free(session, rival):
+def test_key_released_between_insert_and_select_is_free(session, rival):
     holder(session)
 
     def release():
@@ -196,7 +201,7 @@ def test_a_key_released_between_the_insert_and_the_look_is_free(session, rival):
 
 def test_a_release_doesnt_free_the_key_of_a_task_that_came_later(engine, session, rival):
     first = holder(session, "running")
-    moves.complete(session, first.task_id)
+    state_changes.complete(session, first.task_id)
     later = spawn(session)
     pid = pid_of(rival)
     waiting = in_thread(Durable(rival).release_key, BillingTask, "k")
@@ -214,7 +219,7 @@ def test_an_update_that_comes_after_the_claim_touches_nothing(session, rival):
     first = holder(session)
 
     def claim():
-        moves.claim(session, first.task_id)
+        state_changes.claim(session, first.task_id)
         session.commit()
 
     with just_before(rival, "UPDATE", claim):
@@ -227,7 +232,7 @@ def test_an_update_that_comes_after_the_claim_touches_nothing(session, rival):
 
 def test_an_update_waits_for_an_open_claim_and_then_touches_nothing(engine, session, rival):
     first = holder(session)
-    moves.claim(session, first.task_id)
+    state_changes.claim(session, first.task_id)
     waiting = in_blocked_thread(engine, rival, spawn, 2, on_duplicate="update")
     session.commit()
     found = waiting.result(20)
@@ -235,11 +240,11 @@ def test_an_update_waits_for_an_open_claim_and_then_touches_nothing(engine, sess
     rival.commit()
 
 
-def test_an_update_whose_holder_has_come_and_gone_is_a_new_task_and_counts_as_one(session, rival):
+def test_update_whose_holder_disappeared_creates_one_task(session, rival):
     first, seen = holder(session), []
 
     def work():
-        moves.live(session, first.task_id, "completed")
+        state_changes.live(session, first.task_id, "completed")
         session.commit()
 
     hook = on_spawn(seen.append)
@@ -284,7 +289,7 @@ def test_no_third_caller_gets_in_between_the_cancelled_and_the_new_task(engine, 
     assert len(ended) == 1 or end == "rollback"
 
 
-def test_a_third_caller_who_comes_between_the_cancelling_and_the_spawning_waits_too(engine, session, rival):
+def test_third_caller_between_cancel_and_spawn_waits_too(engine, session, rival):
     holder(session)
     pid, waiting = pid_of(session), []
 
@@ -326,7 +331,7 @@ def test_a_replace_that_was_overtaken_by_another_replaces_that_one(engine, sessi
 
 
 @pytest.mark.parametrize("how", ["spawn", "spawn_many"])
-def test_a_holder_that_is_cleaned_up_while_it_is_to_be_replaced_is_no_error(engine, session, rival, how):
+def test_replacing_a_holder_that_is_cleaned_up_is_no_error(engine, session, rival, how):
     holder(session, "completed", hold="forever")
 
     def clean_up():

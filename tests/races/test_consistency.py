@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.consistency import complaints
-from tests.races.scenes import TWINS, scene
+from tests.races.starting_states import TWINS, scene
 from tests.shop import BillingTask, MailTask
 
 pytestmark = pytest.mark.service

@@ -1,7 +1,7 @@
 """Issue 6, point 3: every two things that can happen to a task, forced to overlap on the same rows, in both orders.
 
 Nobody deadlocks, nobody sees another error than those that are documented, and what is left is consistent.
-Every day the verbs of the issue meet, in the scene that matters most to both; `tests.races.ways` says how to have more.
+Every day the verbs of the issue meet, in the scene that matters most to both; `tests.races.sampling` says how to have more.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.consistency import complaints
-from tests.races.acts import ACTS, NEVER_WAITS, VERBS, scenes_for
+from tests.races.operations import ACTS, NEVER_WAITS, VERBS, scenes_for
 from tests.races.overlapping import Overlap, Stage, overlap, stage
 from tests.races.racing import no_deadlock
-from tests.races.scenes import empty, scene
-from tests.races.ways import FULL, SEED, WIDE, drawn, moments
+from tests.races.sampling import FULL, SEED, WIDE, drawn, moments
+from tests.races.starting_states import empty, scene
 from tests.shop import BillingTask, MailTask
 
 MET = ACTS if WIDE else VERBS
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.service, pytest.mark.timeout(3600 if WIDE else 300)]
 
 
 @pytest.mark.parametrize("first", MET)
-def test_whatever_comes_while_it_is_under_way_neither_deadlocks_nor_leaves_anything_amiss(engine, first):
+def test_overlapping_operations_neither_deadlock_nor_corrupt(engine, first):
     wrong: list[str] = []
     with no_deadlock(engine), stage(engine) as here:
         for second in MET:

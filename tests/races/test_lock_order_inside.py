@@ -14,7 +14,7 @@ from sa_durable.services import events
 from tests.consistency import complaints
 from tests.races.overlapping import Stage, overlap, stage
 from tests.races.racing import no_deadlock
-from tests.races.scenes import KEYS, empty, over, scene, tasks, wait
+from tests.races.starting_states import KEYS, empty, over, scene, tasks, wait
 from tests.services.waiting import rows, tick
 from tests.shop import BillingTask, MailTask, charge
 
@@ -60,7 +60,7 @@ def test_clean_up_passes_over_the_waits_that_are_just_being_settled(engine):
 
 
 @pytest.mark.parametrize("first", ["batch", "other batch", "cascade"])
-def test_batches_and_cascades_held_in_their_middle_go_on_one_after_the_other(engine, first):
+def test_paused_batches_and_cascades_finish_one_after_the_other(engine, first):
     """A batch waits for the second of three keys, whose holder somebody has; another one, in the opposite order, comes."""
     made = scene(engine, "running")
 

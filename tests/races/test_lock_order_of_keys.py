@@ -15,8 +15,8 @@ from sa_durable.telemetry import Spawned, on_spawn, remove_hook
 from tests.consistency import complaints
 from tests.races.overlapping import overlap, stage
 from tests.races.racing import no_deadlock
-from tests.races.scenes import KEYS, Scene, empty, scene
-from tests.races.ways import FULL
+from tests.races.sampling import FULL
+from tests.races.starting_states import KEYS, Scene, empty, scene
 from tests.shop import BillingTask, MailTask, charge, send_mail
 
 pytestmark = pytest.mark.service
@@ -87,7 +87,7 @@ def test_a_child_replaces_its_siblings_key_while_their_parent_is_cancelled(engin
 
 @pytest.mark.parametrize("how", ["return", "update", "replace"])
 @pytest.mark.parametrize("where", ["completed", "new"])
-def test_a_batch_takes_its_keys_in_their_order_whatever_becomes_of_the_holders(engine, where, how):
+def test_batch_takes_keys_in_order_whatever_happens_to_holders(engine, where, how):
     """As who spawns them one by one does. (Once it took all free ones first, and then came back for the others.)"""
     calls = [charge.call(2).using(idempotency_key=key, on_duplicate=how) for key in sorted([*KEYS, "k3"])]
 
@@ -100,7 +100,7 @@ def test_a_batch_takes_its_keys_in_their_order_whatever_becomes_of_the_holders(e
     assert every_way(engine, where, singly, batch) == {"done"}
 
 
-def test_a_batch_whose_holder_leaves_while_it_is_spawned_undoes_what_it_took_too_early(engine, session):
+def test_batch_undoes_keys_taken_too_early_when_a_holder_leaves(engine, session):
     """Another batch has the key by then, and wants what this one has: this one lets it go."""
     with session.begin():
         Durable(session).spawn(charge.call(1), idempotency_key="k1")
@@ -140,9 +140,7 @@ def make_generations(rows: Scene) -> None:
 
 @pytest.mark.parametrize("prepare", [None, make_generations], ids=["siblings", "parent and child"])
 @pytest.mark.parametrize(("where", "how"), [("running", "replace"), ("new", "update")])
-def test_a_batch_that_changes_relatives_against_their_cascade_is_neither_a_deadlock_nor_an_error(
-    engine, where, how, prepare
-):
+def test_batch_against_a_cascade_neither_deadlocks_nor_fails(engine, where, how, prepare):
     """Keys are taken in their order and families from root to leaf: a batch lets go of what it has, and waits."""
     calls = [charge.call(2).using(idempotency_key=key, on_duplicate=how) for key in KEYS]
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable, RetryTransaction, SpawnResult
 from tests.races.racing import no_deadlock, race
-from tests.services import moves
+from tests.services import state_changes
 from tests.shop import BillingTask, charge
 
 pytestmark = pytest.mark.service
@@ -86,7 +86,7 @@ def test_sixteen_sessions_that_spawn_one_key_at_once_get_one_task(engine, level,
         assert any(o.retryable for o in everyone)
 
 
-def test_callers_that_run_again_when_told_to_all_get_the_one_task(engine):  # A1
+def test_callers_that_retry_transactions_all_get_the_one_task(engine):  # A1
     racing = engine.execution_options(isolation_level="SERIALIZABLE")
 
     def prepare(number: int, _: int):
@@ -109,7 +109,7 @@ def test_callers_that_run_again_when_told_to_all_get_the_one_task(engine):  # A1
         assert len(set(ids)) == 1
 
 
-def test_everything_at_once_on_a_few_keys_is_never_an_error_nor_a_second_holder(engine):
+def test_all_operations_on_few_keys_make_no_error_nor_second_holder(engine):
     """Spawns of every kind, releases, claims and endings, batches: READ COMMITTED, one key a transaction."""
     options = [
         {},
@@ -133,7 +133,9 @@ def test_everything_at_once_on_a_few_keys_is_never_an_error_nor_a_second_holder(
                 elif what == "work":
                     due = select(BillingTask.id).where(BillingTask.state == "pending").limit(1)
                     for id_ in session.scalars(due.with_for_update(skip_locked=True)):
-                        moves.live(session, id_, draw.choice(["running", "completed", "failed", "retried"]))
+                        state_changes.live(
+                            session, id_, draw.choice(["running", "completed", "failed", "retried"])
+                        )
                 else:
                     spawned = durable.spawn(charge.call(who), idempotency_key=key, **what)
                     assert spawned.task.idempotency_key == key

@@ -76,7 +76,7 @@ def test_a_resume_beside_an_uncommitted_pause_changes_nothing(session, rival):
     assert billing(session).paused_at is not None
 
 
-def test_a_worker_does_not_wait_for_an_operator_who_keeps_the_transaction_open(engine, session, rival):
+def test_worker_does_not_wait_for_an_operators_open_transaction(engine, session, rival):
     Durable(session).pause(BillingTask)
     with pytest.raises(OperationalError, match="lock timeout"):
         enable(rival)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable, InvalidState, KeyTaken, RetryTransaction, TaskNotFound
 from sa_durable.models.predicates import HELD
 from tests.races.racing import no_deadlock, race
-from tests.services import moves
+from tests.services import state_changes
 from tests.shop import BillingTask, charge
 from tests.waiting import in_blocked_thread
 
@@ -27,7 +27,7 @@ DAY = timedelta(days=1)
 def failed(engine: Engine, **options: object) -> UUID:
     with Session(engine) as session, session.begin():
         task_id = Durable(session).spawn(charge.call(1), **options).task_id
-        moves.live(session, task_id, "failed")
+        state_changes.live(session, task_id, "failed")
         return task_id
 
 
@@ -60,9 +60,7 @@ def test_a_retry_waits_for_a_spawn_of_its_key_and_then_names_its_holder(engine, 
 
 
 @NEW
-def test_a_retry_that_detaches_waits_for_a_spawn_of_its_key_and_then_goes_on_without(
-    engine, session, rival, as_new
-):
+def test_detaching_retry_waits_for_a_spawn_of_its_key(engine, session, rival, as_new):
     task = failed(engine, idempotency_key="k")
     spawned = spawn(session)
     waiting = in_blocked_thread(engine, rival, retry, task, as_new=as_new, detach=True)
@@ -126,7 +124,7 @@ def test_a_retry_waits_for_a_clean_up_of_its_task(engine, session, rival, end):
 
 @NEW
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_a_holder_that_a_stricter_transaction_cannot_see_is_a_retryable_error(engine, session, as_new, level):
+def test_holder_invisible_to_a_strict_transaction_is_retryable(engine, session, as_new, level):
     task = failed(engine, idempotency_key="k")
     strict = create_engine(engine.url, isolation_level=level)
     with Session(strict) as rival:

@@ -106,7 +106,7 @@ def test_of_two_that_wait_one_spawns_and_the_other_returns_its_task(engine, sess
     assert count(session) == 1
 
 
-def test_other_keys_and_keyless_spawns_wait_for_nobody(session, rival):
+def test_other_keys_and_keyless_spawns_do_not_wait(session, rival):
     HOW["spawn"](session, 1)
     durable = Durable(rival)
     assert durable.spawn(charge.call(1), idempotency_key="other").created

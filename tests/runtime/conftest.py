@@ -20,7 +20,7 @@ from sa_durable import Call, Durable
 from sa_durable.runtime import Worker
 from sa_durable.runtime.tuning import Tuning
 from tests.databases import database_fixture, emptied, engine_fixture
-from tests.runtime import app, family, ledger, verbs_app
+from tests.runtime import app, audit_app, context_app, family
 from tests.runtime.app import Base, WorkTask
 from tests.waiting import wait_until
 
@@ -30,11 +30,11 @@ TERMINAL = ("completed", "failed", "cancelled")
 
 runtime_url = database_fixture(Base.metadata)
 runtime_engine = engine_fixture("runtime_url")
-verbs_url = database_fixture(verbs_app.Base.metadata)
+verbs_url = database_fixture(context_app.Base.metadata)
 verbs_engine = engine_fixture("verbs_url")
 family_url = database_fixture(family.Base.metadata)
 family_engine = engine_fixture("family_url")
-ledger_url = database_fixture(ledger.Base.metadata)
+ledger_url = database_fixture(audit_app.Base.metadata)
 
 
 @pytest.fixture
@@ -100,9 +100,9 @@ def shop(engine: Engine) -> Shop:
 
 @pytest.fixture
 def verbs(verbs_engine: Engine) -> Shop:
-    """As `shop`, for tests/runtime/verbs_app.py, in a database of its own."""
-    verbs_app.reset()
-    return Shop(emptied(verbs_engine, verbs_app.Base.metadata), verbs_app.VerbTask)
+    """As `shop`, for tests/runtime/context_app.py, in a database of its own."""
+    context_app.reset()
+    return Shop(emptied(verbs_engine, context_app.Base.metadata), context_app.VerbTask)
 
 
 @pytest.fixture
@@ -115,22 +115,22 @@ def home(family_engine: Engine) -> Shop:
 @pytest.fixture
 def books(ledger_url: str) -> Iterator[Shop]:
     """The ledger, empty."""
-    ledger.tries.clear()
+    audit_app.tries.clear()
     engine = create_engine(ledger_url)
-    yield Shop(emptied(engine, ledger.Base.metadata), ledger.LedgerTask)
+    yield Shop(emptied(engine, audit_app.Base.metadata), audit_app.LedgerTask)
     engine.dispose()
 
 
 @pytest.fixture
 def script(monkeypatch):
     """Gives the ledger's handlers a function of the session: `script(fn)`."""
-    return lambda fn: monkeypatch.setattr(ledger, "script", fn)
+    return lambda fn: monkeypatch.setattr(audit_app, "script", fn)
 
 
 @pytest.fixture
 def play(monkeypatch):
     """Gives the ledger's handlers a function of the context: `play(fn)`."""
-    return lambda fn: monkeypatch.setattr(ledger, "play", fn)
+    return lambda fn: monkeypatch.setattr(audit_app, "play", fn)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def working(engine: Any, *queues: Any, **options: Any) -> Iterator[Worker]:
         yield worker
     finally:
         app.gate.set()
-        verbs_app.gate.set()
+        context_app.gate.set()
         worker.request_stop()
         thread.join(60)
         assert not thread.is_alive(), "the worker didn't stop"

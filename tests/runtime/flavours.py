@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from tests.runtime import ledger
+from tests.runtime import audit_app
 
-PLAIN, ASYNC = ledger.free, ledger.afree
+PLAIN, ASYNC = audit_app.free, audit_app.afree
 
 
 async def now(value: Any) -> Any:
@@ -32,5 +32,5 @@ def plain(scenario: Callable[[Any], Coroutine[Any, Any, Any]]) -> Callable[[Any]
 
 def perform(monkeypatch: Any, handler: Any, scenario: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
     """A call of the ledger's handler that runs the scenario."""
-    monkeypatch.setattr(ledger, "play", scenario if handler.is_async else plain(scenario))
+    monkeypatch.setattr(audit_app, "play", scenario if handler.is_async else plain(scenario))
     return handler.call()

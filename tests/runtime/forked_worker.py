@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import sessionmaker
 
 from sa_durable.runtime import Worker
-from tests.runtime.ledger import LedgerSession, LedgerTask, deadly, deadly_flush
+from tests.runtime.audit_app import LedgerSession, LedgerTask, deadly, deadly_flush
 
 
 def serve(url: str, async_driver: str, concurrency: str = "1") -> None:

@@ -13,17 +13,17 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from tests.runtime import ledger
+from tests.runtime import audit_app
+from tests.runtime.audit_app import Entry, LedgerTask
 from tests.runtime.conftest import working
 from tests.runtime.flavours import now, perform
-from tests.runtime.ledger import Entry, LedgerTask
 from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
-flavours = pytest.mark.parametrize("handler", [ledger.free, ledger.afree], ids=["plain", "async"])
+flavours = pytest.mark.parametrize("handler", [audit_app.free, audit_app.afree], ids=["plain", "async"])
 every_flavour = pytest.mark.parametrize(
     "handler",
-    [ledger.free, ledger.afree, ledger.free_whole, ledger.afree_whole],
+    [audit_app.free, audit_app.afree, audit_app.free_whole, audit_app.afree_whole],
     ids=["plain", "async", "whole", "async whole"],
 )
 
@@ -59,7 +59,7 @@ def test_the_first_attempts_late_write_is_rejected_once_a_second_has_begun(books
     gate = Gate()
 
     def write(session: Session, ctx: Any) -> str:
-        ledger.write(session, ctx.task_id, ctx.attempt, "")
+        audit_app.write(session, ctx.task_id, ctx.attempt, "")
         if ctx.attempt == 1:
             gate()
         return f"attempt {ctx.attempt}"
@@ -261,9 +261,7 @@ def test_except_exception_does_not_catch_control_flow(books, monkeypatch, handle
 
 @flavours
 @ends
-def test_what_a_handler_does_after_it_swallowed_control_flow_is_not_written(
-    books, monkeypatch, handler, signal
-):
+def test_writes_after_a_swallowed_signal_are_dropped(books, monkeypatch, handler, signal):
     end, state = ENDS[signal]
     caught = []
 
@@ -274,9 +272,9 @@ def test_what_a_handler_does_after_it_swallowed_control_flow_is_not_written(
             caught.append(type(error).__name__)
         for verb in (
             lambda: ctx.step("more", int),
-            lambda: ctx.transaction("rows", ledger.write, ctx.task_id, 1, ""),
+            lambda: ctx.transaction("rows", audit_app.write, ctx.task_id, 1, ""),
             lambda: ctx.sleep_for(HOUR),
-            lambda: ctx.spawn(ledger.close_books.call()),
+            lambda: ctx.spawn(audit_app.close_books.call()),
             lambda: ctx.emit_event("paid"),
             lambda: ctx.await_event("paid"),
         ):

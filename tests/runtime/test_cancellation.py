@@ -27,9 +27,7 @@ OFTEN = {"sweep_interval": timedelta(seconds=0.05)}
 # B6
 
 
-def test_a_task_is_cancelled_at_the_failure_that_comes_after_its_time_and_has_no_further_attempt(
-    engine, shop
-):
+def test_failure_after_max_duration_cancels_the_task(engine, shop):
     ninety = Cancellation(max_duration=timedelta(seconds=90))
     task = shop.spawn(
         app.hopeless.call(), cancellation=ninety, retry=Fixed(60 * SECOND, jitter=0), max_attempts=9
@@ -44,7 +42,7 @@ def test_a_task_is_cancelled_at_the_failure_that_comes_after_its_time_and_has_no
     assert over.started_at is None  # its third attempt: nobody has begun it
 
 
-def test_a_task_that_is_not_started_in_time_is_cancelled_unseen_by_its_handler(engine, shop):
+def test_task_not_started_in_time_is_cancelled_without_its_handler(engine, shop):
     busy = shop.spawn(app.waits.call(label="busy"))
     task = shop.spawn(app.quick.call(label="late"), cancellation=LIMITS)
     with working(engine, concurrency=1, prefetch=0, **OFTEN):
@@ -58,7 +56,7 @@ def test_a_task_that_is_not_started_in_time_is_cancelled_unseen_by_its_handler(e
 
 @pytest.mark.parametrize("why", ["paused", "unknown"])
 @pytest.mark.owner
-def test_deadlines_fire_where_nobody_claims(engine, shop, why):
+def test_deadlines_fire_without_a_claim(engine, shop, why):
     with Session(engine) as session, session.begin():
         if why == "paused":
             queue_factory(WorkTask, session)(paused=True)
@@ -142,9 +140,7 @@ async def aacts(ctx: AsyncTaskContext, verb: str) -> None:
 
 @pytest.mark.parametrize("verb", [*PLAIN, "fail"])
 @pytest.mark.parametrize("handler", [acts, aacts])
-def test_whatever_a_cancelled_run_does_next_raises_cancelled_and_its_slot_survives(
-    engine, shop, handler, verb
-):
+def test_next_call_of_a_cancelled_run_raises_cancelled(engine, shop, handler, verb):
     task = shop.spawn(handler.call(verb=verb))
     with working(engine, concurrency=1):  # heartbeats come every 15 seconds: they don't tell it
         wait_until(lambda: app.calls["inside"])

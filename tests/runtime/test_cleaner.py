@@ -78,7 +78,7 @@ def test_batches_are_bounded_and_follow_each_other_until_there_is_no_more(engine
     cleans._database.close()
 
 
-def test_without_a_retention_a_look_is_one_statement_and_nothing_before_its_time(engine):
+def test_cleaner_without_retention_sends_one_statement_per_interval(engine):
     tuning = Tuning(cleanup_rest_factor=0.0)  # a cleanup that takes long doesn't make the pause longer
     database = Database(engine)
     cleans = Cleaner(database, Registry([WorkTask, OtherTask]), tuning)
@@ -91,7 +91,7 @@ def test_without_a_retention_a_look_is_one_statement_and_nothing_before_its_time
     database.close()
 
 
-def test_a_look_that_took_long_is_followed_by_a_longer_pause(engine):
+def test_slow_clean_up_check_is_followed_by_a_longer_pause(engine):
     tuning = Tuning(cleanup_interval_s=0.0)
     cleans = Cleaner(Database(engine), Registry([WorkTask]), tuning)
     began = monotonic()

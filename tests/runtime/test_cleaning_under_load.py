@@ -74,7 +74,7 @@ def clean(engine: Engine, stop: threading.Event) -> int:
 
 
 @pytest.mark.direct(reason="waits for the server's connections to end, which are the pooler's")
-def test_families_events_and_joins_go_on_beside_clean_ups_that_keep_nothing(engine, shop):
+def test_children_events_and_joins_survive_immediate_clean_up(engine, shop):
     stop = threading.Event()
     with no_deadlock(engine), working(engine, *QUEUES, concurrency=8):
         threads = [in_thread(clean, engine, stop) for _ in range(2)]

@@ -64,9 +64,7 @@ def test_a_worker_whose_clock_is_an_hour_off_keeps_the_databases_time(worker_off
 
 @pytest.mark.direct(reason="sa_durable.testing.clock moves the time of sessions")
 @pytest.mark.owner
-def test_when_the_databases_time_jumps_over_a_lease_the_run_is_as_lost_as_if_its_worker_had_hung(
-    engine, shop
-):
+def test_database_time_jump_over_a_lease_loses_the_run(engine, shop):
     with clock(engine) as time, working(engine, lease=HOUR, sweep_interval=0.1 * SECOND):
         task = shop.spawn(app.waits_then_steps.call())
         wait_until(lambda: app.calls["inside"] == 1)

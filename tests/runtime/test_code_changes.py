@@ -139,6 +139,6 @@ def test_params_that_no_longer_fit_fail_the_task_before_its_code_runs(resume, sh
         assert "third" not in shop.steps(task.id)
 
 
-def test_a_task_whose_handler_is_gone_stays_unharmed(resume):
+def test_task_without_a_handler_stays_unharmed(resume):
     task, errors = resume(None)
     assert (task.state, task.attempt, errors) == ("pending", 1, [])

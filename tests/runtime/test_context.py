@@ -11,9 +11,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable, NoContext, TaskContext, current_context
-from tests.runtime import verbs_app as app
+from tests.runtime import context_app as app
 from tests.runtime.conftest import working
-from tests.runtime.verbs_app import Audit, VerbTask
+from tests.runtime.context_app import Audit, VerbTask
 from tests.waiting import wait_until
 
 
@@ -63,7 +63,7 @@ def test_a_heartbeat_extends_the_lease_now(verbs, handler):
 
 
 @pytest.mark.parametrize("handler", [app.beats, app.abeats])
-def test_a_heartbeat_tells_that_the_task_was_cancelled_and_the_slot_survives(verbs, handler):
+def test_heartbeat_reports_cancellation_and_frees_the_slot(verbs, handler):
     """B7"""
     with beating(verbs, handler, concurrency=1) as task_id:
         with Session(verbs.engine) as session, session.begin():
@@ -97,7 +97,7 @@ def test_the_current_context_is_the_handlers_from_anywhere_below_it(verbs, handl
         assert found and all(found.values()), found
 
 
-def test_nothing_leaks_from_plain_runs_to_async_ones_and_back(verbs):
+def test_context_variables_do_not_leak_between_runs(verbs):
     ids = [verbs.spawn(handler.call()) for handler in (app.looks, app.alooks) * 3]
     with working(verbs.engine, VerbTask, concurrency=1):
         assert {task.result["variable"] for task in verbs.ended(*ids)} == {"unset"}

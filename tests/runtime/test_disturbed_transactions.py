@@ -14,8 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
 
 from sa_durable import Durable
-from tests.runtime import ledger
-from tests.runtime.bookkeeping import (
+from tests.runtime import audit_app
+from tests.runtime.audit_app import Entry, LedgerTask
+from tests.runtime.conftest import working
+from tests.runtime.transaction_helpers import (
     PLAIN,
     all_tasks,
     at_work,
@@ -24,10 +26,8 @@ from tests.runtime.bookkeeping import (
     entries,
     every_door,
     once,
-    two_doors,
+    two_clients,
 )
-from tests.runtime.conftest import working
-from tests.runtime.ledger import Entry, LedgerTask
 from tests.waiting import wait_until
 
 
@@ -39,8 +39,8 @@ def test_what_lost_a_race_runs_again_in_the_same_attempt(books, script, handler,
 
     def work(session: Session) -> None:
         [row] = session.scalars(select(Entry))
-        ledger.tries.append(None)
-        if len(ledger.tries) == 1:
+        audit_app.tries.append(None)
+        if len(audit_app.tries) == 1:
             with Session(books.engine) as rival, rival.begin():
                 rival.scalars(select(Entry)).one().attempt = 5
         row.attempt += 1
@@ -49,21 +49,21 @@ def test_what_lost_a_race_runs_again_in_the_same_attempt(books, script, handler,
     task = books.spawn(handler.call())
     with at_work(books, driver, isolation):
         ended = books.ended(task)
-    assert (ended.state, ended.attempt, len(ledger.tries)) == ("completed", 1, 2)
+    assert (ended.state, ended.attempt, len(audit_app.tries)) == ("completed", 1, 2)
     assert entries(books) == [6] and books.runs(task) == []
 
 
-@two_doors
+@two_clients
 def test_what_loses_every_race_is_given_up(books, script, handler, driver):
     def work(session: Session) -> None:
-        ledger.tries.append(None)
+        audit_app.tries.append(None)
         session.execute(text("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$"))
 
     script(work)
     task = books.spawn(handler.call(), max_attempts=1)
     with at_work(books, driver):
         failed = books.ended(task)
-    assert failed.state == "failed" and len(ledger.tries) == 10
+    assert failed.state == "failed" and len(audit_app.tries) == 10
 
 
 @every_door
@@ -74,8 +74,8 @@ def test_a_heartbeat_in_between_does_not_end_a_strict_transaction(books, script,
         enter(session)
         session.flush()
         [task] = all_tasks(books)
-        ledger.tries.append(None)
-        if len(ledger.tries) == 1:
+        audit_app.tries.append(None)
+        if len(audit_app.tries) == 1:
             books.set(task.id, lease_expires_at=func.now() + timedelta(minutes=2))
 
     script(work)
@@ -83,7 +83,7 @@ def test_a_heartbeat_in_between_does_not_end_a_strict_transaction(books, script,
     with at_work(books, driver, "REPEATABLE READ"):
         books.ended(task)
     once(books)
-    assert len(ledger.tries) == 2
+    assert len(audit_app.tries) == 2
 
 
 @every_door
@@ -98,17 +98,17 @@ def test_a_task_that_was_lost_in_between_writes_nothing(books, script, handler, 
         else:
             with Session(books.engine) as other, other.begin():
                 Durable(other).cancel(LedgerTask, task.id)
-        ledger.tries.append(None)
+        audit_app.tries.append(None)
 
     script(work)
     task = books.spawn(handler.call())
     with at_work(books, driver) as worker:
-        wait_until(lambda: ledger.tries and not len(worker._parts.active))
+        wait_until(lambda: audit_app.tries and not len(worker._parts.active))
     assert books.task(task).state == ("running" if how == "taken" else "cancelled")
-    assert entries(books) == [] and books.steps(task) == {} and len(ledger.tries) == 1
+    assert entries(books) == [] and books.steps(task) == {} and len(audit_app.tries) == 1
 
 
-@pytest.mark.parametrize("handler", [ledger.afree, ledger.afree_whole])
+@pytest.mark.parametrize("handler", [audit_app.afree, audit_app.afree_whole])
 @pytest.mark.parametrize("driver", [PLAIN, "postgresql+asyncpg"])
 def test_an_async_function_is_ended_when_its_task_is_cancelled(
     books, monkeypatch, quick_beats, handler, driver
@@ -127,19 +127,19 @@ def test_an_async_function_is_ended_when_its_task_is_cancelled(
     async def play(ctx: Any) -> None:
         await (work(ctx.session) if handler.transactional else ctx.transaction("work", work))
 
-    monkeypatch.setattr(ledger, "play", play)
+    monkeypatch.setattr(audit_app, "play", play)
     task = books.spawn(handler.call())
     with at_work(books, driver, _tuning=quick_beats) as worker:
         assert inside.wait(60)
         with Session(books.engine) as session, session.begin():
             Durable(session).cancel(LedgerTask, task)
         wait_until(lambda: left and not len(worker._parts.active))  # the heartbeat found out
-        again = books.spawn(ledger.book.call(""))
+        again = books.spawn(audit_app.book.call(""))
         assert books.ended(again).state == "completed"
     assert books.task(task).state == "cancelled" and books.steps(task) == {} and len(entries(books)) == 1
 
 
-@pytest.mark.parametrize("handler", [ledger.scripted, ledger.mixed, ledger.scripted_whole])
+@pytest.mark.parametrize("handler", [audit_app.scripted, audit_app.mixed, audit_app.scripted_whole])
 def test_a_worker_that_gave_the_task_back_commits_nothing_of_it(books, script, handler):
     inside, gate = Event(), Event()
 
@@ -148,7 +148,7 @@ def test_a_worker_that_gave_the_task_back_commits_nothing_of_it(books, script, h
         session.flush()
         inside.set()
         assert gate.wait(60)
-        ledger.tries.append(None)
+        audit_app.tries.append(None)
 
     script(work)
     task = books.spawn(handler.call())
@@ -158,7 +158,7 @@ def test_a_worker_that_gave_the_task_back_commits_nothing_of_it(books, script, h
         worker.request_stop()
         given_back = books.state_is(task, "pending")
         gate.set()
-        wait_until(lambda: ledger.tries)
+        wait_until(lambda: audit_app.tries)
     assert given_back.attempt == 1 and entries(books) == []
     with at_work(books):
         books.ended(task)
@@ -170,20 +170,20 @@ def test_a_connection_that_is_lost_in_between_runs_it_again(books, script, handl
     def work(session: Session) -> None:
         enter(session)
         session.flush()
-        ledger.tries.append(None)
-        if len(ledger.tries) == 1:
+        audit_app.tries.append(None)
+        if len(audit_app.tries) == 1:
             session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
     script(work)
     do_once(books, handler, driver)
-    assert len(ledger.tries) == 2
+    assert len(audit_app.tries) == 2
 
 
 def test_more_transactions_than_connections_take_turns(books, script, caplog):
     caplog.set_level(logging.INFO, "sa_durable.worker")
     engine = create_engine(books.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.05)
     script(lambda _: wait_until(lambda: "(TimeoutError); retrying it" in caplog.text) and None)
-    tasks = [books.spawn(ledger.scripted.call()) for _ in range(6)]
+    tasks = [books.spawn(audit_app.scripted.call()) for _ in range(6)]
     with working(books.engine, LedgerTask, session_factory=sessionmaker(engine)):
         assert {(task.state, task.attempt) for task in books.ended(*tasks)} == {("completed", 1)}
     engine.dispose()

@@ -36,7 +36,7 @@ def no_wait_remains(home) -> None:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_an_event_that_came_before_the_wait_or_before_the_task_is_there_at_once(home, flavour):  # B14
+def test_event_emitted_before_the_wait_is_received_at_once(home, flavour):  # B14
     emit(home, "e", {"a": [1, None]})
     task = home.spawn(handler(f"{flavour}_awaits").call(name="e"))
     with working(home.engine, ParentTask, poll_interval=timedelta(minutes=10)):
@@ -67,7 +67,7 @@ def test_a_payload_arrives_as_the_type_that_is_asked_for(home, flavour):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_only_the_first_of_a_name_counts_and_a_second_wakes_nobody(home, flavour):  # B16
+def test_only_the_first_event_of_a_name_counts_and_wakes(home, flavour):  # B16
     emit(home, "e", "first")
     emit(home, "e", "second")
     call = handler(f"{flavour}_awaits_each").call(names=["e", "e", "e#2", "e"])
@@ -83,7 +83,7 @@ def test_only_the_first_of_a_name_counts_and_a_second_wakes_nobody(home, flavour
 
 @pytest.mark.pooled(connections=4, reason="two transactions that stay open, and two for everybody")
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_an_open_transaction_that_has_emitted_holds_up_nobody(home, flavour):  # B17
+def test_open_transaction_that_emitted_blocks_no_task(home, flavour):  # B17
     """Neither those who wait for the event, nor those who emit it, nor the other events."""
     with working(home.engine, ParentTask), Session(home.engine) as open_, Session(home.engine) as other:
         Durable(open_).emit_event(ParentTask, "a", "open")
@@ -142,7 +142,7 @@ def test_a_handler_emits_once_however_often_it_runs(home, flavour):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_transactional_handler_emits_and_spawns_with_its_completion_or_not_at_all(home, flavour):
+def test_transactional_handler_emits_and_spawns_with_its_completion(home, flavour):
     with working(home.engine, ParentTask, ChildTask):
         waiter = home.spawn(handler(f"{flavour}_awaits").call(name="e"))
         task = home.spawn(handler(f"{flavour}_transaction").call(name="e"))

@@ -25,9 +25,9 @@ from sa_durable.runtime.runs.errors import (
     retryable,
     to_task_error,
 )
-from tests.runtime import verbs_app as app
+from tests.runtime import context_app as app
 from tests.runtime.conftest import working
-from tests.runtime.verbs_app import Audit, CardDeclined, VerbTask
+from tests.runtime.context_app import Audit, CardDeclined, VerbTask
 from tests.waiting import wait_until
 
 DECLINED = {"code": "51", "amount": "9.50"}
@@ -59,7 +59,7 @@ def test_an_ordinary_error_is_retried_unless_the_queue_says_otherwise(verbs, han
 
 
 @pytest.mark.parametrize("handler", [app.picky, app.apicky])
-def test_errors_that_a_handler_calls_non_retryable_end_the_task_with_their_declared_fields(verbs, handler):
+def test_non_retryable_error_ends_the_task_with_its_fields(verbs, handler):
     own, closed = (
         verbs.spawn(handler.call(how="own")),
         verbs.spawn(handler.call(how="closed"), max_attempts=2),
@@ -72,7 +72,7 @@ def test_errors_that_a_handler_calls_non_retryable_end_the_task_with_their_decla
 
 
 @pytest.mark.parametrize("handler", [app.fails, app.afails])
-def test_an_error_whose_fields_are_declared_wrongly_ends_its_run_as_any_other(verbs, handler):
+def test_error_with_wrongly_declared_fields_ends_its_run(verbs, handler):
     task_id, after = verbs.spawn(handler.call(how="misdeclared")), verbs.spawn(handler.call(how="Fail"))
     with working(verbs.engine, VerbTask, concurrency=1):
         failed, _ = verbs.ended(task_id, after)
@@ -235,7 +235,7 @@ def test_errors_of_a_group_decide_whether_it_is_retried():
     assert not retryable(KeyError(), (LookupError,)) and retryable(ValueError(), (LookupError,))
 
 
-def test_stored_errors_without_fields_are_read_and_look_as_before():
+def test_stored_errors_without_fields_are_read_as_before():
     old = TaskError("E", "m", "t")
     assert old.to_json() == {"type": "E", "message": "m", "traceback": "t"}
     assert TaskError.from_json(old.to_json()) == old
@@ -253,6 +253,6 @@ def test_stored_errors_without_fields_are_read_and_look_as_before():
         ({"non_retriable": CardDeclined}, "unknown spawn options"),
     ],
 )
-def test_run_options_that_can_not_work_are_refused_where_the_handler_is_declared(options, complaint):
+def test_invalid_run_options_are_refused_at_declaration(options, complaint):
     with pytest.raises(InvalidOptions, match=complaint):
         VerbTask.handler(**options)(lambda ctx: None)

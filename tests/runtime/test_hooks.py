@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 
 from sa_durable import AsyncTaskContext, Durable, TaskContext, current_context
 from sa_durable.telemetry import RunningTask, Spawning, around_run, before_spawn, remove_hook
-from tests.runtime import verbs_app as app
+from tests.runtime import context_app as app
 from tests.runtime.conftest import working
-from tests.runtime.verbs_app import VerbTask
+from tests.runtime.context_app import VerbTask
 from tests.waiting import wait_until
 
 
@@ -216,7 +216,7 @@ def test_a_spawn_hook_that_fails_is_logged_and_leaves_the_headers_alone(verbs, h
     assert "spawn hook" in caplog.text
 
 
-def test_hooks_see_headers_in_the_order_of_their_registration_and_may_remove_them(verbs, hooks):
+def test_hooks_see_headers_in_registration_order_and_may_remove_them(verbs, hooks):
     hooks(before_spawn, trace)
     hooks(before_spawn, lambda spawning: spawning.headers.pop("own"))
     task_id = verbs.spawn(app.tells.call(), headers={"own": 1})

@@ -70,7 +70,7 @@ def cancel(home, model: Any, task_id: Any) -> bool:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_parent_sleeps_until_its_child_of_another_queue_has_ended_and_gets_its_result(home, flavour):
+def test_parent_sleeps_until_a_child_of_another_queue_ends(home, flavour):
     parent = home.spawn(handler(f"{flavour}_joins").call(kind="grows"))
     with working(home.engine, ParentTask, ChildTask, concurrency=1):
         assert home.ended(parent).result == 2
@@ -119,7 +119,7 @@ def test_a_join_raises_what_became_of_the_child(home, flavour):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_join_all_raises_for_the_first_in_order_that_has_no_result_once_all_have_ended(home, flavour):
+def test_join_all_raises_for_the_first_failure_in_order(home, flavour):
     parent = home.spawn(handler(f"{flavour}_joins_all").call(kinds=["grows", "breaks", "waits_at_gate"]))
     with working(home.engine, ParentTask, ChildTask):
         wait_until(lambda: states(home)["children"][:2] == ["completed", "failed"])
@@ -151,7 +151,7 @@ def test_a_result_comes_up_through_many_levels_and_queues(home, flavour):
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("end", ["cancelled", "failed"])
-def test_the_end_of_a_parent_ends_its_descendants_at_every_depth_and_in_every_queue(home, flavour, end):
+def test_parents_failure_or_cancellation_cancels_all_descendants(home, flavour, end):
     nested = family.plain_nests if flavour == "plain" else family.async_nests
     top = home.spawn(nested.call(depth=4, leaf="waits_for_ever"))
     model = nested.model
@@ -169,7 +169,7 @@ def test_the_end_of_a_parent_ends_its_descendants_at_every_depth_and_in_every_qu
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_parent_that_fails_takes_its_child_along_and_one_that_completes_does_not(home, flavour):
+def test_failed_parent_cancels_its_child_and_completed_parent_does_not(home, flavour):
     failing = home.spawn(handler(f"{flavour}_leaves").call(kind="waits_for_ever", fails=True))
     completing = home.spawn(handler(f"{flavour}_leaves").call(kind="waits_for_ever", fails=False))
     with working(home.engine, ParentTask, ChildTask):
@@ -182,7 +182,7 @@ def test_a_parent_that_fails_takes_its_child_along_and_one_that_completes_does_n
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_join_that_times_out_leaves_the_child_running_which_can_be_joined_again(home, flavour):
+def test_child_of_a_timed_out_join_can_be_joined_again(home, flavour):
     parent = home.spawn(handler(f"{flavour}_joins_patiently").call(kind="waits_at_gate"))
     with working(home.engine, ParentTask, ChildTask):
         wait_until(lambda: app.calls["timed out"] and home.task(parent).state == "sleeping")
@@ -194,7 +194,7 @@ def test_a_join_that_times_out_leaves_the_child_running_which_can_be_joined_agai
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_timeout_that_a_parent_does_not_catch_fails_it_and_cancels_the_child(home, flavour):
+def test_uncaught_join_timeout_fails_the_parent_and_cancels_the_child(home, flavour):
     parent = home.spawn(handler(f"{flavour}_joins").call(kind="waits_at_gate", timeout=0.05))
     with working(home.engine, ParentTask, ChildTask):
         assert home.ended(parent).error["type"] == "TimedOut"
@@ -222,7 +222,7 @@ def test_a_task_that_held_the_key_before_is_joined_though_it_is_no_child(home, f
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_any_task_can_be_joined_by_its_id_also_one_that_is_gone(home, flavour):
+def test_any_task_can_be_joined_by_its_id_even_a_deleted_one(home, flavour):
     other, gone = home.spawn(family.grows.call(number=1)), uuid7()
     joiner = home.spawn(handler(f"{flavour}_joins_id").call(task_id=other))
     lost = home.spawn(handler(f"{flavour}_joins_id").call(task_id=gone))
@@ -255,7 +255,7 @@ def test_a_parent_wakes_when_another_worker_has_run_its_child(home, flavour):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_parent_wakes_although_the_childs_worker_has_never_heard_of_its_queue(home, flavour):
+def test_parent_wakes_although_the_childs_worker_lacks_its_queue(home, flavour):
     """The waker of the parent's worker checks other queues, now and then."""
     often = Tuning(catch_up_interval_s=0.2)
     Stranger.__handlers__.setdefault("grows", family.grows)
@@ -268,7 +268,7 @@ def test_a_parent_wakes_although_the_childs_worker_has_never_heard_of_its_queue(
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_parent_that_dies_before_or_after_its_childs_checkpoint_has_one_child(home, worker_process, moment):
+def test_parent_killed_around_its_spawn_checkpoint_has_one_child(home, worker_process, moment):
     url = url_of(home.engine)
     arguments = ("--queue", "parents", "--queue", "children")
     parent = home.spawn(family.bereaved.call())

@@ -20,9 +20,9 @@ from sqlalchemy.orm import Session
 
 from sa_durable.services import maintenance
 from tests.children import read_line
-from tests.runtime.bookkeeping import VARIANTS
+from tests.runtime.audit_app import HANDLERS, Entry, LedgerTask, abook, book, close_books
 from tests.runtime.conftest import ROOT, Shop
-from tests.runtime.ledger import HANDLERS, Entry, LedgerTask, abook, book, close_books
+from tests.runtime.transaction_helpers import VARIANTS
 
 KILLS = int(os.environ.get("SA_DURABLE_KILLS", "0"))
 
@@ -91,7 +91,7 @@ def test_rows_are_written_exactly_once_wherever_the_process_is_killed(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("handler", [book, abook])
-def test_a_batch_that_dies_before_its_flush_runs_again_and_writes_nothing_twice(books, ledger_url, handler):
+def test_batch_killed_before_its_flush_reruns_and_writes_once(books, ledger_url, handler):
     spawned = [books.spawn(handler.call("flushing")) for _ in range(30)]
     books.spawn(close_books.call())
     kills, lost = 0, 0

@@ -21,9 +21,7 @@ REAL = ("--lease", "5")
 
 # B30
 @pytest.mark.parametrize("name", ["blocks", "computes", "plain_computes"])
-def test_a_handler_that_keeps_the_loop_or_the_interpreter_busy_keeps_its_lease(
-    worker_process, engine, shop, name
-):
+def test_handler_that_blocks_loop_or_interpreter_keeps_its_lease(worker_process, engine, shop, name):
     worker_process(*REAL)
     with working(engine, sweep_interval=timedelta(seconds=0.1)) as sweeper:
         sweeper._parts.claimer.thread.stop()  # it only sweeps
@@ -35,9 +33,7 @@ def test_a_handler_that_keeps_the_loop_or_the_interpreter_busy_keeps_its_lease(
 
 
 # B30
-def test_a_handler_that_holds_the_gil_past_its_lease_is_run_again_and_its_late_writes_are_rejected(
-    worker_process, engine, shop, tmp_path
-):
+def test_handler_that_holds_the_gil_past_its_lease_is_fenced(worker_process, engine, shop, tmp_path):
     os.mkfifo(pipe := tmp_path / "pipe")
     task = shop.spawn(app.holds_gil.call(pipe=str(pipe)))
     process = worker_process(*REAL, "--worker-id", "frozen")
@@ -76,7 +72,7 @@ def test_a_killed_workers_task_runs_elsewhere_after_lease_and_sweep(
 
 
 # B8
-def test_a_plain_handler_learns_at_its_next_step_that_its_lease_was_lost(engine, shop):
+def test_sync_handler_learns_of_a_lost_lease_at_its_next_step(engine, shop):
     task = shop.spawn(app.waits_then_steps.call())
     with working(engine):
         wait_until(lambda: app.calls["inside"])
@@ -88,7 +84,7 @@ def test_a_plain_handler_learns_at_its_next_step_that_its_lease_was_lost(engine,
     assert (shop.task(task).state, shop.task(task).token) == ("running", 50)
 
 
-def test_an_async_handler_is_ended_when_its_lease_cannot_be_extended_in_time(engine, shop):
+def test_async_handler_ends_when_its_lease_cannot_be_extended(engine, shop):
     task = shop.spawn(app.aswallows.call())
     with working(engine, lease=timedelta(seconds=1), sweep_interval=timedelta(hours=1)) as worker:
         wait_until(lambda: app.calls["aswallows"])

@@ -33,7 +33,7 @@ async def fact(check, *args) -> None:
     await asyncio.to_thread(wait_until, lambda: check(*args))
 
 
-def test_the_end_of_a_lifespan_lets_handlers_finish_and_leaves_signals_and_the_loop_alone(engine, shop):
+def test_lifespan_end_lets_handlers_finish_and_leaves_signals_alone(engine, shop):
     caught = signal.getsignal(signal.SIGTERM)
 
     async def main() -> None:
@@ -92,7 +92,7 @@ print("ended")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_plain_script_runs_until_it_is_told_to_stop(engine, shop, number):
+def test_script_runs_until_it_is_stopped(engine, shop, number):
     task = shop.spawn(app.triple.call(number=2))
     script = [sys.executable, "-c", SCRIPT, url_of(engine)]
     with subprocess.Popen(script, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from sa_durable.runtime import Worker
 from tests.proxy import Link, Proxy
-from tests.runtime import ledger
-from tests.runtime.bookkeeping import VARIANTS
+from tests.runtime import audit_app
+from tests.runtime.audit_app import HANDLERS, Entry, LedgerTask
 from tests.runtime.conftest import Shop, working
-from tests.runtime.ledger import HANDLERS, Entry, LedgerTask
+from tests.runtime.transaction_helpers import VARIANTS
 from tests.waiting import wait_until
 
 every_variant = pytest.mark.parametrize(("variant", "driver"), VARIANTS)
@@ -82,7 +82,7 @@ def check_books(books: Shop, task_id: object, tries: int) -> None:
         entries = [(entry.id, entry.attempt) for entry in session.scalars(select(Entry))]
     task = books.task(task_id)
     assert (task.state, task.attempt, books.runs(task_id)) == ("completed", 1, [])
-    assert entries == [(task.result["entry"], 1)] and len(ledger.tries) == tries
+    assert entries == [(task.result["entry"], 1)] and len(audit_app.tries) == tries
 
 
 @every_variant
@@ -110,7 +110,7 @@ def test_a_commit_that_is_still_on_its_way_is_waited_for(books, variant, driver,
     with through(books, driver, commit), books.engine.connect() as connection:
         watching = connection.execution_options(isolation_level="AUTOCOMMIT")
         wait_until(lambda: watching.scalar(waiting), what="somebody who waits for the first try")
-        assert len(ledger.tries) == 1 and books.task(task).state == "running"
+        assert len(audit_app.tries) == 1 and books.task(task).state == "running"
         commit.let_go.set()
         books.ended(task)
     check_books(books, task, tries=1 if arrives else 2)
@@ -124,11 +124,11 @@ def test_a_commit_that_hangs_costs_no_more_than_the_lease(books, variant, driver
     task = books.spawn(HANDLERS[variant][0].call(""))
     options = {"lease": timedelta(seconds=6), "sweep_interval": timedelta(seconds=0.1), "concurrency": 1}
     with through(books, driver, commit, **options) as worker:
-        wait_until(lambda: ledger.tries and not len(worker._parts.active), what="the run to be given up")
+        wait_until(lambda: audit_app.tries and not len(worker._parts.active), what="the run to be given up")
         assert (
             books.ended(books.spawn(HANDLERS[variant][0].call(""))).state == "completed"
         )  # in the same slot
-        assert books.task(task).state == "running" and ledger.tries.count(task) == 1
+        assert books.task(task).state == "running" and audit_app.tries.count(task) == 1
         commit.let_go.set()
         books.ended(task)
-    assert ledger.tries.count(task) == 1 and books.task(task).state == "completed"
+    assert audit_app.tries.count(task) == 1 and books.task(task).state == "completed"

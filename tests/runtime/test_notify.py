@@ -102,7 +102,7 @@ def test_an_idle_worker_stays_reachable_task_after_task(engine, shop):
             assert shop.ended(shop.spawn(app.double.call(number=number))).result == 2 * number
 
 
-def test_of_two_idle_workers_each_is_told_of_its_own_queues(engine, shop):
+def test_two_idle_workers_are_notified_of_their_own_queues(engine, shop):
     with idle(engine, WorkTask) as one, idle(engine, OtherTask) as other:
         assert shop.ended(shop.spawn(app.other.call()), model=OtherTask).state == "completed"
         # Until: it may have found that by the look that follows its asking.
@@ -113,7 +113,7 @@ def test_of_two_idle_workers_each_is_told_of_its_own_queues(engine, shop):
         assert other._parts.listener.received == 1
 
 
-def test_an_event_wakes_who_awaits_it_at_once(home):
+def test_event_wakes_its_waiter_at_once(home):
     with idle(home.engine, ParentTask):
         task = home.spawn(family.plain_awaits.call(name="paid"))
         home.state_is(task, "sleeping")
@@ -122,13 +122,13 @@ def test_an_event_wakes_who_awaits_it_at_once(home):
         assert home.ended(task).result == 7
 
 
-def test_a_parent_and_its_child_start_and_go_on_at_once_in_workers_of_their_own(home):
+def test_parent_and_child_in_different_workers_start_at_once(home):
     with idle(home.engine, ParentTask), idle(home.engine, ChildTask):
         parent = home.spawn(family.plain_joins.call(kind="grows"))
         assert home.ended(parent).state == "completed"
 
 
-def test_what_a_worker_gives_back_or_wakes_and_has_no_room_for_another_one_starts_at_once(engine, shop):
+def test_another_worker_starts_tasks_that_exceed_a_workers_capacity(engine, shop):
     full = {
         "concurrency": 1,
         "prefetch": 0,
@@ -162,7 +162,7 @@ def test_a_task_that_is_retried_starts_at_once(engine, shop, as_new):
         )
 
 
-def test_a_worker_that_others_called_off_for_asks_again_once_it_has_missed_something(engine, shop):
+def test_worker_reenables_notifications_that_others_disabled(engine, shop):
     tuning = Tuning(retry_notify_after_s=0.0)
     with idle(engine, poll_interval=timedelta(milliseconds=100), _tuning=tuning):
         with engine.begin() as connection:
@@ -177,7 +177,7 @@ def ear(engine: Engine) -> Iterator[Ear]:
         yield ear
 
 
-def test_without_notify_nobody_notifies_nobody_listens_and_tasks_are_found_by_polling(engine, shop, ear):
+def test_notify_false_neither_notifies_nor_listens_but_polls(engine, shop, ear):
     with working(engine, notify=False):
         for number in range(3):
             shop.ended(shop.spawn(app.double.call(number=number)))
@@ -186,7 +186,7 @@ def test_without_notify_nobody_notifies_nobody_listens_and_tasks_are_found_by_po
     assert ear.payloads() == [] and asked(engine) == set()
 
 
-def test_a_worker_without_room_calls_notifications_off_until_it_is_idle_again(engine, shop, ear):
+def test_worker_without_capacity_disables_notifications_until_idle(engine, shop, ear):
     with idle(engine, concurrency=1, prefetch=0):
         first = shop.spawn(app.waits.call(label="first"))
         wait_until(lambda: asked(engine) == set(), timeout=30)  # not by itself, which takes a minute
@@ -214,7 +214,7 @@ def test_a_listener_whose_backend_is_killed_listens_again_and_says_so_once(engin
     assert len(said) == 2 and "notifications lost" in said[0]
 
 
-def test_what_was_spawned_while_nobody_listened_is_found_when_somebody_does_again(engine, shop):
+def test_tasks_spawned_between_two_listeners_are_found(engine, shop):
     # It doesn't connect again until the test says so.
     tuning = Tuning(first_reconnect_pause_s=1200.0, longest_reconnect_pause_s=1200.0)
     with idle(engine, _tuning=tuning) as worker:
@@ -241,9 +241,7 @@ def listening_through_proxy(engine, runtime_url, tuning, poll_ms):
 
 # C5
 @pytest.mark.parametrize("how", ["half-open", "cut"])
-def test_while_the_listeners_connection_is_broken_tasks_are_polled_and_then_it_listens_again(
-    engine, shop, runtime_url, caplog, how
-):
+def test_broken_listener_polls_and_then_listens_again(engine, shop, runtime_url, caplog, how):
     caplog.set_level(logging.INFO, "sa_durable.worker")
     tuning = Tuning(echo_timeout_s=0.5, renew_notify_after_s=0.5)
     with listening_through_proxy(engine, runtime_url, tuning, poll_ms=300) as (worker, through):

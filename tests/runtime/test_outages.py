@@ -65,9 +65,7 @@ def outage(server, engine: Engine, seconds: float) -> None:
     engine.dispose()  # the test's own connections; the worker's are its own to mend
 
 
-def test_what_a_worker_has_in_hand_goes_on_after_an_outage_and_few_lines_and_tries_are_made_of_it(
-    server, engine, shop, connects, caplog
-):
+def test_held_tasks_go_on_after_an_outage_with_few_log_lines(server, engine, shop, connects, caplog):
     held = [shop.spawn(app.waits_then_steps.call()) for _ in range(3)]
     caplog.set_level(logging.INFO, "sa_durable.worker")
     with working(engine, concurrency=4, lease=timedelta(seconds=max(60, 2 * OUTAGE))):
@@ -98,9 +96,7 @@ def test_what_a_worker_has_in_hand_goes_on_after_an_outage_and_few_lines_and_tri
     print(f"{duration:.1f} s away: {tries} tries to connect, {lines} log lines, {busy:.2f} s of processor")
 
 
-def test_an_outage_longer_than_the_lease_hands_tasks_on_and_nothing_of_the_first_attempt_is_stored(
-    server, engine, shop, quick_beats
-):
+def test_outage_longer_than_the_lease_reruns_the_held_tasks(server, engine, shop, quick_beats):
     lease = timedelta(seconds=4)
     task = shop.spawn(app.waits_then_steps.call())
     with working(engine, lease=lease, sweep_interval=timedelta(milliseconds=200), _tuning=quick_beats):
@@ -119,7 +115,7 @@ def test_an_outage_longer_than_the_lease_hands_tasks_on_and_nothing_of_the_first
 
 @pytest.mark.direct(reason="LISTEN")
 @pytest.mark.parametrize("kind", ["psycopg", "psycopg async", "asyncpg"])
-def test_who_waits_for_a_task_outlives_an_outage(server, engine, shop, kind):
+def test_wait_for_outlives_an_outage(server, engine, shop, kind):
     task = shop.spawn(app.double.call(number=4))
 
     def wait():

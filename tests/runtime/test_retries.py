@@ -26,7 +26,7 @@ def runs(engine, task):
         return [(run.attempt, run.state.value) for run in Durable(session).runs(WorkTask, task)]
 
 
-def test_a_failed_task_goes_on_behind_its_checkpoints_and_a_new_one_starts_over(engine, shop):
+def test_retried_task_keeps_its_checkpoints_and_a_new_one_starts_over(engine, shop):
     task = shop.spawn(app.flaky.call(failures=2), max_attempts=2)
     with working(engine):
         assert shop.ended(task).state == "failed" and app.calls["pair"] == 1
@@ -40,7 +40,7 @@ def test_a_failed_task_goes_on_behind_its_checkpoints_and_a_new_one_starts_over(
     assert runs(engine, new.task_id) == [(1, "failed"), (2, "failed")]
 
 
-def test_a_task_whose_time_was_over_has_it_anew(engine, shop):
+def test_retry_restarts_an_expired_max_duration(engine, shop):
     task = shop.spawn(app.naps.call(seconds=3600), cancellation=Cancellation(max_duration=HOUR))
     with working(engine, sweep_interval=timedelta(seconds=0.05)):
         shop.state_is(task, "sleeping")
@@ -52,7 +52,7 @@ def test_a_task_whose_time_was_over_has_it_anew(engine, shop):
     assert app.calls == {"naps": 2, "first": 1}
 
 
-def test_a_worker_that_still_runs_a_cancelled_task_does_not_take_part_in_its_retry(engine, shop):
+def test_worker_of_a_cancelled_run_cannot_write_to_its_retry(engine, shop):
     task = shop.spawn(app.waits_then_steps.call())
     with working(engine, concurrency=2):
         wait_until(lambda: app.calls["inside"] == 1)

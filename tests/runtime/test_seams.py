@@ -22,10 +22,10 @@ from sa_durable.runtime.runs.active import ActiveRun, ActiveRuns
 from sa_durable.runtime.runs.registry import Registry
 from sa_durable.runtime.threads.wakeup import Wakeup
 from sa_durable.testing import task_factory
-from tests.runtime import ledger
+from tests.runtime import audit_app
 from tests.runtime.app import OtherTask, WorkTask
+from tests.runtime.audit_app import LedgerTask
 from tests.runtime.conftest import working
-from tests.runtime.ledger import LedgerTask
 
 
 def claimed(deadline: float = 0.0) -> ActiveRun:
@@ -33,7 +33,7 @@ def claimed(deadline: float = 0.0) -> ActiveRun:
     return ActiveRun(WorkTask, claim, deadline)
 
 
-def test_a_hint_that_comes_as_the_time_is_over_is_there_for_the_next_wait():
+def test_wakeup_set_at_the_timeout_is_kept_for_the_next_wait():
     wakeup = Wakeup()
 
     class Late(Event):
@@ -60,14 +60,14 @@ class Interrupted(ActiveRun):
     def finishing(self, _: bool) -> None: ...
 
 
-def test_a_run_that_is_cancelled_while_its_lease_is_judged_does_not_stop_the_judging():
+def test_run_cancelled_during_the_lease_check_does_not_stop_the_check():
     other, every = claimed(), ActiveRuns()
     every.add([run := Interrupted(WorkTask, claimed().claim, 0.0), other])
     every.end_overdue()  # raises nothing: its caller wouldn't call it again
     assert isinstance(run.signal, Cancelled) and isinstance(other.signal, LeaseLost)
 
 
-def test_what_ended_before_it_got_a_slot_is_forgotten_when_it_is_given_back(engine, shop):
+def test_run_that_ended_before_its_start_is_dropped_on_release(engine, shop):
     with working(engine) as worker:
         run = claimed(deadline=1e12)
         worker._parts.active.add([run])
@@ -76,7 +76,7 @@ def test_what_ended_before_it_got_a_slot_is_forgotten_when_it_is_given_back(engi
         assert run not in worker._parts.active.all()
 
 
-def test_a_sweeper_that_is_told_to_stop_leaves_the_rest_to_others(engine):
+def test_stopped_sweeper_leaves_the_rest_to_others(engine):
     with Session(engine) as session, session.begin():
         lost = task_factory(WorkTask, session)(name="plain", lease_expired=True).id
     database = Database(engine)
@@ -94,7 +94,7 @@ def test_a_sweeper_that_is_told_to_stop_leaves_the_rest_to_others(engine):
     database.close()
 
 
-def test_a_queue_whose_leases_cannot_be_extended_costs_other_queues_nothing(monkeypatch):
+def test_queue_with_failing_heartbeats_costs_other_queues_nothing(monkeypatch):
     every, extended = ActiveRuns(), []
     every.add(ActiveRun(model, claimed().claim, deadline=0.0) for model in (WorkTask, OtherTask))
 
@@ -110,7 +110,7 @@ def test_a_queue_whose_leases_cannot_be_extended_costs_other_queues_nothing(monk
     assert extended == [OtherTask]
 
 
-def test_a_step_beside_a_wait_is_not_waited_for_and_runs_again_when_the_task_has_woken(books, play):
+def test_step_gathered_with_a_wait_runs_again_after_waking(books, play):
     """As docs/guides/steps.md says, and what to do instead."""
     begun = []
 
@@ -124,7 +124,7 @@ def test_a_step_beside_a_wait_is_not_waited_for_and_runs_again_when_the_task_has
         return list(await asyncio.gather(ctx.step("slow", slow), ctx.await_event("paid")))
 
     play(plays)
-    task = books.spawn(ledger.afree.call())
+    task = books.spawn(audit_app.afree.call())
     with working(books.engine, LedgerTask):
         books.state_is(task, "sleeping")
         assert books.steps(task) == {}

@@ -74,7 +74,7 @@ def test_a_second_sigterm_gives_back_at_once(worker_process, shop):
 
 
 # B29
-def test_a_handler_that_blocks_the_loop_does_not_keep_the_worker_from_giving_back(worker_process, shop):
+def test_handler_that_blocks_the_loop_does_not_block_releasing(worker_process, shop):
     task = shop.spawn(app.blocks.call(seconds=600))
     process = worker_process("--shutdown-timeout", "0.5")
     wait_until(lambda: "begun" in shop.steps(task))
@@ -156,7 +156,7 @@ def test_nothing_of_the_workers_stays_connected(engine, shop):
         wait_until(lambda: connection.scalar(others) == 0)
 
 
-def test_without_a_module_a_queue_or_a_database_the_command_says_what_is_missing(runtime_url, monkeypatch):
+def test_command_says_which_argument_is_missing(runtime_url, monkeypatch):
     monkeypatch.delenv("SA_DURABLE_DATABASE_URL", raising=False)
     for arguments, url, said in (
         (["no.such_module"], None, "no module 'no.such_module'"),
@@ -177,7 +177,7 @@ def test_without_click_the_command_names_the_extra():
     assert done.returncode == 2 and 'pip install "sa-durable[cli]"' in done.stderr
 
 
-def test_a_command_that_leaves_a_handler_behind_loses_nothing_that_was_printed():
+def test_command_that_leaves_a_handler_behind_loses_no_output():
     script = """
 from importlib import import_module
 from threading import Event
@@ -196,7 +196,7 @@ command._exit_when_closed(SimpleNamespace(closed=closed))
     assert (done.returncode, done.stdout) == (0, "printed\n"), done.stderr
 
 
-def test_the_command_runs_the_queues_it_is_told_to(worker_process, shop):
+def test_command_runs_the_queues_it_is_given(worker_process, shop):
     ours, others = shop.spawn(app.double.call(number=2)), shop.spawn(app.other.call())
     process = worker_process("--queue", "other")
     assert shop.ended(others, model=app.OtherTask).result == "other.other"

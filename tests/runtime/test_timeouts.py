@@ -9,16 +9,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from sa_durable.runtime.runs.stack import format_current_stack
-from tests.runtime import verbs_app as app
+from tests.runtime import context_app as app
 from tests.runtime.conftest import working
-from tests.runtime.verbs_app import Audit, VerbTask
+from tests.runtime.context_app import Audit, VerbTask
 from tests.waiting import wait_until
 
 WHAT = "attempt 1 exceeded its timeout of 0.4 s"
 
 
 @pytest.mark.parametrize("handler", [app.slow, app.aslow])
-def test_an_attempt_that_takes_too_long_has_failed_and_says_so_and_is_retried(verbs, handler):
+def test_attempt_that_takes_too_long_fails_and_is_retried(verbs, handler):
     task_id = verbs.spawn(handler.call())
     with working(verbs.engine, VerbTask):
         first, *_ = wait_until(lambda: verbs.runs(task_id))
@@ -40,7 +40,7 @@ WAITS = {"gate.wait(120)", "await asyncio.to_thread(gate.wait, 120)"}
     "handler",
     [app.stays, app.astays, app.stays_transactional, app.astays_transactional, app.stays_on_the_loop],
 )
-def test_where_a_handler_is_can_be_told_from_it_on(verbs, handler):
+def test_stack_of_a_handler_starts_at_the_handler(verbs, handler):
     verbs.spawn(handler.call())
     with working(verbs.engine, VerbTask) as worker:
 
@@ -63,7 +63,7 @@ def ended_after_timeout(verbs, task_id):
 
 
 @pytest.mark.parametrize("handler", [app.slow, app.aslow])
-def test_a_handler_whose_time_is_over_writes_nothing_more_and_each_call_says_why(verbs, handler):
+def test_timed_out_handler_writes_nothing_more_and_each_call_says_why(verbs, handler):
     """B28"""
     task_id = verbs.spawn(handler.call())
     with working(verbs.engine, VerbTask):
@@ -73,7 +73,7 @@ def test_a_handler_whose_time_is_over_writes_nothing_more_and_each_call_says_why
     assert verbs.steps(task_id) == {} and task.result != "attempt 1"
 
 
-def test_a_plain_handler_keeps_its_slot_until_it_returns(verbs):
+def test_sync_handler_keeps_its_slot_until_it_returns(verbs):
     slow = verbs.spawn(app.slow.call())
     with working(verbs.engine, VerbTask, concurrency=1, prefetch=0):
         wait_until(lambda: verbs.runs(slow))

@@ -15,9 +15,9 @@ from sqlalchemy import NullPool
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from tests.runtime import ledger
-from tests.runtime.bookkeeping import asyncpg, count, ended
-from tests.runtime.ledger import LedgerTask
+from tests.runtime import audit_app
+from tests.runtime.audit_app import LedgerTask
+from tests.runtime.transaction_helpers import asyncpg, count, ended
 
 HOUR = timedelta(hours=1)
 
@@ -30,7 +30,7 @@ class Receipt:
 
 class Desk:
     def book(self, session: Session, task_id: UUID, *, total: Decimal) -> Receipt:
-        return Receipt(ledger.write(session, task_id, 1, ""), total)
+        return Receipt(audit_app.write(session, task_id, 1, ""), total)
 
     async def abook(self, session: AsyncSession, task_id: UUID, *, total: Decimal) -> Receipt:
         return await session.run_sync(self.book, task_id, total=total)
@@ -48,7 +48,7 @@ class AsyncDesk(Desk):
 
 
 def receipt(session: Session, task_id: UUID, total: Decimal) -> Any:
-    return Receipt(ledger.write(session, task_id, 1, ""), total)
+    return Receipt(audit_app.write(session, task_id, 1, ""), total)
 
 
 def different(receipts: list[Any], attempt: int, total: Decimal) -> int:
@@ -59,7 +59,7 @@ def different(receipts: list[Any], attempt: int, total: Decimal) -> int:
     return len({receipt.entry for receipt in receipts})
 
 
-def test_every_kind_of_function_gets_a_session_and_its_arguments_and_its_value_is_typed(books, play):
+def test_every_kind_of_function_gets_session_and_arguments(books, play):
     seen = []
 
     def plays(ctx: Any) -> int:
@@ -74,12 +74,12 @@ def test_every_kind_of_function_gets_a_session_and_its_arguments_and_its_value_i
         return different(receipts, ctx.attempt, total)
 
     play(plays)
-    assert ended(books, ledger.free).result == 4
+    assert ended(books, audit_app.free).result == 4
     assert count(books) == 4 and seen[0] == seen[1]
 
 
 @asyncpg
-def test_an_async_handler_takes_async_functions_and_plain_ones(books, play, driver):
+def test_async_handler_takes_sync_and_async_functions(books, play, driver):
     seen = []
 
     async def plays(ctx: Any) -> int:
@@ -98,7 +98,7 @@ def test_an_async_handler_takes_async_functions_and_plain_ones(books, play, driv
 
     play(plays)
     source = create_async_engine(books.engine.url.set(drivername=driver), poolclass=NullPool)
-    assert ended(books, ledger.afree, source=source).result == 5
+    assert ended(books, audit_app.afree, source=source).result == 5
     assert count(books) == 5 and seen[0] == seen[1]
 
 
@@ -106,7 +106,7 @@ def test_transactions_of_one_async_handler_run_at_the_same_time(books, play):
     both = asyncio.Event()
 
     async def book(session: AsyncSession, ctx: Any, number: int) -> int:
-        await session.run_sync(ledger.write, ctx.task_id, number, "")
+        await session.run_sync(audit_app.write, ctx.task_id, number, "")
         if number == 1:
             both.set()
         await both.wait()
@@ -116,13 +116,13 @@ def test_transactions_of_one_async_handler_run_at_the_same_time(books, play):
         return list(await asyncio.gather(*(ctx.transaction(f"t{n}", book, ctx, n) for n in range(2))))
 
     play(plays)
-    assert ended(books, ledger.afree).result == [0, 1] and count(books) == 2
+    assert ended(books, audit_app.afree).result == [0, 1] and count(books) == 2
 
 
-@pytest.mark.parametrize("handler", [ledger.free, ledger.afree])
-def test_an_async_function_where_a_plain_session_is_given_is_refused(books, play, handler):
+@pytest.mark.parametrize("handler", [audit_app.free, audit_app.afree])
+def test_async_function_with_a_sync_session_is_refused(books, play, handler):
     def plays(ctx: Any) -> Any:
-        return ctx.transaction("t", lambda session: ledger.awrite(session, ctx.task_id, 1, ""))
+        return ctx.transaction("t", lambda session: audit_app.awrite(session, ctx.task_id, 1, ""))
 
     play(plays)
     failed = ended(books, handler)
@@ -135,27 +135,27 @@ def test_an_async_function_where_a_plain_session_is_given_is_refused(books, play
 VERBS = {
     "step": lambda ctx: ctx.step("inner", int),
     "transaction": lambda ctx: ctx.transaction("inner", lambda _: 1),
-    "sleep": lambda ctx: ctx.sleep_for(ledger.NOW.delay),
+    "sleep": lambda ctx: ctx.sleep_for(audit_app.NOW.delay),
     "event": lambda ctx: ctx.await_event("paid"),
 }
 BESIDE = {
     "emit": lambda ctx: ctx.emit_event("paid"),
-    "spawn": lambda ctx: ctx.spawn(ledger.book.call("")),
+    "spawn": lambda ctx: ctx.spawn(audit_app.book.call("")),
 }
 
 
 @pytest.mark.parametrize("verb", [*VERBS, *BESIDE])
-@pytest.mark.parametrize("handler", [ledger.free, ledger.afree])
-def test_verbs_are_refused_in_a_transactions_function(books, play, handler, verb):
+@pytest.mark.parametrize("handler", [audit_app.free, audit_app.afree])
+def test_durable_operations_are_refused_in_a_transactions_function(books, play, handler, verb):
     call = {**VERBS, **BESIDE}[verb]
 
     def plays(ctx: Any) -> Any:
         def plain(session: Session) -> None:
-            ledger.write(session, ctx.task_id, 1, "")
+            audit_app.write(session, ctx.task_id, 1, "")
             call(ctx)
 
         async def asynchronous(session: AsyncSession) -> None:
-            await session.run_sync(ledger.write, ctx.task_id, 1, "")
+            await session.run_sync(audit_app.write, ctx.task_id, 1, "")
             await call(ctx)
 
         return ctx.transaction("outer", asynchronous if handler.is_async else plain)
@@ -168,7 +168,7 @@ def test_verbs_are_refused_in_a_transactions_function(books, play, handler, verb
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("handler", [ledger.free_whole, ledger.afree_whole])
+@pytest.mark.parametrize("handler", [audit_app.free_whole, audit_app.afree_whole])
 def test_a_transactional_handler_has_no_steps(books, play, handler, verb):
     play(VERBS[verb])
     failed = ended(books, handler)
@@ -176,29 +176,29 @@ def test_a_transactional_handler_has_no_steps(books, play, handler, verb):
     assert "a transactional handler can only use" in failed.error["message"]
 
 
-@pytest.mark.parametrize("handler", [ledger.free, ledger.afree])
+@pytest.mark.parametrize("handler", [audit_app.free, audit_app.afree])
 def test_other_handlers_have_no_session(books, play, handler):
     play(lambda ctx: ctx.session)
     assert "ctx.transaction(name, fn)" in ended(books, handler).error["message"]
 
 
-@pytest.mark.parametrize("handler", [ledger.free_whole, ledger.afree_whole])
+@pytest.mark.parametrize("handler", [audit_app.free_whole, audit_app.afree_whole])
 def test_what_a_transactional_handler_spawns_and_emits_is_part_of_it(books, play, handler):
     def check(ctx: Any) -> None:
         if ctx.attempt == 1:
             raise ValueError("and all of it is gone")
 
     def plain(ctx: Any) -> str:
-        child = ctx.spawn(ledger.close_books.call(), delay=HOUR)
+        child = ctx.spawn(audit_app.close_books.call(), delay=HOUR)
         ctx.emit_event("booked", 7)
-        ledger.write(ctx.session, ctx.task_id, 1, "")
+        audit_app.write(ctx.session, ctx.task_id, 1, "")
         check(ctx)
         return str(child.task_id)
 
     async def asynchronous(ctx: Any) -> str:
-        child = await ctx.spawn(ledger.close_books.call(), delay=HOUR)
+        child = await ctx.spawn(audit_app.close_books.call(), delay=HOUR)
         await ctx.emit_event("booked", 7)
-        await ledger.awrite(ctx.session, ctx.task_id, 1, "")
+        await audit_app.awrite(ctx.session, ctx.task_id, 1, "")
         check(ctx)
         return str(child.task_id)
 

@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from tests.databases import url_of
 from tests.proxy import Link, Proxy
-from tests.runtime import ledger
-from tests.runtime.bookkeeping import asyncpg, count, ended
-from tests.runtime.ledger import Entry
+from tests.runtime import audit_app
+from tests.runtime.audit_app import Entry
+from tests.runtime.transaction_helpers import asyncpg, count, ended
 
 
 @pytest.mark.parametrize("make", ["url", "engine", "psycopg async", "asyncpg"])
@@ -31,16 +31,16 @@ def test_without_factories_sessions_are_on_the_workers_engine(books, play, make)
     }[make]()
 
     async def plays(ctx: Any) -> None:
-        await ctx.transaction("async", ledger.awrite, ctx.task_id, 1, "")
-        await ctx.transaction("plain", ledger.write, ctx.task_id, 1, "")
+        await ctx.transaction("async", audit_app.awrite, ctx.task_id, 1, "")
+        await ctx.transaction("plain", audit_app.write, ctx.task_id, 1, "")
 
     play(plays)
-    assert ended(books, ledger.afree, source=source).state == "completed" and count(books) == 2
+    assert ended(books, audit_app.afree, source=source).state == "completed" and count(books) == 2
 
 
 @pytest.mark.direct(reason="PgBouncer takes no `options` of a connection")
 @pytest.mark.parametrize("given", ["engine", "async engine"])
-def test_what_the_application_made_its_engine_with_counts_for_every_connection(books, play, given):
+def test_engine_arguments_apply_to_every_connection(books, play, given):
     make: Any = create_engine if given == "engine" else create_async_engine
     source = make(
         books.engine.url,
@@ -68,19 +68,19 @@ def test_what_the_application_made_its_engine_with_counts_for_every_connection(b
             seen.append(tuple(session.execute(show).one()))
 
     play(plays)
-    assert ended(books, ledger.afree, source=source).state == "completed"
+    assert ended(books, audit_app.afree, source=source).state == "completed"
     assert seen == [("the shop", "7MB", "open"), ("the shop", "7MB")]
 
 
-def test_an_engine_that_only_its_creator_can_connect_is_refused_where_it_does_not_work(books, play):
+def test_engine_with_a_creator_is_refused_where_it_cannot_work(books, play):
     def creator() -> Any:
         return psycopg.connect(url_of(books.engine).replace("+psycopg", ""))
 
     async def plays(ctx: Any) -> None:
-        await ctx.transaction("async", ledger.awrite, ctx.task_id, 1, "")
+        await ctx.transaction("async", audit_app.awrite, ctx.task_id, 1, "")
 
     play(plays)
-    failed = ended(books, ledger.afree, source=create_engine("postgresql+psycopg://", creator=creator))
+    failed = ended(books, audit_app.afree, source=create_engine("postgresql+psycopg://", creator=creator))
     assert (failed.state, failed.attempt, failed.error["type"]) == ("failed", 1, "DeclarationError")
     assert "async_session_factory" in failed.error["message"]
 
@@ -119,14 +119,14 @@ def test_sessions_come_from_the_applications_factories(books, play, scoped):
 
     play(plays)
     Audited.commits = 0
-    done = ended(books, ledger.afree, session_factory=plain, async_session_factory=asynchronous)
+    done = ended(books, audit_app.afree, session_factory=plain, async_session_factory=asynchronous)
     assert (done.state, Audited.commits, count(books)) == ("completed", 4, 4)
     engine.dispose()
 
 
 @asyncpg
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("handler", [ledger.free, ledger.afree_whole])
+@pytest.mark.parametrize("handler", [audit_app.free, audit_app.afree_whole])
 def test_a_connection_that_cannot_be_made_yet_burns_no_attempt(books, play, handler, driver):
     refused = []
 
@@ -138,8 +138,8 @@ def test_a_connection_that_cannot_be_made_yet_burns_no_attempt(books, play, hand
 
     def plays(ctx: Any) -> Any:
         if handler.is_async:
-            return ledger.awrite(ctx.session, ctx.task_id, 1, "")
-        return ctx.transaction("book", ledger.write, ctx.task_id, 1, "")
+            return audit_app.awrite(ctx.session, ctx.task_id, 1, "")
+        return ctx.transaction("book", audit_app.write, ctx.task_id, 1, "")
 
     play(plays)
     with Proxy(books.engine.url, refuse) as proxy:

@@ -10,9 +10,18 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from tests.runtime import ledger
-from tests.runtime.bookkeeping import all_tasks, at_work, do_once, enter, entries, every_door, once, two_doors
-from tests.runtime.ledger import Entry, LedgerTask
+from tests.runtime import audit_app
+from tests.runtime.audit_app import Entry, LedgerTask
+from tests.runtime.transaction_helpers import (
+    all_tasks,
+    at_work,
+    do_once,
+    enter,
+    entries,
+    every_door,
+    once,
+    two_clients,
+)
 
 
 @every_door
@@ -33,14 +42,14 @@ def test_rows_and_value_are_stored_together(books, script, handler, driver):
 
 
 @every_door
-def test_an_exception_takes_all_of_it_back_and_the_next_attempt_starts_anew(books, script, handler, driver):
+def test_exception_rolls_everything_back_and_the_next_attempt_restarts(books, script, handler, driver):
     def work(session: Session) -> None:
         enter(session)
-        Durable(session).spawn(ledger.book.call(""), delay=timedelta(days=1))
+        Durable(session).spawn(audit_app.book.call(""), delay=timedelta(days=1))
         Durable(session).emit_event(LedgerTask, "booked")
         session.flush()
-        ledger.tries.append(None)
-        if len(ledger.tries) == 1:
+        audit_app.tries.append(None)
+        if len(audit_app.tries) == 1:
             raise ValueError("the first time")
 
     script(work)
@@ -82,10 +91,8 @@ def test_the_application_cannot_commit_half_of_it(books, script, handler, driver
     assert "commits when the function returns" in failed.error["message"] and entries(books) == []
 
 
-@two_doors
-def test_a_swallowed_commit_changes_nothing_and_savepoints_are_the_applications_own(
-    books, script, handler, driver
-):
+@two_clients
+def test_swallowed_commit_changes_nothing_and_savepoints_work(books, script, handler, driver):
     def work(session: Session) -> None:
         with session.begin_nested():
             enter(session, 1)
@@ -96,14 +103,14 @@ def test_a_swallowed_commit_changes_nothing_and_savepoints_are_the_applications_
             with pytest.raises(TypeError, match="must not be committed"):
                 commit()
         assert entries(books) == []
-        ledger.tries.append(None)
+        audit_app.tries.append(None)
 
     script(work)
     do_once(books, handler, driver)
-    assert len(ledger.tries) == 1
+    assert len(audit_app.tries) == 1
 
 
-@two_doors
+@two_clients
 def test_an_error_of_the_database_that_was_swallowed_commits_nothing(books, script, handler, driver):
     def work(session: Session) -> None:
         enter(session)
@@ -121,7 +128,7 @@ def test_an_error_of_the_database_that_was_swallowed_commits_nothing(books, scri
 @pytest.mark.direct(reason="asyncpg in AUTOCOMMIT prepares on one connection and executes on another")
 def test_an_engine_without_transactions_is_refused(books, script):
     script(lambda session: enter(session).attempt)
-    tasks = [books.spawn(handler.call()) for handler in (ledger.scripted, ledger.ascripted_whole)]
+    tasks = [books.spawn(handler.call()) for handler in (audit_app.scripted, audit_app.ascripted_whole)]
     with at_work(books, "postgresql+asyncpg", isolation="AUTOCOMMIT"):
         failed = books.ended(*tasks)
     assert [task.error["type"] for task in failed] == 2 * ["DeclarationError"]

@@ -88,7 +88,7 @@ def test_a_task_that_fails_gives_its_error_and_a_cancelled_one_its_state(engine,
 
 @pytest.mark.direct(reason="LISTEN")
 @pytest.mark.parametrize("notify", [True, False])
-def test_the_end_is_notified_also_by_a_worker_that_nobody_notifies(engine, shop, wait, notify):
+def test_end_is_notified_by_a_worker_without_notifications(engine, shop, wait, notify):
     seldom = Tuning(first_result_pause_s=60.0, longest_result_pause_s=60.0)
     task = shop.spawn(app.double.call(number=1))
     waiting = in_thread(wait, WorkTask, task, _tuning=seldom)
@@ -98,9 +98,7 @@ def test_the_end_is_notified_also_by_a_worker_that_nobody_notifies(engine, shop,
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
-def test_where_nobody_can_listen_the_end_is_seen_by_polling_and_nobody_is_told_to_notify(
-    engine, shop, runtime_url, kind
-):
+def test_end_is_seen_by_polling_where_listening_is_impossible(engine, shop, runtime_url, kind):
     task = shop.spawn(app.double.call(number=1))
 
     def wait() -> object:
@@ -133,7 +131,7 @@ def test_without_any_notification_the_end_is_seen_by_polling(engine, shop, wait,
         assert waiting.result(60).value == 2
 
 
-def test_a_wait_that_times_out_says_how_the_task_stands_and_the_task_goes_on(engine, shop, wait):
+def test_timed_out_wait_reports_the_state_and_the_task_goes_on(engine, shop, wait):
     task = shop.spawn(app.double.call(number=1))
     for timeout in (timedelta(0), SHORT):
         with pytest.raises(TimedOut, match="still pending") as late:
@@ -150,7 +148,7 @@ def test_a_task_that_is_not_there_and_a_negative_timeout_are_refused(engine, wai
         wait(WorkTask, uuid4(), timeout=-SHORT)
 
 
-def test_a_task_that_somebody_has_locked_holds_up_nobody(engine, shop, wait):
+def test_locked_task_blocks_no_waiter(engine, shop, wait):
     task = shop.spawn(app.double.call(number=1))
     with Session(engine) as locks:
         locks.get(WorkTask, task, with_for_update=True)
@@ -176,7 +174,7 @@ def test_while_it_waits_the_pools_only_connection_is_free(engine, shop, runtime_
 
 
 @pytest.mark.direct(reason="LISTEN")
-def test_all_who_wait_through_an_engine_share_a_connection_and_the_last_one_closes_it(engine, shop):
+def test_waiters_of_one_engine_share_a_connection(engine, shop):
     tasks = [shop.spawn(app.double.call(number=n)) for n in range(5)]
     waiting = [in_thread(wait_for, engine, WorkTask, task, timeout=LONG) for task in tasks]
     # Until: a connection of the test before may still be closing.

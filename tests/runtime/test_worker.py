@@ -20,7 +20,7 @@ from tests.runtime.conftest import working
 from tests.waiting import wait_until
 
 
-def test_async_and_plain_handlers_of_two_queues_run_and_their_results_are_stored(engine, shop):
+def test_sync_and_async_handlers_of_two_queues_store_their_results(engine, shop):
     doubled, tripled = shop.spawn(app.double.call(number=4)), shop.spawn(app.triple.call(number=4))
     named = shop.spawn(app.other.call())
     with working(engine, WorkTask, OtherTask):
@@ -76,7 +76,7 @@ def test_what_cannot_work_is_refused_when_the_worker_is_made(engine):
 
 # B10, B11
 @pytest.mark.parametrize("handler", [app.flaky, app.aflaky])
-def test_a_finished_step_is_not_run_again_and_is_decoded_the_first_time_too(engine, shop, handler):
+def test_finished_step_never_runs_again_and_is_decoded_at_once(engine, shop, handler):
     task = shop.spawn(handler.call(failures=2))
     with working(engine):
         assert shop.ended(task).result == 3
@@ -170,7 +170,7 @@ def test_a_short_sleep_wakes_when_it_is_due_and_not_at_the_next_poll(engine, sho
 
 
 # B24
-def test_tasks_of_unknown_names_stay_unharmed_until_somebody_knows_them(engine, shop):
+def test_tasks_of_unknown_names_stay_until_a_worker_knows_them(engine, shop):
     task, known = shop.spawn(app.double.call(number=1)), shop.spawn(app.triple.call(number=1))
     handler = WorkTask.__handlers__.pop("double")
     try:
@@ -185,7 +185,7 @@ def test_tasks_of_unknown_names_stay_unharmed_until_somebody_knows_them(engine, 
 
 
 # B27
-def test_a_result_that_json_cannot_store_fails_the_task_at_once_and_says_so(engine, shop):
+def test_result_that_json_cannot_store_fails_the_task_at_once(engine, shop):
     task = shop.spawn(app.unstorable.call())
     with working(engine):
         failed = shop.ended(task)

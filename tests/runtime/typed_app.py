@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from sa_durable import AsyncTaskContext, TaskContext
 from tests.apps import Line
-from tests.runtime.verbs_app import VerbTask
+from tests.runtime.context_app import VerbTask
 
 
 class Address(BaseModel):

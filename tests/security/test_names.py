@@ -27,7 +27,7 @@ from sa_durable import (
 from sa_durable.testing import run_until_idle
 from tests.databases import throwaway, url_of
 from tests.security.app import Base, ChildTask, VaultTask, child, whole
-from tests.services.doors import DOORS, open_door
+from tests.services.clients import CLIENTS, open_client
 from tests.waiting import wait_until
 
 NASTY = [
@@ -55,10 +55,10 @@ def empty(vault: Engine):
 
 
 @pytest.mark.parametrize("nasty", NASTY)
-@pytest.mark.parametrize("kind", DOORS)
-def test_keys_names_headers_and_events_are_stored_as_they_are_and_found_again(vault, kind, nasty):
-    with open_door(kind, url_of(vault)) as door:
-        durable, session = door.durable, door.session
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_keys_names_headers_and_events_are_stored_as_given(vault, kind, nasty):
+    with open_client(kind, url_of(vault)) as client:
+        durable, session = client.durable, client.session
         bystander = durable.spawn(whole.call(name="bystander"))
         spawned = durable.spawn(
             VaultTask, nasty, {nasty: nasty}, idempotency_key=nasty, headers={nasty: nasty}
@@ -112,7 +112,7 @@ def test_handlers_steps_events_and_workers_can_have_such_names(vault, nasty):
 @pytest.mark.parametrize(
     "queue", [*NASTY, "Billing", "a-b", "a b", "a.b", "a" * 33, "", "1a", "tasks\n", None, 7]
 )
-def test_a_queues_name_which_is_part_of_tables_is_plain_or_refused(queue):
+def test_queue_name_is_a_plain_identifier_or_refused(queue):
     class Other(DeclarativeBase):
         pass
 
@@ -201,7 +201,7 @@ def settled(engine: Engine, task_id: UUID) -> bool:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_whatever_somebody_writes_into_a_row_the_worker_and_its_slots_survive(vault, row):
+def test_worker_survives_any_value_written_into_a_row(vault, row):
     values = {"name": "whole", "params": {"name": 7}, "max_attempts": 1, **ROWS[row]}
     ids = [uuid4() for _ in range(3)]
     with vault.begin() as connection:

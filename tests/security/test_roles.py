@@ -140,7 +140,7 @@ def test_only_the_owning_role_operates_queues(roles):
             assert operate(Durable(session)) is True
 
 
-def test_whoever_looks_needs_the_role_for_looking_and_no_more(roles):
+def test_reading_needs_the_view_role_only(roles):
     spawns(roles.admin)
     looks(roles.view)
 
@@ -291,7 +291,7 @@ def test_the_script_can_be_run_again_and_takes_back_what_was_in_excess(roles):
     ]
 
 
-def test_whoever_migrates_changes_tables_and_makes_new_ones_which_the_script_gives_to_the_others(roles):
+def test_migration_role_makes_tables_that_the_script_grants(roles):
     class Other(DeclarativeBase):
         pass
 
@@ -315,7 +315,7 @@ def test_whoever_migrates_changes_tables_and_makes_new_ones_which_the_script_giv
     assert denied(roles.migrate, select(Booking))
 
 
-def test_on_a_managed_server_whoever_owns_the_tables_and_may_create_roles_runs_it_the_first_time():
+def test_table_owner_with_createrole_runs_the_script_first():
     with postgres(environ={}) as server:
         admin = create_engine(server.url)
         owner = create_engine(admin.url.set(username="owner"))

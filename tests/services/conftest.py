@@ -7,7 +7,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
 from tests.databases import delete_all
-from tests.services.doors import DOORS, Door, open_door
+from tests.services.clients import CLIENTS, Client, open_client
 from tests.shop import Base
 
 
@@ -25,8 +25,8 @@ def scratch(shared_engine: Engine) -> Iterator[Session]:
         session.rollback()
 
 
-@pytest.fixture(params=DOORS)
-def door(request: pytest.FixtureRequest, engine: Engine, database_url: str) -> Iterator[Door]:
-    """Each driver and door in turn, on the shop's empty tables."""
-    with open_door(request.param, database_url) as door:
-        yield door
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest, engine: Engine, database_url: str) -> Iterator[Client]:
+    """Each driver and client in turn, on the shop's empty tables."""
+    with open_client(request.param, database_url) as client:
+        yield client

@@ -319,7 +319,7 @@ def uses(session: Session, work: Handler[Any, ..., Any], application: Applicatio
     assert all(task.runs == [] for task in session.scalars(select(queue)).unique())
 
 
-def test_of_two_queues_of_one_name_neither_takes_the_tasks_of_the_other_for_gone(server_url):
+def test_same_named_queues_do_not_mistake_each_others_tasks_for_deleted(server_url):
     """A run waits for a task of its own queue, or of the other: a look for ends that nobody could tell marks nothing until
     it has ended."""
     application = schema_of_the_model()
@@ -412,7 +412,7 @@ def test_a_tenant_can_be_chosen_on_the_sessions_connection(server_url):
             assert Durable(session).spawn(work.call(1), idempotency_key="k").created
 
 
-def test_the_schema_is_looked_at_once_per_database_table_and_schema(server_url):
+def test_schema_is_checked_once_per_database_table_and_schema(server_url):
     application = plain()
     with database(application, server_url) as engine:
         with statements(engine) as sent:

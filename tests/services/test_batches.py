@@ -11,8 +11,8 @@ from sqlalchemy import func, select
 
 from sa_durable import DuplicateTask, Durable, IdempotencyConflict, InvalidOptions, TaskState
 from sa_durable.services import insert_many
-from tests.services.moves import LIVES, live
 from tests.services.observed import statements
+from tests.services.state_changes import LIVES, live
 from tests.shop import BillingTask, Invoice, MailTask, Order, charge, refund, send_mail
 
 pytestmark = pytest.mark.service
@@ -320,7 +320,7 @@ def test_tasks_of_a_batch_go_into_relationships(scratch):
     assert ids == [s.task_id for s in batch]
 
 
-def test_what_repeats_a_key_of_the_batch_gets_what_the_calls_before_it_have_made_of_it(engine, session):
+def test_repeated_key_in_a_batch_sees_the_earlier_calls(engine, session):
     durable = Durable(session)
     calls = [
         keyed(1, "k"),

@@ -31,28 +31,28 @@ def waiting(engine):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_lost_connection_is_the_callers_to_see_at_the_first_statement(door, engine, waiting, verb):
-    door.durable.count_ready(BillingTask)  # connected, and the schema is known
-    pid = door.session.scalar(text("SELECT pg_backend_pid()"))
+def test_a_lost_connection_is_the_callers_to_see_at_the_first_statement(client, engine, waiting, verb):
+    client.durable.count_ready(BillingTask)  # connected, and the schema is known
+    pid = client.session.scalar(text("SELECT pg_backend_pid()"))
     with engine.begin() as other:
         assert other.scalar(text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": pid})
-    with statements(door.engine) as sent, pytest.raises(DBAPIError):
-        VERBS[verb](door.durable, waiting)
+    with statements(client.engine) as sent, pytest.raises(DBAPIError):
+        VERBS[verb](client.durable, waiting)
     assert len(sent) == 1
-    door.session.rollback()
-    VERBS[verb](door.durable, waiting)  # once the caller wants it
+    client.session.rollback()
+    VERBS[verb](client.durable, waiting)  # once the caller wants it
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_a_lost_race_is_the_callers_to_run_again(door, engine, level):
-    door.session.execute(text(f"SET TRANSACTION ISOLATION LEVEL {level}"))
-    door.session.execute(select(BillingTask.id))
+def test_a_lost_race_is_the_callers_to_run_again(client, engine, level):
+    client.session.execute(text(f"SET TRANSACTION ISOLATION LEVEL {level}"))
+    client.session.execute(select(BillingTask.id))
     with Session(engine) as other, other.begin():
         winner = Durable(other).spawn(charge.call(order_id=7), idempotency_key="k")
-    with statements(door.engine) as sent, pytest.raises(RetryTransaction):
-        door.durable.spawn(charge.call(order_id=7), idempotency_key="k")
+    with statements(client.engine) as sent, pytest.raises(RetryTransaction):
+        client.durable.spawn(charge.call(order_id=7), idempotency_key="k")
     assert [statement.startswith("INSERT") for statement in sent].count(True) == 1
     with pytest.raises(DBAPIError):  # nobody has rolled it back either
-        door.session.execute(text("SELECT 1"))
-    door.session.rollback()
-    assert door.durable.spawn(charge.call(order_id=7), idempotency_key="k").task_id == winner.task_id
+        client.session.execute(text("SELECT 1"))
+    client.session.rollback()
+    assert client.durable.spawn(charge.call(order_id=7), idempotency_key="k").task_id == winner.task_id

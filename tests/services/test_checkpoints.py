@@ -32,7 +32,7 @@ def test_a_save_whose_reply_was_lost_returns_the_first_value(engine):
 
 
 # B9
-def test_the_first_attempts_late_write_to_a_checkpoint_of_the_second_is_rejected(engine):
+def test_late_checkpoint_of_the_first_attempt_is_rejected(engine):
     [task] = spawn(engine, retry=Fixed())
     [first] = claim(engine, worker="A")
     expire(engine, [task])

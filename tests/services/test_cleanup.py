@@ -57,7 +57,7 @@ def left(engine: Engine, column: Any = MailTask.id) -> set[Any]:
 # What goes
 
 
-def test_ended_tasks_and_settled_events_of_that_age_go_and_their_keys_are_free(door, engine):
+def test_clean_up_deletes_old_tasks_and_events_and_frees_keys(client, engine):
     old = [over(engine, state=state, idempotency_key=state, hold="forever") for state in ENDS]
     young = {over(engine, age=HOUR, state=state) for state in ENDS}
     active = {made(engine, state=state) for state in ("pending", "running", "sleeping")}
@@ -65,23 +65,23 @@ def test_ended_tasks_and_settled_events_of_that_age_go_and_their_keys_are_free(d
     event(engine, "paid", too_late=True, settled_at=ago(2 * DAY))
     event(engine, "new", HOUR)
     event(engine, "open", settled=False, settled_at=None)
-    assert door.durable.find_by_key(MailTask, "failed").id == old[1]
-    assert door.durable.clean_up(MailTask, older_than=DAY) == CleanedUp(tasks=3, events=2)
-    door.session.commit()
+    assert client.durable.find_by_key(MailTask, "failed").id == old[1]
+    assert client.durable.clean_up(MailTask, older_than=DAY) == CleanedUp(tasks=3, events=2)
+    client.session.commit()
     assert left(engine) == young | active and left(engine, MailTask.Event.name) == {"new", "open"}
-    assert door.durable.find_by_key(MailTask, "failed") is None
-    assert door.durable.spawn(send_mail.call(to="x"), idempotency_key="failed").created
+    assert client.durable.find_by_key(MailTask, "failed") is None
+    assert client.durable.spawn(send_mail.call(to="x"), idempotency_key="failed").created
     with pytest.raises(TaskNotFound):
-        door.durable.result(MailTask, old[0])
-    assert door.durable.clean_up(MailTask, older_than=DAY) == CleanedUp(0, 0)
+        client.durable.result(MailTask, old[0])
+    assert client.durable.clean_up(MailTask, older_than=DAY) == CleanedUp(0, 0)
 
 
-def test_the_longest_ended_go_first_and_at_most_limit_of_them(door, engine):
+def test_the_longest_ended_go_first_and_at_most_limit_of_them(client, engine):
     tasks = [over(engine, n * DAY) for n in (2, 5, 3, 4)]
     for n in (2, 5, 3, 4):
         event(engine, str(n), n * DAY)
-    assert door.durable.clean_up(MailTask, older_than=DAY, limit=3) == CleanedUp(3, 3)
-    door.session.commit()
+    assert client.durable.clean_up(MailTask, older_than=DAY, limit=3) == CleanedUp(3, 3)
+    client.session.commit()
     assert left(engine) == {tasks[0]} and left(engine, MailTask.Event.name) == {"2"}
 
 
@@ -105,7 +105,7 @@ def test_other_queues_are_not_touched(engine):
     assert clean(engine) == CleanedUp(1, 0) and left(engine, BillingTask.id) == {other}
 
 
-def test_objects_of_the_session_are_gone_too(engine):
+def test_deleted_tasks_leave_the_session_too(engine):
     old = over(engine)
     with Session(engine) as session, session.begin():
         task = session.get(MailTask, old)
@@ -113,10 +113,10 @@ def test_objects_of_the_session_are_gone_too(engine):
         assert task not in session and session.get(MailTask, old) is None
 
 
-def test_what_cannot_work_is_refused(door):
+def test_what_cannot_work_is_refused(client):
     for wrong in ({"older_than": -DAY}, {"older_than": 3}, {"older_than": DAY, "limit": 0}):
         with pytest.raises(InvalidOptions):
-            door.durable.clean_up(MailTask, **wrong)
+            client.durable.clean_up(MailTask, **wrong)
 
 
 # What stays
@@ -161,7 +161,7 @@ def test_a_task_that_a_waiting_one_joins_stays(engine, model, met):
 
 
 @pytest.mark.parametrize("met", [False, True])
-def test_an_event_that_somebody_waits_for_stays(engine, met):
+def test_awaited_event_is_kept(engine, met):
     for name in ("waited for", "in another queue", "too late", "by nobody"):
         event(engine, name, dropped=name == "too late")
     with Session(engine) as session, session.begin():
@@ -195,7 +195,7 @@ def test_what_a_task_was_woken_for_stays_until_it_has_run(engine):
     assert clean(engine) == CleanedUp(1, 1)
 
 
-def test_a_task_that_the_applications_rows_refer_to_stays_and_the_others_go(engine):
+def test_task_referenced_by_application_rows_is_kept(engine):
     kept = made(engine, BillingTask, completed=True, finished_at=ago(3 * DAY))
     made(engine, BillingTask, completed=True, finished_at=ago(2 * DAY))
     with Session(engine) as session, session.begin():
@@ -206,7 +206,7 @@ def test_a_task_that_the_applications_rows_refer_to_stays_and_the_others_go(engi
     assert clean(engine, BillingTask).tasks == 1
 
 
-def test_what_somebody_has_locked_stays_and_nobody_waits(engine):
+def test_locked_rows_are_kept_and_not_waited_for(engine):
     locked, free = over(engine, 3 * DAY), over(engine)
     with Session(engine) as holder, holder.begin():
         holder.execute(select(MailTask.id).where(MailTask.id == locked).with_for_update(key_share=True))
@@ -226,7 +226,7 @@ def test_a_task_that_is_just_being_retried_stays(engine, session):
 
 
 @pytest.mark.pooled(connections=3, reason="who locks, who waits for that, who looks")
-def test_whoever_spawns_a_key_waits_for_its_holders_deletion(engine, session):
+def test_spawn_waits_for_the_deletion_of_its_keys_holder(engine, session):
     over(engine, idempotency_key="k", hold="forever")
     assert Durable(session).clean_up(MailTask, older_than=DAY).tasks == 1
     with Session(engine) as rival, rival.begin():

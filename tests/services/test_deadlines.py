@@ -13,7 +13,7 @@ from sa_durable import Cancellation, Cancelled, Durable, Fixed, InvalidOptions, 
 from sa_durable.policy import RetryAfter
 from sa_durable.services import checkpoints, claims, maintenance, runs
 from sa_durable.testing import queue_factory
-from tests.services import moves
+from tests.services import state_changes
 from tests.services.claiming import change, claim, do, expire, history, row, spawn
 from tests.shop import BillingTask, MailTask, charge, send_mail
 from tests.waiting import in_thread
@@ -67,9 +67,9 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_spawn_carries_the_limits_and_the_time_to_start_counts_from_when_it_is_due(door, engine, way):
-    spawned = WAYS[way](door)
-    door.session.commit()
+def test_start_within_counts_from_the_due_time(client, engine, way):
+    spawned = WAYS[way](client)
+    client.session.commit()
     for result in spawned:
         task = row(engine, result.task_id)
         assert task.cancel_at == task.available_at + HOUR and task.max_duration == 2 * HOUR
@@ -89,7 +89,7 @@ def test_a_task_object_carries_the_limits_of_its_handler(engine, session):
         del BillingTask.__handlers__["limited"]
 
 
-def test_each_limit_goes_without_the_other_and_an_update_without_any_takes_them_away(engine, session):
+def test_limits_are_independent_and_an_update_removes_them(engine, session):
     durable, key = Durable(session), {"idempotency_key": "k", "on_duplicate": "update"}
     starts = durable.spawn(send_mail.call(to="x"), cancellation=Cancellation(start_within=HOUR)).task
     ends = durable.spawn(send_mail.call(to="x"), cancellation=Cancellation(max_duration=HOUR)).task
@@ -100,16 +100,16 @@ def test_each_limit_goes_without_the_other_and_an_update_without_any_takes_them_
     assert (updated.max_duration, updated.cancel_at) == (None, None)
 
 
-def test_limits_that_cannot_work_are_refused(door):
+def test_limits_that_cannot_work_are_refused(client):
     for wrong in (HOUR, Cancellation(start_within=-HOUR), Cancellation(max_duration=timedelta(0))):
         with pytest.raises(InvalidOptions, match="cancellation"):
-            door.durable.spawn(charge.call(1), cancellation=wrong)
+            client.durable.spawn(charge.call(1), cancellation=wrong)
 
 
 # Its end
 
 
-def test_at_its_second_failure_a_task_whose_time_is_over_is_cancelled_and_has_no_third_attempt(engine):
+def test_second_failure_after_max_duration_cancels_the_task(engine):
     ninety = Cancellation(max_duration=timedelta(seconds=90))
     [task] = spawn(engine, retry=Fixed(10 * SECOND, jitter=0), max_attempts=5, cancellation=ninety)
     [first] = claim(engine)
@@ -148,7 +148,7 @@ def test_a_started_task_whose_time_is_over_is_cancelled_wherever_it_is(engine, s
 
 
 # B7
-def test_whoever_runs_a_task_whose_time_was_over_learns_that_it_was_cancelled(engine):
+def test_run_of_a_task_past_its_deadline_learns_of_the_cancellation(engine):
     [task] = spawn(engine, cancellation=LIMITS)
     [got] = claim(engine)
     later(engine, task, 2 * HOUR)
@@ -170,7 +170,7 @@ def test_a_lost_worker_and_an_elapsed_time_end_the_task_once(engine):
     assert (row(engine, task).state, len(history(engine, task))) == ("cancelled", 1)
 
 
-def test_descendants_of_a_task_whose_time_is_over_are_cancelled_in_every_queue(engine):
+def test_deadline_cancels_descendants_in_every_queue(engine):
     [root] = spawn(engine, cancellation=LIMITS)
     with Session(engine) as session, session.begin():
         child = Durable(session).spawn(charge.call(1))
@@ -190,7 +190,7 @@ def test_descendants_of_a_task_whose_time_is_over_are_cancelled_in_every_queue(e
 
 
 @pytest.mark.parametrize("options", [{}, {"delay": HOUR}])
-def test_a_task_that_did_not_start_in_time_is_cancelled_and_nobody_gets_it(engine, options):
+def test_task_that_missed_its_start_is_cancelled_and_never_claimed(engine, options):
     [task] = spawn(engine, cancellation=LIMITS, **options)
     assert sweep(engine) == []
     later(engine, task, 3 * HOUR)
@@ -251,7 +251,7 @@ def test_a_locked_overdue_task_blocks_neither_claims_nor_sweeps(engine):
     assert sweep(engine) == [locked]
 
 
-def test_the_next_deadline_is_told(engine):
+def test_next_deadline_is_returned(engine):
     assert do(engine, maintenance.sweep_overdue, limit=1).next_due is None
     overdue, _ = spawn(engine, 2, cancellation=LIMITS)
     change(engine, [overdue], cancel_at=func.now() - HOUR)
@@ -262,17 +262,17 @@ def test_the_next_deadline_is_told(engine):
 # B7, Durable.cancel itself
 
 
-def test_cancelling_twice_keeps_the_time_of_the_first_and_the_terminal_stay_as_they_are(door, engine):
+def test_second_cancel_changes_nothing(client, engine):
     with Session(engine) as session, session.begin():
         tasks = {}
         for life in ("cancelled", "cancelled unseen", "completed", "failed"):
             tasks[life] = Durable(session).spawn(charge.call(1)).task_id
-            moves.live(session, tasks[life], life)
+            state_changes.live(session, tasks[life], life)
     with Session(engine) as session:
         before = session.execute(select(BillingTask.id, BillingTask.finished_at, BillingTask.token)).all()
     for task in tasks.values():
-        assert door.durable.cancel(BillingTask, task) is False
-    door.session.commit()
+        assert client.durable.cancel(BillingTask, task) is False
+    client.session.commit()
     with Session(engine) as session:
         after = session.execute(select(BillingTask.id, BillingTask.finished_at, BillingTask.token)).all()
     assert sorted(before) == sorted(after) and all(row.finished_at for row in after)

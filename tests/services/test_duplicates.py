@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from sa_durable import DuplicateTask, Durable, IdempotencyConflict, TaskState
 from sa_durable.handlers import call_by_name
 from sa_durable.telemetry import on_spawn, remove_hook, spawn_counts
-from tests.services import moves
-from tests.services.moves import LIVES, live
+from tests.services import state_changes
+from tests.services.state_changes import LIVES, live
 from tests.shop import BillingTask, Order, charge, refund, send_mail
 
 pytestmark = pytest.mark.service
@@ -130,7 +130,7 @@ def test_a_duplicate_gets_the_ids_state_and_attempt_of_the_real_row(scratch):  #
 def test_raise_carries_the_holder_and_touches_nothing(scratch):
     durable = Durable(scratch)
     holder = durable.spawn(charge.call(1), idempotency_key="k")
-    moves.claim(scratch, holder.task_id)
+    state_changes.claim(scratch, holder.task_id)
     before = row(scratch, holder)
     with pytest.raises(DuplicateTask, match="is held by task") as caught:
         durable.spawn(charge.call(2), idempotency_key="k", on_duplicate="raise")
@@ -150,7 +150,7 @@ def test_an_option_that_needs_no_duplicate_changes_nothing_for_the_first(scratch
         assert durable.spawn(charge.call(1), idempotency_key=on_duplicate, on_duplicate=on_duplicate).created
 
 
-def test_update_gives_a_waiting_task_the_newer_params_and_time_and_keeps_its_id(scratch):  # A10
+def test_update_gives_a_waiting_task_new_params_and_keeps_its_id(scratch):  # A10
     durable = Durable(scratch)
     scratch.add_all([Order(id=1), Order(id=2)])
     ahead = datetime(2200, 1, 1, tzinfo=UTC)
@@ -171,7 +171,7 @@ def test_update_gives_a_waiting_task_the_newer_params_and_time_and_keeps_its_id(
     assert (task.headers, task.order.id, task.state) == ({"trace": "x"}, 2, "sleeping")
 
 
-def test_update_debounces_each_time_later_and_a_last_one_without_delay_makes_it_due(scratch):  # A10
+def test_update_debounces_and_one_without_delay_makes_the_task_due(scratch):  # A10
     durable = Durable(scratch)
 
     def trigger(n, **options):
@@ -189,7 +189,7 @@ def test_update_debounces_each_time_later_and_a_last_one_without_delay_makes_it_
     assert times[0] < times[1]
     assert trigger(4).state is TaskState.PENDING
     assert (task.state, task.params) == ("pending", {"order_id": 4})
-    moves.claim(scratch, first.task_id)
+    state_changes.claim(scratch, first.task_id)
     assert trigger(5).created  # it started: a queued key is free
 
 
@@ -209,7 +209,7 @@ def test_update_leaves_a_task_alone_that_has_started_or_ended(scratch, life, hol
 
 @pytest.mark.parametrize("hold", ["active", "queued", "succeeded", "forever"])
 @pytest.mark.parametrize("life", LIVES)
-def test_replace_ends_the_holder_and_spawns_anew_whatever_it_holds_by(scratch, life, hold):  # A10
+def test_replace_cancels_the_holder_of_any_hold_and_spawns(scratch, life, hold):  # A10
     durable = Durable(scratch)
     holder = durable.spawn(charge.call(1), idempotency_key="k", hold=hold)
     live(scratch, holder.task_id, life)
@@ -236,7 +236,7 @@ def test_replace_cancels_the_holders_descendants(scratch):  # A10
 def test_replace_keeps_what_the_cancelled_run_was(scratch):  # A10
     durable = Durable(scratch)
     holder = durable.spawn(charge.call(1), idempotency_key="k")
-    moves.claim(scratch, holder.task_id)
+    state_changes.claim(scratch, holder.task_id)
     durable.spawn(charge.call(2), idempotency_key="k", on_duplicate="replace")
     task = scratch.get(BillingTask, holder.task_id, populate_existing=True)
     assert [(run.attempt, run.state) for run in task.runs] == [(1, "cancelled")]

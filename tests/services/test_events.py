@@ -15,7 +15,7 @@ from sa_durable.ids import uuid7
 from sa_durable.services import events
 from sa_durable.services.waits import Arrived
 from tests.services import waiting
-from tests.services.doors import DOORS, open_door
+from tests.services.clients import CLIENTS, open_client
 from tests.services.observed import statements
 from tests.services.waiting import emit, events_of, tick, wait
 from tests.shop import BillingTask, MailTask, Order
@@ -30,51 +30,51 @@ class Paid:
     amount: Decimal
 
 
-@pytest.mark.parametrize("kind", DOORS)
+@pytest.mark.parametrize("kind", CLIENTS)
 def test_an_event_is_there_once_the_caller_commits_and_not_before(engine, database_url, kind):
-    with open_door(kind, database_url) as door:
-        door.durable.emit_event(MailTask, "paid", {"order": 7})
-        door.durable.emit_event(MailTask, "paid:nothing")
+    with open_client(kind, database_url) as client:
+        client.durable.emit_event(MailTask, "paid", {"order": 7})
+        client.durable.emit_event(MailTask, "paid:nothing")
         assert events_of(engine) == []
-        door.session.commit()
+        client.session.commit()
         assert events_of(engine) == [
             ("paid", {"order": 7}, False, False),
             ("paid:nothing", None, False, False),
         ]
-        door.durable.emit_event(MailTask, "rolled back")
-        door.session.rollback()
-        door.session.add(Order(id=1))
-        savepoint = door.savepoint()
-        door.durable.emit_event(MailTask, "rolled back to a savepoint")
+        client.durable.emit_event(MailTask, "rolled back")
+        client.session.rollback()
+        client.session.add(Order(id=1))
+        savepoint = client.savepoint()
+        client.durable.emit_event(MailTask, "rolled back to a savepoint")
         savepoint.rollback()
-        door.durable.emit_event(BillingTask, "elsewhere", [1])
-        door.session.commit()
+        client.durable.emit_event(BillingTask, "elsewhere", [1])
+        client.session.commit()
     assert len(events_of(engine)) == 2 and events_of(engine, BillingTask) == [
         ("elsewhere", [1], False, False)
     ]
 
 
-@pytest.mark.parametrize("kind", DOORS)
+@pytest.mark.parametrize("kind", CLIENTS)
 def test_emitting_one_name_twice_at_once_is_no_conflict_when_serializable(engine, database_url, kind):
     strict = {"isolation": "SERIALIZABLE"}
-    with open_door(kind, database_url, **strict) as one, open_door(kind, database_url, **strict) as other:
-        for door in (one, other):
-            door.durable.emit_event(MailTask, "e", 1)
+    with open_client(kind, database_url, **strict) as one, open_client(kind, database_url, **strict) as other:
+        for client in (one, other):
+            client.durable.emit_event(MailTask, "e", 1)
         one.session.commit()
         other.session.commit()
     assert len(events_of(engine)) == 2
 
 
 @pytest.mark.direct(reason="prepared statements and their plans")
-@pytest.mark.parametrize("kind", DOORS)
+@pytest.mark.parametrize("kind", CLIENTS)
 def test_an_emit_is_one_insert_however_often_it_is_prepared_and_run(engine, database_url, kind):
-    with open_door(kind, database_url, plan_cache_mode="force_generic_plan") as door:
-        door.durable.emit_event(MailTask, "e")
-        with statements(door.engine) as sent:
+    with open_client(kind, database_url, plan_cache_mode="force_generic_plan") as client:
+        client.durable.emit_event(MailTask, "e")
+        with statements(client.engine) as sent:
             for n in range(30):
-                door.durable.emit_event(MailTask, f"e{n}", {"n": n})
+                client.durable.emit_event(MailTask, f"e{n}", {"n": n})
         assert [sql.split()[0] for sql in sent] == ["INSERT"] * 30
-        door.session.rollback()
+        client.session.rollback()
 
 
 def test_a_payload_is_what_json_makes_of_its_type(engine):
@@ -106,7 +106,7 @@ def test_what_cannot_be_an_event_is_refused_and_the_transaction_goes_on(engine, 
     assert len(events_of(engine)) == 1
 
 
-def test_of_one_name_the_earliest_row_that_a_worker_sees_is_the_event_for_good(engine):  # B16
+def test_earliest_visible_row_of_a_name_is_the_event(engine):  # B16
     emit(engine, "e", "first")
     emit(engine, "e", "second")
     emit(engine, "other", "its own")
@@ -122,7 +122,7 @@ def test_of_one_name_the_earliest_row_that_a_worker_sees_is_the_event_for_good(e
     assert wait(engine, waiting.run(engine), waiting.event("e")) == Arrived({"payload": "first"})
 
 
-def test_an_earlier_row_that_commits_late_does_not_take_the_place_of_the_event(engine, session):  # B16
+def test_earlier_row_that_commits_late_does_not_replace_the_event(engine, session):  # B16
     Durable(session).emit_event(MailTask, "e", "earlier, but open")
     emit(engine, "e", "later, but there")
     tick(engine)
@@ -132,7 +132,7 @@ def test_an_earlier_row_that_commits_late_does_not_take_the_place_of_the_event(e
     assert [dropped for *_, dropped in events_of(engine)] == [True, False]
 
 
-def test_a_run_that_needs_an_event_decides_about_it_at_once_and_for_others_too(engine):  # B14
+def test_run_that_needs_an_event_settles_it_for_others_too(engine):  # B14
     other = waiting.run(engine)
     assert wait(engine, other, waiting.event("e")) is None
     emit(engine, "e", 1)
@@ -179,7 +179,7 @@ def test_two_workers_settle_different_names_and_neither_waits(engine, session):
 
 
 @pytest.mark.pooled(connections=3, reason="who locks, who waits for that, who looks")
-def test_who_needs_an_event_that_another_worker_is_deciding_waits_for_that_decision(engine, session):
+def test_run_waits_while_another_worker_settles_its_event(engine, session):
     emit(engine, "e", 1)
     events.settle(session, MailTask, limit=10)
     with Session(engine) as rival:
@@ -192,7 +192,7 @@ def test_who_needs_an_event_that_another_worker_is_deciding_waits_for_that_decis
     assert events_of(engine) == [("e", 1, True, False)]
 
 
-def test_an_internal_event_that_was_made_by_hand_stops_nobody(engine):
+def test_manually_inserted_internal_event_blocks_no_task(engine):
     with Session(engine) as session, session.begin():
         session.add(MailTask.Event(id=uuid7(), name="$task:7", payload=None))
     emit(engine, "e", 1)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from sa_durable import Cancellation, Durable, Fixed, InvalidOptions, TaskError, TaskNotFound, TaskState
 from sa_durable.services import maintenance, runs
 from sa_durable.testing import queue_factory, task_factory
-from tests.services import moves
+from tests.services import state_changes
 from tests.services.claiming import change, claim, do, expire, row, spawn
 from tests.services.observed import statements
 from tests.shop import BillingTask, MailTask, charge
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.service
 HOUR = timedelta(hours=1)
 
 
-def test_every_attempt_is_listed_in_order_and_the_current_one_last(door, engine):
+def test_every_attempt_is_listed_in_order_and_the_current_one_last(client, engine):
     [task] = spawn(engine, retry=Fixed(timedelta(0)))
-    [unseen] = door.durable.runs(MailTask, task)
+    [unseen] = client.durable.runs(MailTask, task)
     assert (unseen.attempt, unseen.state, unseen.worker, unseen.started_at, unseen.ended_at) == (
         1,
         TaskState.PENDING,
@@ -32,14 +32,14 @@ def test_every_attempt_is_listed_in_order_and_the_current_one_last(door, engine)
         None,
         None,
     )
-    door.session.rollback()
+    client.session.rollback()
     [first] = claim(engine)
     do(engine, runs.fail, first, TaskError("ValueError", "no", "tb"))
     [second] = claim(engine, worker="w2")
     expire(engine, [task])
     assert do(engine, maintenance.sweep_expired, limit=10)
     [third] = claim(engine, worker="w3")
-    one, two, three = door.durable.runs(MailTask, task)
+    one, two, three = client.durable.runs(MailTask, task)
     assert [run.run_id for run in (one, two, three)] == [c.run_id for c in (first, second, third)]
     assert [run.attempt for run in (one, two, three)] == [1, 2, 3]
     assert (one.state, one.worker, one.error) == ("failed", "w1", TaskError("ValueError", "no", "tb"))
@@ -49,10 +49,10 @@ def test_every_attempt_is_listed_in_order_and_the_current_one_last(door, engine)
     assert three.lease_expires_at > three.started_at
 
 
-@pytest.mark.parametrize("life", moves.LIVES)
+@pytest.mark.parametrize("life", state_changes.LIVES)
 def test_the_last_one_is_how_the_task_stands(engine, session, life):
     spawned = Durable(session).spawn(charge.call(1))
-    moves.live(session, spawned.task_id, life)
+    state_changes.live(session, spawned.task_id, life)
     task = spawned.task
     session.refresh(task)
     last = Durable(session).runs(task)[-1]
@@ -79,15 +79,15 @@ def test_an_attempt_in_the_history_is_not_listed_twice(engine):
     ]
 
 
-def test_of_a_task_that_is_not_there_there_are_no_runs(door):
+def test_of_a_task_that_is_not_there_there_are_no_runs(client):
     with pytest.raises(TaskNotFound):
-        door.durable.runs(MailTask, UUID(int=1))
+        client.durable.runs(MailTask, UUID(int=1))
 
 
 # How many are ready
 
 
-def test_ready_are_those_that_a_worker_could_claim_now(door, engine):
+def test_ready_are_those_that_a_worker_could_claim_now(client, engine):
     with Session(engine) as session, session.begin():
         tasks = task_factory(MailTask, session)
         tasks.create_batch(3, pending=True, name="send")
@@ -100,7 +100,7 @@ def test_ready_are_those_that_a_worker_could_claim_now(door, engine):
         tasks(pending=True, **overdue)
         tasks(due=True, **overdue)
         tasks(pending=True, cancel_at=func.now() + HOUR, name="late")
-    count = door.durable.count_ready
+    count = client.durable.count_ready
     assert count(MailTask) == 7
     assert [count(MailTask, names) for names in (["send"], ["send", "other"], ["late"], ["none"], [])] == [
         5,
@@ -132,7 +132,7 @@ def test_counting_is_one_statement_and_what_is_ready_can_be_claimed(engine):
     assert len(claim(engine, limit=10)) == 2
 
 
-def test_a_count_that_cannot_work_is_refused(door):
+def test_a_count_that_cannot_work_is_refused(client):
     for wrong in ({"limit": 0}, {"limit": True}, {"names": "send"}):
         with pytest.raises(InvalidOptions):
-            door.durable.count_ready(MailTask, **wrong)
+            client.durable.count_ready(MailTask, **wrong)

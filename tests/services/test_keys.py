@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import func, select
 
 from sa_durable import Durable, InvalidKey, TaskState, once_key
-from tests.services import moves
-from tests.services.moves import LIVES, live
+from tests.services import state_changes
+from tests.services.state_changes import LIVES, live
 from tests.shop import BillingTask, MailTask, charge, refund, send_mail
 
 pytestmark = pytest.mark.service
 
-# A4, A9: is the key held, by the life of its holder (tests/services/moves.py) and its hold?
+# A4, A9: is the key held, by the life of its holder (tests/services/state_changes.py) and its hold?
 # "ttl": held without a key_ttl and until it has passed.
 HELD = """
                      active  queued  succeeded  forever
@@ -108,7 +108,7 @@ def test_the_hold_is_the_holders_not_the_newcomers(scratch):
     assert durable.spawn(charge.call(1), idempotency_key="k", hold="queued").task_id == first.task_id
 
 
-def test_a_key_that_succeeded_is_free_again_once_its_ttl_has_passed_and_not_before(scratch):  # A9
+def test_succeeded_key_is_free_exactly_when_its_ttl_has_passed(scratch):  # A9
     durable = Durable(scratch)
     options: dict[str, Any] = {"idempotency_key": "k", "hold": "succeeded", "key_ttl": timedelta(hours=1)}
     first = durable.spawn(charge.call(1), **options)
@@ -187,7 +187,7 @@ def test_what_can_be_no_key_is_refused(scratch, key):  # A14
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\0b", "\ud800"], ids=repr)
 @pytest.mark.parametrize("ask", ["find_by_key", "release_key"])
-def test_what_can_be_no_key_is_held_by_nobody(scratch, ask, key):
+def test_invalid_key_has_no_holder(scratch, ask, key):
     with suppress(InvalidKey):
         assert not getattr(Durable(scratch), ask)(BillingTask, key)
     assert Durable(scratch).spawn(charge.call(1)).created
@@ -204,7 +204,7 @@ def test_release_frees_a_key_once_and_leaves_its_holder_alone(scratch):
     assert durable.release_key(BillingTask, "never heard of") is False
 
 
-def test_a_key_past_its_ttl_is_held_by_nobody(scratch):
+def test_key_past_its_ttl_has_no_holder(scratch):
     durable = Durable(scratch)
     options: dict[str, Any] = {"hold": "forever", "key_ttl": timedelta(microseconds=1)}
     first = durable.spawn(charge.call(1), idempotency_key="k", **options)
@@ -213,7 +213,7 @@ def test_a_key_past_its_ttl_is_held_by_nobody(scratch):
     assert durable.release_key(BillingTask, "k") is False
 
 
-def test_a_derived_key_can_be_looked_up_and_released(scratch):
+def test_derived_key_can_be_found_and_released(scratch):
     durable = Durable(scratch)
     first = durable.spawn(charge.call(order_id=7), only_once=True)
     key = once_key("charge", {"order_id": 7})
@@ -222,33 +222,46 @@ def test_a_derived_key_can_be_looked_up_and_released(scratch):
     assert durable.spawn(charge.call(order_id=7), only_once=True).created
 
 
-def test_a_queued_key_passes_from_task_to_task_through_starts_sleeps_and_retries(scratch):  # A5
+def test_queued_key_passes_on_through_starts_sleeps_and_retries(scratch):  # A5
     durable = Durable(scratch)
 
     def spawn():
         return durable.spawn(charge.call(1), idempotency_key="k", hold="queued")
 
     first = spawn()
-    moves.claim(scratch, first.task_id)
+    state_changes.claim(scratch, first.task_id)
     second = spawn()
     assert second.created
-    for step in (moves.sleep, moves.wake, moves.claim, moves.retry_later, moves.wake, moves.claim):
+    for step in (
+        state_changes.sleep,
+        state_changes.wake,
+        state_changes.claim,
+        state_changes.retry_later,
+        state_changes.wake,
+        state_changes.claim,
+    ):
         step(scratch, first.task_id)
         assert spawn().task_id == second.task_id
-    moves.claim(scratch, second.task_id)
+    state_changes.claim(scratch, second.task_id)
     third = spawn()
     assert third.created
-    for step in (moves.retry_at_once, moves.claim, moves.lose_lease, moves.claim, moves.release):
+    for step in (
+        state_changes.retry_at_once,
+        state_changes.claim,
+        state_changes.lose_lease,
+        state_changes.claim,
+        state_changes.release,
+    ):
         step(scratch, first.task_id)
         step(scratch, second.task_id)
         assert spawn().task_id == third.task_id
-    moves.cancel(scratch, first.task_id)
-    moves.claim(scratch, second.task_id)
-    moves.complete(scratch, second.task_id)
+    state_changes.cancel(scratch, first.task_id)
+    state_changes.claim(scratch, second.task_id)
+    state_changes.complete(scratch, second.task_id)
     assert spawn().task_id == third.task_id
 
 
-def test_the_same_key_on_another_handler_of_the_queue_is_still_the_same_key(scratch):
+def test_key_is_the_same_for_every_handler_of_the_queue(scratch):
     durable = Durable(scratch)
     first = durable.spawn(charge.call(1), idempotency_key="k")
     live(scratch, first.task_id, "completed")

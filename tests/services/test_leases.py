@@ -42,7 +42,7 @@ def test_claims_come_by_priority_then_due_time_and_no_more_than_asked_for(engine
 
 
 # B3
-def test_a_claim_passes_over_a_locked_task_at_once_and_takes_it_once_unlocked(engine):
+def test_claim_skips_a_locked_task_and_takes_it_once_unlocked(engine):
     locked, free = spawn(engine, 2)
     with Session(engine) as session, session.begin():
         session.get(MailTask, locked, with_for_update=True)
@@ -64,7 +64,7 @@ def test_a_locked_overdue_task_blocks_neither_claims_nor_sweeps(engine):
 
 
 # B4
-def test_fifty_tasks_and_ten_workers_released_at_once_give_each_task_to_one(engine):
+def test_ten_claims_at_once_give_each_of_fifty_tasks_to_one(engine):
     spawn(engine, 50)
     barrier, before = threading.Barrier(10), deadlocks(engine)
 
@@ -98,7 +98,7 @@ def test_names_that_the_worker_does_not_know_are_unharmed(engine):
 
 
 # B24
-def test_a_hundred_thousand_tasks_of_another_name_in_front_cost_a_claim_nothing(engine):
+def test_100000_tasks_of_another_name_cost_a_claim_nothing(engine):
     fill = text(
         "INSERT INTO durable_mail_tasks (id, name, params, run_id, available_at) SELECT gen_random_uuid(), :name, "
         "'{}', gen_random_uuid(), now() - interval '1 hour' FROM generate_series(1, :number)"
@@ -174,7 +174,7 @@ def updates_of_an_extended_lease(engine: Engine) -> list[int]:
     return [new - old for new, old in zip(after, before, strict=True)]
 
 
-def test_a_released_task_is_ready_at_once_without_a_burnt_attempt_and_keeps_its_first_start(engine):
+def test_released_task_is_ready_at_once_and_keeps_its_attempt(engine):
     [task] = spawn(engine)
     [got] = claim(engine)
     assert do(engine, claims.release, {task: got.token}) == {task}
@@ -189,7 +189,7 @@ def test_a_released_task_is_ready_at_once_without_a_burnt_attempt_and_keeps_its_
 
 
 # B1
-def test_an_expired_lease_ends_the_attempt_in_the_history_and_the_first_workers_writes_change_nothing(engine):
+def test_expired_lease_ends_the_attempt_and_fences_its_worker(engine):
     [task] = spawn(engine, retry=Fixed(timedelta(hours=1)))
     [first] = claim(engine, worker="w1")
     expire(engine, [task])
@@ -254,7 +254,7 @@ def test_the_last_attempts_expired_lease_fails_the_task(engine):
 
 
 # C11; docs/decisions/0011
-def test_all_that_a_lost_worker_had_loses_an_attempt_and_what_may_have_any_number_outlives_it(engine):
+def test_lost_worker_costs_each_task_one_attempt(engine):
     [bounded] = spawn(engine, max_attempts=2, retry=Fixed())
     [unbounded] = spawn(engine, max_attempts=None, retry=Fixed())
     for _death in range(2):
@@ -284,7 +284,7 @@ def test_every_write_for_a_cancelled_task_raises_cancelled(engine):
     assert [(run.attempt, run.state) for run in history(engine, task)] == [(1, "cancelled")]
 
 
-def test_due_sleepers_are_woken_in_bounded_batches_and_the_next_due_time_is_told(engine):
+def test_due_sleepers_are_promoted_in_bounded_batches(engine):
     due = spawn(engine, 3, delay=MINUTE)
     spawn(engine, 1, delay=timedelta(hours=1))
     assert do(engine, maintenance.promote, limit=10).woken == 0

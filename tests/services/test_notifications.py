@@ -35,17 +35,17 @@ def ear(engine: Engine) -> Iterator[Ear]:
         yield ear
 
 
-def awaited(door) -> None:
+def awaited(client) -> None:
     """Cancel a task that somebody waits for."""
-    spawned = door.durable.spawn(charge.call(1), delay=LONG)
-    door.session.execute(update(BillingTask).where(BillingTask.id == spawned.task_id).values(awaited=True))
-    door.durable.cancel(spawned)
+    spawned = client.durable.spawn(charge.call(1), delay=LONG)
+    client.session.execute(update(BillingTask).where(BillingTask.id == spawned.task_id).values(awaited=True))
+    client.durable.cancel(spawned)
 
 
-def cancelled(door):
+def cancelled(client):
     """A task to retry."""
-    spawned = door.durable.spawn(charge.call(1), delay=LONG, idempotency_key="k")
-    door.durable.cancel(spawned)
+    spawned = client.durable.spawn(charge.call(1), delay=LONG, idempotency_key="k")
+    client.durable.cancel(spawned)
     return spawned
 
 
@@ -85,69 +85,69 @@ WAYS = {
 }  # fmt: skip
 
 
-def act_after_asking(engine, ear, door, way):
+def act_after_asking(engine, ear, client, way):
     """Give the queues work, not yet committed. Returns the payloads that the commit is expected to send."""
     act, expected = WAYS[way]
     ask(engine, *QUEUES)
     ear.payloads()
-    act(door)
-    door.session.flush()
+    act(client)
+    client.session.flush()
     return expected
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_each_way_to_give_a_queue_work_notifies_who_asked_once_and_at_the_commit(engine, ear, door, way):
-    expected = act_after_asking(engine, ear, door, way)
+def test_new_work_notifies_subscribers_once_at_the_commit(engine, ear, client, way):
+    expected = act_after_asking(engine, ear, client, way)
     assert ear.hints() == []
-    door.session.commit()
+    client.session.commit()
     assert sorted(ear.hints()) == sorted(expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nobody_is_notified_who_did_not_ask_or_whose_time_is_over(engine, ear, door, way):
+def test_no_subscription_or_an_expired_one_gets_no_notification(engine, ear, client, way):
     act, _ = WAYS[way]
     ask(engine, BillingTask, time=timedelta(microseconds=1))
     ear.payloads()
-    act(door)
-    door.session.commit()
+    act(client)
+    client.session.commit()
     assert ear.payloads() == []
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_rolled_back_notifies_nobody(engine, ear, door, way):
-    act_after_asking(engine, ear, door, way)
-    door.session.rollback()
+def test_rolled_back_work_notifies_no_worker(engine, ear, client, way):
+    act_after_asking(engine, ear, client, way)
+    client.session.rollback()
     assert ear.payloads() == []
 
 
 @pytest.mark.parametrize("way", ["spawn", "objects", "a batch", "emit"])
-def test_a_savepoint_that_is_rolled_back_takes_its_hint_along_and_nobody_elses(engine, ear, door, way):
+def test_rolled_back_savepoint_drops_only_its_own_notification(engine, ear, client, way):
     act, expected = WAYS[way]
     ask(engine, *QUEUES)
     ear.payloads()
-    savepoint = door.savepoint()
-    act(door)
-    door.session.flush()
+    savepoint = client.savepoint()
+    act(client)
+    client.session.flush()
     savepoint.rollback()
-    act(door)
-    door.session.commit()
+    act(client)
+    client.session.commit()
     assert ear.hints() == expected
 
 
-def test_a_duplicate_notifies_nobody_and_an_update_that_makes_it_ready_does(engine, ear, door):
-    door.durable.spawn(charge.call(1), **KEY, delay=LONG)
-    door.session.commit()
+def test_duplicate_notifies_only_if_it_makes_the_holder_ready(engine, ear, client):
+    client.durable.spawn(charge.call(1), **KEY, delay=LONG)
+    client.session.commit()
     ask(engine, *QUEUES)
     ear.payloads()
-    assert not door.durable.spawn(charge.call(1), **KEY).created
-    door.session.commit()
+    assert not client.durable.spawn(charge.call(1), **KEY).created
+    client.session.commit()
     assert ear.payloads() == []
-    door.durable.spawn(charge.call(2), **KEY, on_duplicate="update")
-    door.session.commit()
+    client.durable.spawn(charge.call(2), **KEY, on_duplicate="update")
+    client.session.commit()
     assert ear.hints() == [READY]
 
 
-def test_who_asked_can_call_it_off(engine, ear):
+def test_notifications_can_be_disabled(engine, ear):
     ask(engine, *QUEUES)
     with Session(engine) as session, session.begin():
         notifications.disable(session, [BillingTask])
@@ -182,8 +182,8 @@ def test_objects_cost_one_statement_a_transaction_and_other_sessions_none(engine
 
 # PostgreSQL can't prepare a transaction that has notified.
 @pytest.mark.parametrize("way", ["spawn", "objects", "a batch", "emit", "the end of what somebody waits for"])
-def test_a_two_phase_transaction_notifies_nobody(engine, ear, way):
-    class Door:
+def test_two_phase_transaction_sends_no_notification(engine, ear, way):
+    class Client:
         pass
 
     ask(engine, *QUEUES)
@@ -191,15 +191,15 @@ def test_a_two_phase_transaction_notifies_nobody(engine, ear, way):
     with engine.connect() as connection:
         transaction = connection.begin_twophase()
         with Session(connection) as session:
-            door = Door()
-            door.session, door.durable = session, Durable(session)
-            WAYS[way][0](door)
+            client = Client()
+            client.session, client.durable = session, Durable(session)
+            WAYS[way][0](client)
             session.flush()
         transaction.commit()
     assert ear.payloads() == []
 
 
-def test_the_same_queue_of_two_schemas_has_hints_of_its_own(server_url):
+def test_same_queue_in_two_schemas_is_notified_separately(server_url):
     with throwaway(server_url) as engine, listening(engine) as ear:
         asked = {}
         tenants = {}
@@ -218,7 +218,7 @@ def test_the_same_queue_of_two_schemas_has_hints_of_its_own(server_url):
 
 
 @pytest.mark.owner
-def test_a_database_without_notify_until_is_told_to_upgrade_and_the_transaction_goes_on(server_url):
+def test_missing_notify_until_column_is_a_schema_outdated_error(server_url):
     with throwaway(server_url, Base.metadata) as engine:
         with engine.begin() as connection:
             connection.execute(text("ALTER TABLE durable_queues DROP COLUMN notify_until"))

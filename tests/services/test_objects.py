@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, scoped_session, selectinload, sessionmaker
 from sqlalchemy.orm.exc import ObjectDeletedError
 
 from sa_durable import DuplicateTask, Durable, IdempotencyConflict, KeyedObject, RetryTransaction
-from tests.services import moves
+from tests.services import state_changes
 from tests.services.observed import statements
 from tests.shop import Base, BillingTask, Invoice, MailTask, Order, charge, remind, send_mail
 
@@ -146,7 +146,7 @@ def test_loaded_objects_see_that_their_expired_key_was_taken(scratch):
     durable = Durable(scratch)
     options = {"idempotency_key": "k", "hold": "forever", "key_ttl": timedelta(microseconds=1)}
     spawned = durable.spawn(charge.call(1), **options)
-    moves.live(scratch, spawned.task_id, "completed")
+    state_changes.live(scratch, spawned.task_id, "completed")
     holder = scratch.get(BillingTask, spawned.task_id)
     assert holder.key_hold == "forever"
     assert durable.spawn(charge.call(1), **options).created
@@ -275,7 +275,7 @@ def test_a_detached_task_with_a_key_is_merged_back(engine):
 def test_tasks_and_what_stands_beside_them_pickle(scratch):
     durable = Durable(scratch)
     spawned = durable.spawn(charge.call(1), idempotency_key="k")
-    moves.claim(scratch, spawned.task_id)
+    state_changes.claim(scratch, spawned.task_id)
     durable.cancel(spawned)
     task = scratch.get(BillingTask, spawned.task_id, populate_existing=True)
     run = task.runs[0]

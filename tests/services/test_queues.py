@@ -20,20 +20,20 @@ pytestmark = [pytest.mark.service, pytest.mark.owner]
 DAY = timedelta(days=1)
 
 
-def paused_at(door, model=MailTask):
-    return door.session.scalar(select(model.Queue.paused_at).where(model.Queue.name == model.__queue__))
+def paused_at(client, model=MailTask):
+    return client.session.scalar(select(model.Queue.paused_at).where(model.Queue.name == model.__queue__))
 
 
-def test_pausing_twice_and_resuming_twice_says_what_changed_and_keeps_the_first_time(door):
-    durable = door.durable
+def test_second_pause_or_resume_changes_nothing_and_says_so(client):
+    durable = client.durable
     assert durable.resume(MailTask) is False
     assert durable.pause(MailTask) is True
-    door.session.commit()
-    first = paused_at(door)
+    client.session.commit()
+    first = paused_at(client)
     assert durable.pause(MailTask) is False
-    assert paused_at(door) == first
+    assert paused_at(client) == first
     assert durable.resume(MailTask) is True
-    assert paused_at(door) is None
+    assert paused_at(client) is None
     assert durable.resume(MailTask) is False
     assert durable.pause(MailTask) is True
 
@@ -51,8 +51,8 @@ def test_workers_stop_claiming_after_the_commit_and_claim_after_a_resume(engine)
     assert len(claim(engine, 10)) == 2
 
 
-def test_a_retention_is_set_changed_and_cleared(door):
-    durable = door.durable
+def test_a_retention_is_set_changed_and_cleared(client):
+    durable = client.durable
     answers = [durable.set_retention(MailTask, days) for days in (None, DAY, DAY, 2 * DAY, None, None)]
     assert answers == [False, True, False, True, True, False]
 
@@ -116,22 +116,22 @@ def test_a_rollback_takes_it_back_and_each_operation_is_one_statement(engine):
 
 
 @pytest.mark.parametrize("value", [timedelta(0), -DAY, 30, "30 days"])
-def test_a_retention_that_is_no_duration_is_refused_before_anything_is_sent(door, value):
+def test_invalid_retention_is_refused_before_anything_is_sent(client, value):
     with pytest.raises(InvalidOptions, match="retention="):
-        door.durable.set_retention(MailTask, value)
+        client.durable.set_retention(MailTask, value)
 
 
-def test_what_is_no_queue_is_refused(door):
+def test_what_is_no_queue_is_refused(client):
     for operate in (
-        door.durable.pause,
-        door.durable.resume,
-        lambda queue: door.durable.set_retention(queue, DAY),
+        client.durable.pause,
+        client.durable.resume,
+        lambda queue: client.durable.set_retention(queue, DAY),
     ):
         with pytest.raises(UnknownQueue):
             operate(Base)
 
 
-def test_a_database_without_the_tables_is_named_and_the_transaction_goes_on(server_url):
+def test_missing_tables_are_named_and_the_transaction_goes_on(server_url):
     with throwaway(server_url) as empty, Session(empty) as session:
         for operate in (
             lambda d: d.pause(MailTask),

@@ -176,7 +176,7 @@ def test_bad_input_is_refused_before_anything_is_sent(shared_engine, scratch, ho
     assert scratch.scalars(select(BillingTask.id)).all() == [kept.task_id]
 
 
-def test_a_handlers_bad_headers_are_refused_no_later_than_its_object_is_made():
+def test_invalid_headers_of_a_handler_are_refused_with_its_object():
     try:
         with pytest.raises(DurableError):
 
@@ -188,7 +188,7 @@ def test_a_handlers_bad_headers_are_refused_no_later_than_its_object_is_made():
         MailTask.__handlers__.pop("bad headers", None)
 
 
-def test_the_databases_refusal_of_the_applications_own_values_passes_through(engine, session):
+def test_database_errors_about_application_values_pass_through(engine, session):
     session.add(Order(id=1))
     with pytest.raises(IntegrityError, match="foreign key"), session.begin_nested():
         Durable(session).spawn(charge.call(1), columns={"order_id": 404})
@@ -219,7 +219,7 @@ SAYS = {
 
 @pytest.mark.parametrize("how", BEHIND)
 @pytest.mark.owner
-def test_a_database_behind_the_schema_is_told_to_upgrade_and_the_transaction_goes_on(server_url, how):
+def test_outdated_schema_is_a_typed_error_and_the_transaction_goes_on(server_url, how):
     with throwaway(server_url, Base.metadata) as engine:
         with engine.begin() as connection:
             connection.execute(text(BEHIND[how]))
@@ -244,7 +244,7 @@ def test_a_database_behind_the_schema_is_told_to_upgrade_and_the_transaction_goe
 
 
 @pytest.mark.owner
-def test_an_async_session_is_told_to_upgrade_too(server_url):
+def test_async_session_gets_the_schema_outdated_error_too(server_url):
     async def scenario(url) -> None:
         engine = create_async_engine(url)
         try:

@@ -24,10 +24,10 @@ from sa_durable.services import claims, runs
 from sa_durable.testing import checkpoint_factory, task_factory, wait_factory
 from sa_durable.values import TaskError
 from tests.databases import throwaway
-from tests.services import moves
+from tests.services import state_changes
 from tests.services.claiming import claim, do, history, row
-from tests.services.moves import LIVES
 from tests.services.observed import statements
+from tests.services.state_changes import LIVES
 from tests.shop import BillingTask, MailTask, Order, charge, refund, send_mail
 
 pytestmark = pytest.mark.service
@@ -40,7 +40,7 @@ def ended(engine: Engine, life: str = "failed", call: Any = None, **options: Any
     """A task that has lived so."""
     with Session(engine) as session, session.begin():
         spawned = Durable(session).spawn(call or charge.call(1), **options)
-        moves.live(session, spawned.task_id, life)
+        state_changes.live(session, spawned.task_id, life)
         return spawned.task_id
 
 
@@ -60,15 +60,15 @@ def task_of(engine: Engine, task_id: UUID) -> Any:
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
-def test_a_retried_task_is_ready_for_its_next_attempt(door, engine, state):
+def test_a_retried_task_is_ready_for_its_next_attempt(client, engine, state):
     with Session(engine) as session, session.begin():
         task = task_factory(BillingTask, session)(
             state=state, started=True, attempt=3, max_attempts=3, error={"type": "X", "message": "no"}
         )
         before, runs_before = task.run_id, [run.id for run in task.runs]
         task_id, token = task.id, task.token
-    again = door.durable.retry(BillingTask, task_id)
-    door.session.commit()
+    again = client.durable.retry(BillingTask, task_id)
+    client.session.commit()
     after = task_of(engine, task_id)
     assert (again.task_id, again.attempt, again.created, again.state) == (
         task_id,
@@ -96,7 +96,7 @@ def test_a_retry_sees_to_one_more_attempt_and_takes_none_away(engine):
         assert task_of(engine, task).max_attempts == attempts
 
 
-def test_an_attempt_that_never_started_is_not_burnt(engine):
+def test_attempt_that_never_started_is_not_counted(engine):
     task = ended(engine, "cancelled unseen")
     with Session(engine) as session, session.begin():
         assert Durable(session).retry(BillingTask, task).attempt == 1
@@ -105,7 +105,7 @@ def test_an_attempt_that_never_started_is_not_burnt(engine):
         assert Durable(session).runs(BillingTask, task)[0].attempt == 1
 
 
-def test_the_next_attempt_finds_the_checkpoints_and_fails_into_the_same_history(engine):
+def test_next_attempt_finds_the_checkpoints_and_extends_the_history(engine):
     with Session(engine) as session, session.begin():
         task_id = Durable(session).spawn(send_mail.call(to="x")).task_id
     for attempt in (1, 2, 3):
@@ -145,11 +145,11 @@ def test_a_worker_that_had_it_before_can_no_longer_write(engine):
 
 
 # B22
-def test_an_elapsed_max_duration_starts_anew(door, engine):
+def test_elapsed_max_duration_restarts(client, engine):
     task = ended(engine, cancellation=Cancellation(max_duration=HOUR))
     change(engine, task, cancel_at=func.now() - 2 * HOUR)
-    door.durable.retry(BillingTask, task)
-    door.session.commit()
+    client.durable.retry(BillingTask, task)
+    client.session.commit()
     after = task_of(engine, task)
     assert after.cancel_at == after.available_at + HOUR
 
@@ -166,7 +166,7 @@ def test_a_deadline_to_start_is_over_once(engine):
     assert started.cancel_at == started.first_started_at + 2 * HOUR
 
 
-def test_a_retried_task_waits_anew_for_what_it_still_needs(engine):
+def test_retried_task_waits_again_for_what_it_still_needs(engine):
     with Session(engine) as session, session.begin():
         task = task_factory(MailTask, session)(cancelled=True, started=True)
         wait_factory(MailTask, session)(task=task, timeout_at=func.now() - HOUR)
@@ -189,24 +189,24 @@ def test_loaded_objects_see_the_retry_and_pending_changes_are_written(engine):
 
 
 @pytest.mark.parametrize("as_new", [False, True])
-def test_what_goes_on_or_has_completed_is_refused_and_untouched(door, engine, as_new):
+def test_what_goes_on_or_has_completed_is_refused_and_untouched(client, engine, as_new):
     for life in LIVES.keys() - ENDS:
         task = ended(engine, life)
         before = task_of(engine, task)
         with pytest.raises(InvalidState, match=r"can be retried\. The task is untouched\.") as refused:
-            door.durable.retry(BillingTask, task, as_new=as_new)
+            client.durable.retry(BillingTask, task, as_new=as_new)
         assert (refused.value.task_id, refused.value.state) == (task, before.state)
         after = task_of(engine, task)
         assert (after.token, after.run_id, after.state) == (before.token, before.run_id, before.state)
     with pytest.raises(TaskNotFound):
-        door.durable.retry(BillingTask, UUID(int=1), as_new=as_new)
-    assert door.durable.spawn(charge.call(1)).created  # the transaction goes on
+        client.durable.retry(BillingTask, UUID(int=1), as_new=as_new)
+    assert client.durable.spawn(charge.call(1)).created  # the transaction goes on
 
 
 # As a new task
 
 
-def test_a_new_task_is_to_do_the_same_from_the_start(door, engine):
+def test_a_new_task_is_to_do_the_same_from_the_start(client, engine):
     policy = Exponential(HOUR)
     with Session(engine) as session, session.begin():
         session.add(Order(id=7))
@@ -225,8 +225,8 @@ def test_a_new_task_is_to_do_the_same_from_the_start(door, engine):
         session.execute(
             update(BillingTask).values(parent_queue="billing", parent_id=UUID(int=1), awaited=True, attempt=2)
         )
-    new = door.durable.retry(BillingTask, old, as_new=True)
-    door.session.commit()
+    new = client.durable.retry(BillingTask, old, as_new=True)
+    client.session.commit()
     assert (new.attempt, new.created, new.state) == (1, True, TaskState.PENDING) and new.task_id != old
     before, after = task_of(engine, old), task_of(engine, new.task_id)
     same = ("name", "params", "headers", "priority", "max_attempts", "retry", "max_duration", "order_id")
@@ -247,81 +247,81 @@ KEYED = [
 
 @pytest.mark.parametrize(("life", "hold"), KEYED)
 @pytest.mark.parametrize("as_new", [False, True])
-def test_a_free_key_is_taken_back(door, engine, life, hold, as_new):
+def test_a_free_key_is_taken_back(client, engine, life, hold, as_new):
     task = ended(engine, life, idempotency_key="k", hold=hold)
-    assert door.durable.find_by_key(BillingTask, "k") is None
-    again = door.durable.retry(BillingTask, task, as_new=as_new)
-    found = door.durable.spawn(charge.call(1), idempotency_key="k", hold=hold)
+    assert client.durable.find_by_key(BillingTask, "k") is None
+    again = client.durable.retry(BillingTask, task, as_new=as_new)
+    found = client.durable.spawn(charge.call(1), idempotency_key="k", hold=hold)
     assert (found.task_id, found.created) == (again.task_id, False)
-    door.session.commit()
+    client.session.commit()
     after = task_of(engine, again.task_id)
     assert (after.idempotency_key, after.key_hold, after.key_expires_at) == ("k", hold, None)
 
 
 @pytest.mark.parametrize("life", ENDS)
 @pytest.mark.parametrize("as_new", [False, True])
-def test_a_key_held_for_ever_is_kept_or_handed_on(door, engine, life, as_new):
+def test_a_key_held_for_ever_is_kept_or_handed_on(client, engine, life, as_new):
     task = ended(engine, life, idempotency_key="k", hold="forever", key_ttl=HOUR)
-    again = door.durable.retry(BillingTask, task, as_new=as_new)
-    assert door.durable.find_by_key(BillingTask, "k").id == again.task_id
-    door.session.commit()
+    again = client.durable.retry(BillingTask, task, as_new=as_new)
+    assert client.durable.find_by_key(BillingTask, "k").id == again.task_id
+    client.session.commit()
     after = task_of(engine, again.task_id)
     assert (after.key_hold, after.key_expires_at) == ("forever", after.created_at + HOUR)
     assert task_of(engine, task).key_hold == (None if as_new else "forever")
 
 
-def test_a_key_whose_time_is_over_is_held_while_the_task_goes_on_and_free_once_it_has_ended(engine, session):
+def test_expired_key_is_held_while_the_retried_task_is_active(engine, session):
     task = ended(engine, idempotency_key="k", hold="succeeded", key_ttl=HOUR)
     change(engine, task, key_expires_at=func.now() - HOUR)
     durable = Durable(session)
     durable.retry(BillingTask, task)
     assert not durable.spawn(charge.call(1), idempotency_key="k").created
-    moves.claim(session, task)
-    moves.complete(session, task)
+    state_changes.claim(session, task)
+    state_changes.complete(session, task)
     assert durable.spawn(charge.call(1), idempotency_key="k").created
 
 
-def test_a_key_that_was_released_by_hand_or_by_the_start_stays_free(engine, session):
+def test_key_released_manually_or_by_the_start_stays_free(engine, session):
     durable = Durable(session)
     released = durable.spawn(charge.call(1), idempotency_key="released").task_id
     durable.release_key(BillingTask, "released")
     started = durable.spawn(charge.call(1), idempotency_key="started", hold="queued").task_id
     for task in (released, started):
-        moves.live(session, task, "failed")
+        state_changes.live(session, task, "failed")
         assert not durable.retry(BillingTask, task).created
     for key in ("released", "started"):
         assert durable.spawn(charge.call(1), idempotency_key=key).created
-    moves.live(session, released, "failed")
+    state_changes.live(session, released, "failed")
     assert durable.retry(BillingTask, released, as_new=True).task.idempotency_key is None
 
 
 @pytest.mark.parametrize("state", ["pending", "completed"])
 @pytest.mark.parametrize(("life", "hold"), KEYED)
 @pytest.mark.parametrize("as_new", [False, True])
-def test_a_key_that_another_task_holds_is_an_error_that_names_it(door, engine, life, hold, state, as_new):
+def test_a_key_that_another_task_holds_is_an_error_that_names_it(client, engine, life, hold, state, as_new):
     task = ended(engine, life, idempotency_key="k", hold=hold)
     with Session(engine) as session, session.begin():
         holder = Durable(session).spawn(refund.call(2), idempotency_key="k", hold="succeeded").task_id
-        moves.live(session, holder, state)
+        state_changes.live(session, holder, state)
     before = task_of(engine, task)
     with pytest.raises(KeyTaken, match="Retry with detach=True") as refused:
-        door.durable.retry(BillingTask, task, as_new=as_new)
+        client.durable.retry(BillingTask, task, as_new=as_new)
     error = refused.value
     assert (error.queue, error.key, error.task_id, error.state) == ("billing", "k", holder, state)
-    assert door.durable.spawn(charge.call(9)).created  # the transaction goes on
-    door.session.commit()
+    assert client.durable.spawn(charge.call(9)).created  # the transaction goes on
+    client.session.commit()
     after = task_of(engine, task)
     assert (after.state, after.token, after.key_hold) == (before.state, before.token, hold)
 
 
 @pytest.mark.parametrize(("life", "hold"), KEYED)
 @pytest.mark.parametrize("as_new", [False, True])
-def test_detached_it_goes_on_without_the_key(door, engine, life, hold, as_new):
+def test_detached_it_goes_on_without_the_key(client, engine, life, hold, as_new):
     task = ended(engine, life, idempotency_key="k", hold=hold)
     holder = ended(engine, "running", idempotency_key="k")
-    again = door.durable.retry(BillingTask, task, as_new=as_new, detach=True)
-    assert door.durable.find_by_key(BillingTask, "k").id == holder
-    door.session.commit()
+    again = client.durable.retry(BillingTask, task, as_new=as_new, detach=True)
+    assert client.durable.find_by_key(BillingTask, "k").id == holder
+    client.session.commit()
     after = task_of(engine, again.task_id)
     assert (after.state, after.key_hold) == ("pending", None)
     assert after.idempotency_key == (None if as_new else "k")  # history
@@ -351,7 +351,7 @@ def test_a_unique_index_of_the_applications_own_says_so_itself(engine, session):
     )
     durable = Durable(session)
     task = durable.spawn(charge.call(1), idempotency_key="k").task_id
-    moves.live(session, task, "failed")
+    state_changes.live(session, task, "failed")
     durable.spawn(charge.call(1))
     with pytest.raises(Exception, match="only_one"):
         durable.retry(BillingTask, task)
@@ -359,7 +359,7 @@ def test_a_unique_index_of_the_applications_own_says_so_itself(engine, session):
     session.rollback()
 
 
-def test_a_retry_costs_a_lock_an_update_and_a_look_at_waits(engine, session):
+def test_retry_costs_a_lock_an_update_and_a_select_of_waits(engine, session):
     task, keyed = ended(engine), ended(engine, idempotency_key="k")
     Durable(session).find_by_key(BillingTask, "x")  # the schema has been looked at
     with statements(session.connection()) as sent:

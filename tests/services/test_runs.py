@@ -20,7 +20,7 @@ ERROR = TaskError("ValueError", "no", "Traceback ...")
 
 
 # B5
-def test_exponential_backoff_waits_40_then_90_seconds_then_the_task_has_failed(engine):
+def test_exponential_backoff_waits_40_and_90_seconds_then_fails(engine):
     backoff = Exponential(timedelta(seconds=40), 3, timedelta(seconds=90), jitter=0)
     [task] = spawn(engine, retry=backoff, max_attempts=3)
     for attempt, delay in ((1, 40), (2, 90)):
@@ -44,7 +44,7 @@ def test_exponential_backoff_waits_40_then_90_seconds_then_the_task_has_failed(e
 
 
 # B5
-def test_retry_none_is_one_attempt_and_so_is_an_error_that_no_retry_can_help(engine):
+def test_no_retry_and_non_retryable_errors_make_one_attempt(engine):
     for options, retryable in (({"retry": NoRetry()}, True), ({"max_attempts": None}, False)):
         [task] = spawn(engine, **options)
         [got] = claim(engine)
@@ -73,7 +73,7 @@ def test_a_policy_that_cannot_be_read_or_waits_for_ever_strands_no_task(engine):
         change(engine, [task], state="cancelled")
 
 
-def test_many_ends_are_one_statement_each_and_reach_only_what_is_still_held(engine):
+def test_many_completions_are_one_statement_for_held_claims_only(engine):
     spawn(engine, 6)
     held = claim(engine, 6)
     sent = []
@@ -144,7 +144,7 @@ def test_after_a_suspension_the_first_workers_late_writes_are_rejected(engine):
 
 
 # B13
-def test_a_sleep_keeps_the_time_it_was_first_given_and_ends_by_the_databases_clock(engine):
+def test_sleep_keeps_its_first_time_by_the_databases_clock(engine):
     [task] = spawn(engine)
     [got] = claim(engine)
     assert do(engine, runs.sleep, got, "$sleep", delay=MINUTE)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable, Exponential, InvalidResult, NoRetry, TaskNotFound, TaskState, once_key
 from sa_durable.ids import uuid7
 from sa_durable.telemetry import SpawnOutcome, on_spawn, remove_hook, spawn_counts
-from tests.services import moves
+from tests.services import state_changes
 from tests.shop import BillingTask, MailTask, Order, charge, refund, remind, send_mail
 
 pytestmark = pytest.mark.service
@@ -99,7 +99,7 @@ def test_only_once_is_one_task_for_the_same_params_in_any_order(scratch):  # A12
     ).created
 
 
-def test_only_once_looks_at_nothing_but_name_and_params(scratch):  # A12
+def test_only_once_depends_on_name_and_params_only(scratch):  # A12
     durable = Durable(scratch)
     first = durable.spawn(charge.call(7), only_once=True)
     again = durable.spawn(
@@ -153,7 +153,7 @@ def test_only_once_is_one_task_across_processes_and_hash_seeds(engine, session, 
     assert len(ids) == count(session, MailTask) == 1
 
 
-def test_options_come_from_the_spawn_then_the_call_then_the_handler_then_the_queue(scratch):
+def test_options_of_spawn_call_handler_and_queue_override_in_this_order(scratch):
     durable = Durable(scratch)
     call = send_mail.call("ada")
     task = durable.spawn(call).task
@@ -213,7 +213,7 @@ def test_spawning_by_name_is_spawning_by_call(scratch):
     assert (new.params, new.max_attempts) == ({"order_id": 7}, 3)
 
 
-def test_a_name_that_no_handler_here_has_is_spawned_for_whoever_has_it(scratch):
+def test_name_without_a_local_handler_is_spawned(scratch):
     params = {"any": ["json", 1, 1.5, None, True, {"ключ": "🦊"}]}
     task = Durable(scratch).spawn(BillingTask, "of another service", params).task
     assert (task.name, task.params, task.max_attempts) == ("of another service", params, 5)
@@ -249,8 +249,8 @@ def test_a_result_tells_how_a_task_stands(scratch):
     durable = Durable(scratch)
     spawned = durable.spawn(charge.call(1))
     assert durable.result(spawned).state is TaskState.PENDING
-    moves.claim(scratch, spawned.task_id)
-    moves.complete(scratch, spawned.task_id, result="charged 1 for 1")
+    state_changes.claim(scratch, spawned.task_id)
+    state_changes.complete(scratch, spawned.task_id, result="charged 1 for 1")
     by_result, by_task = durable.result(spawned), durable.result(spawned.task)
     by_id = durable.result(BillingTask, spawned.task_id)
     assert by_result == by_task == by_id
@@ -260,7 +260,7 @@ def test_a_result_tells_how_a_task_stands(scratch):
 def test_a_failed_tasks_result_has_the_error_and_no_value(scratch):
     durable = Durable(scratch)
     spawned = durable.spawn(charge.call(1))
-    moves.live(scratch, spawned.task_id, "failed")
+    state_changes.live(scratch, spawned.task_id, "failed")
     outcome = durable.result(spawned)
     assert (outcome.state, outcome.value) == (TaskState.FAILED, None)
     assert (outcome.error.type, outcome.error.message) == ("ValueError", "no")
@@ -269,8 +269,8 @@ def test_a_failed_tasks_result_has_the_error_and_no_value(scratch):
 def test_a_stored_result_of_another_type_is_a_typed_error(scratch):
     durable = Durable(scratch)
     spawned = durable.spawn(charge.call(1))
-    moves.claim(scratch, spawned.task_id)
-    moves.complete(scratch, spawned.task_id, result={"not": "text"})
+    state_changes.claim(scratch, spawned.task_id)
+    state_changes.complete(scratch, spawned.task_id, result={"not": "text"})
     with pytest.raises(InvalidResult, match="another version of the handler"):
         durable.result(spawned)
 
@@ -278,7 +278,7 @@ def test_a_stored_result_of_another_type_is_a_typed_error(scratch):
 def test_a_cancelled_task_stays_cancelled_and_its_history_keeps_the_run(scratch):
     durable = Durable(scratch)
     spawned = durable.spawn(charge.call(1))
-    moves.claim(scratch, spawned.task_id)
+    state_changes.claim(scratch, spawned.task_id)
     assert durable.cancel(spawned) is True
     task = scratch.get(BillingTask, spawned.task_id, populate_existing=True)
     assert (task.state, task.token, task.available_at) == ("cancelled", 2, None)
@@ -306,7 +306,7 @@ def test_cancelling_takes_descendants_of_every_queue_and_depth_with_it(scratch):
     grandson = child(refund.call(1), son)
     great = child(send_mail.call("bob"), grandson)
     over = child(charge.call(3), root)
-    moves.live(scratch, over.task_id, "completed")
+    state_changes.live(scratch, over.task_id, "completed")
     below_over = child(charge.call(4), over)
     stranger = durable.spawn(charge.call(1))
     assert durable.cancel(root)

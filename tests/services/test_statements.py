@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from sa_durable import Durable
-from tests.services.doors import DOORS, open_door
+from tests.services.clients import CLIENTS, open_client
 from tests.services.observed import statements
 from tests.shop import BillingTask, Order, charge, send_mail
 
@@ -21,8 +21,8 @@ FOREVER = {**KEY, "hold": "forever", "key_ttl": timedelta(days=1)}
 EXPIRED = {**KEY, "hold": "forever", "key_ttl": timedelta(microseconds=1)}
 
 
-def end(door) -> None:
-    door.session.execute(
+def end(client) -> None:
+    client.session.execute(
         update(BillingTask).values(state="completed", key_expires_at=func.statement_timestamp())
     )
 
@@ -84,20 +84,20 @@ USES = {
 
 @pytest.mark.direct(reason="prepared statements and their plans")
 @pytest.mark.parametrize("plan", ["auto", "force_generic_plan"])
-@pytest.mark.parametrize("kind", DOORS)
+@pytest.mark.parametrize("kind", CLIENTS)
 def test_every_statement_works_however_often_it_is_prepared_and_run(engine, database_url, kind, plan):  # A6
-    with open_door(kind, database_url, plan_cache_mode=plan) as door:
+    with open_client(kind, database_url, plan_cache_mode=plan) as client:
         for use, once in USES.items():
-            door.session.add(Order(id=1))
+            client.session.add(Order(id=1))
             for n in range(TIMES if plan == "auto" else 3):
-                assert once(door, n), f"{use}, time {n}"
-            door.session.rollback()
+                assert once(client, n), f"{use}, time {n}"
+            client.session.rollback()
 
 
-@pytest.mark.parametrize("kind", DOORS)
+@pytest.mark.parametrize("kind", CLIENTS)
 def test_the_same_key_in_one_transaction_thirty_times(engine, database_url, kind):  # A6
-    with open_door(kind, database_url) as door:
-        spawned = [door.durable.spawn(charge.call(1), **KEY) for _ in range(TIMES)]
+    with open_client(kind, database_url) as client:
+        spawned = [client.durable.spawn(charge.call(1), **KEY) for _ in range(TIMES)]
         assert [s.created for s in spawned] == [True] + [False] * (TIMES - 1)
         assert len({s.task_id for s in spawned}) == 1
 

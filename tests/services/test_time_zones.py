@@ -53,7 +53,7 @@ def in_a_batch(durable: Durable) -> list[MailTask]:
 
 
 @pytest.mark.parametrize("spawn", [singly, in_a_batch])
-def test_delays_deadlines_and_keys_of_spawned_tasks_are_as_long_as_was_asked(berlin, spawn):
+def test_delays_deadlines_and_ttls_have_the_given_length(berlin, spawn):
     for task, span in zip(spawn(Durable(berlin)), SPANS, strict=True):
         assert between(task.created_at, task.available_at) == span
         assert between(task.available_at, task.cancel_at) == span

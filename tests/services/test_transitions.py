@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from sa_durable import Durable, InvalidState, TaskState
 from sa_durable.values import TERMINAL, TRANSITIONS, Operation
 from tests.databases import throwaway
-from tests.services import moves
-from tests.services.moves import LIVES, live
+from tests.services import state_changes
+from tests.services.state_changes import LIVES, live
 from tests.shop import Base, BillingTask, charge
 
 pytestmark = pytest.mark.service
@@ -127,4 +127,4 @@ def test_only_a_retry_leaves_a_terminal_state():
 def test_moves_that_the_table_doesnt_know_are_refused_by_these_tests(scratch):
     spawned = Durable(scratch).spawn(charge.call(1))
     with pytest.raises((AssertionError, KeyError)):
-        moves.complete(scratch, spawned.task_id)  # it was never claimed
+        state_changes.complete(scratch, spawned.task_id)  # it was never claimed

@@ -153,7 +153,7 @@ def test_through_an_async_engine(fresh):
     assert asyncio.run(check()) == []
 
 
-def test_with_a_schema_a_naming_convention_and_columns_of_the_applications_own(server_url):
+def test_verify_with_a_schema_naming_convention_and_own_columns(server_url):
     class Host(DeclarativeBase):
         metadata = MetaData(
             schema="app", naming_convention={"pk": "pk_%(table_name)s", "ck": "ck_%(constraint_name)s"}

@@ -51,14 +51,14 @@ def state(engine, run):
 # No lost wake-up
 
 
-def test_an_event_that_was_there_before_is_taken_at_once_and_leaves_no_wait(engine):  # B14
+def test_existing_event_is_taken_at_once_and_leaves_no_wait(engine):  # B14
     emit(engine, "e", 7)
     waiter = run(engine)
     assert wait(engine, waiter, event()) == got(7)
     assert (state(engine, waiter), rows(engine)) == ("running", [])
 
 
-def test_an_event_that_comes_later_wakes_who_sleeps_for_it_and_nobody_else(engine):
+def test_later_event_wakes_only_its_waiters(engine):
     waiter, other = run(engine), run(engine)
     assert wait(engine, waiter, event()) is wait(engine, other, event("another")) is None
     asleep = row(engine, waiter.task_id)
@@ -76,7 +76,7 @@ def test_an_event_that_comes_later_wakes_who_sleeps_for_it_and_nobody_else(engin
 
 
 @pytest.mark.parametrize("settled", [False, True])
-def test_an_event_that_comes_between_the_two_looks_is_seen_by_the_second(engine, settled):  # B15
+def test_event_between_the_two_checks_is_seen_by_the_second(engine, settled):  # B15
     waiter = run(engine)
     assert isinstance(look(engine, waiter, event()), Registered)
     emit(engine, "e", 7)
@@ -111,7 +111,7 @@ def test_waiting_does_not_wait_for_an_emit_in_an_open_transaction(engine, sessio
     assert tick(engine) == 3
 
 
-def test_a_rolled_back_emit_wakes_nobody(engine, session):  # B15
+def test_rolled_back_emit_wakes_no_task(engine, session):  # B15
     waiter = run(engine)
     wait(engine, waiter, event())
     Durable(session).emit_event(MailTask, "e", 7)
@@ -119,7 +119,7 @@ def test_a_rolled_back_emit_wakes_nobody(engine, session):  # B15
     assert (tick(engine), state(engine, waiter)) == (0, "sleeping")
 
 
-def test_a_locked_sleeper_holds_up_nobody_and_is_woken_once_it_is_free(engine, session):  # B3
+def test_locked_sleeper_blocks_no_other_and_is_woken_once_free(engine, session):  # B3
     locked, other = run(engine), run(engine)
     for waiter in (locked, other):
         wait(engine, waiter, event())
@@ -131,7 +131,7 @@ def test_a_locked_sleeper_holds_up_nobody_and_is_woken_once_it_is_free(engine, s
     assert tick(engine) == 1 and state(engine, locked) == "pending"
 
 
-def test_those_that_cannot_be_woken_do_not_stand_in_the_way_of_those_that_can(engine):
+def test_waits_that_cannot_wake_do_not_block_those_that_can(engine):
     timed, sleeper = [run(engine) for _ in range(3)], run(engine)
     for waiter in timed:
         wait(engine, waiter, event(), timeout=MINUTE)
@@ -176,7 +176,7 @@ def test_a_timeout_of_nothing_asks_and_does_not_sleep(engine):
     assert rows(engine) == []
 
 
-def test_an_event_wins_over_a_timeout_that_nobody_has_noticed_yet(engine):
+def test_event_wins_over_an_unprocessed_timeout(engine):
     waiter = run(engine)
     wait(engine, waiter, event(), timeout=MINUTE)
     let_pass(engine, waiter)
@@ -322,7 +322,7 @@ def announced(engine, joiner, what):
         do(engine, lambda s, _: announce(s))  # noqa: B023 - called at once
 
 
-def test_one_of_several_that_ends_before_the_waits_are_committed_is_not_waited_for_any_more(engine, session):
+def test_task_that_ends_before_the_join_commits_is_not_awaited(engine, session):
     """Nothing tells of its end any more then: a worker has settled that, and saw nobody who waited."""
     one, other, joiner = run(engine, BillingTask), run(engine, BillingTask), run(engine)
     both = ends(one, other)
@@ -340,7 +340,7 @@ def test_one_of_several_that_ends_before_the_waits_are_committed_is_not_waited_f
     assert rows(engine) == []
 
 
-def test_a_run_whose_waits_are_all_for_what_is_there_looks_again_before_it_sleeps(engine, session):
+def test_run_whose_events_all_exist_checks_again_before_sleeping(engine, session):
     """Another of the tasks it joins had ended, and is retried just then."""
     one, other, joiner = run(engine, BillingTask), run(engine, BillingTask), run(engine)
     both = ends(one, other)
@@ -359,7 +359,7 @@ def test_a_run_whose_waits_are_all_for_what_is_there_looks_again_before_it_sleep
     assert tick(engine) == 1
 
 
-def test_a_task_that_ends_before_it_could_be_asked_to_announce_that_is_seen_at_the_next_look(engine):
+def test_task_that_ends_before_it_is_marked_is_seen_by_the_next_check(engine):
     other, joiner = run(engine, BillingTask), run(engine)
     [announce] = look(engine, joiner, ends(other)).first
     do(engine, lambda s, _: runs.complete(s, BillingTask, other, 7))
@@ -372,7 +372,7 @@ def test_tasks_that_were_deleted_have_no_state_and_nothing_is_waited_for(engine)
     assert wait(engine, run(engine), AwaitedTasks([])) == Arrived([])
 
 
-def test_a_joined_task_that_is_deleted_after_its_end_still_wakes_who_joins_it(engine):  # B21
+def test_joined_task_deleted_after_its_end_still_wakes_the_joiner(engine):  # B21
     other, joiner = run(engine, BillingTask), run(engine)
     wait(engine, joiner, ends(other))
     do(engine, lambda s, _: runs.complete(s, BillingTask, other, 7))
@@ -403,7 +403,7 @@ def test_what_a_waiting_join_has_not_read_yet_survives_clean_up(engine):  # B25
     assert clean_up() == 2
 
 
-def test_the_end_of_a_task_that_nobody_could_tell_is_found_by_catching_up(engine):
+def test_unannounced_end_is_found_by_catching_up(engine):
     """A worker that knows only the other queue has ended the task and thrown its internal event away."""
     ended, gone, active = (run(engine, BillingTask) for _ in range(3))
     joiners = [run(engine) for _ in range(3)]
@@ -436,7 +436,7 @@ def test_catching_up_goes_from_name_to_name_a_few_at_a_time(engine):
     assert tick(engine) == 5
 
 
-def test_a_queue_may_wait_for_a_name_that_looks_like_no_task(engine):
+def test_internal_event_name_without_a_task_id_is_tolerated(engine):
     """Catching up reads ids out of names; it must not stumble over others."""
     wait(engine, run(engine), event("not-a-task", BillingTask))
     wait(engine, run(engine), event("not-a-task"))
@@ -472,7 +472,7 @@ def test_a_run_that_waits_costs_two_short_transactions(engine):
 
 
 @pytest.mark.parametrize("left", [1, 0])
-def test_who_joins_thousands_is_asked_about_once(engine, left):
+def test_join_of_thousands_is_checked_once(engine, left):
     """Each wait that was settled, asked about all the others, took 26 s for half as many."""
     joiner = run(engine)
     wait(engine, joiner, event())

@@ -23,7 +23,7 @@ from sa_durable.testing import (
     run_until_idle_async,
 )
 from tests.databases import database_fixture, emptied, engine_fixture
-from tests.services.doors import DOORS
+from tests.services.clients import CLIENTS
 from tests.testing import app
 from tests.testing.app import Base, MainTask, SideTask
 
@@ -97,7 +97,7 @@ class Helpers:
             return rows
 
 
-@pytest.fixture(params=DOORS)
+@pytest.fixture(params=CLIENTS)
 def helpers(request: pytest.FixtureRequest, engine: Engine, testing_url: str) -> Iterator[Helpers]:
     """The test helpers on an engine of each driver, in the sync or the async version."""
     if request.param == "psycopg":

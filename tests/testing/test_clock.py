@@ -324,7 +324,7 @@ def test_there_is_one_clock_for_a_database_at_a_time(engine, testing_url):
         pass
 
 
-def test_tables_made_meanwhile_keep_their_defaults(server_url):
+def test_tables_made_during_the_block_keep_their_defaults(server_url):
     class Base(DeclarativeBase): ...
 
     class MeanwhileTask(DurableTask, Base):
@@ -362,7 +362,7 @@ def test_indexes_are_used_under_a_moved_clock(engine):
     assert any("Index Cond" in line and "interval" in line for line in plan), plan
 
 
-def test_a_user_who_owns_only_the_database_can_move_its_time(server_url):
+def test_database_owner_can_move_its_time(server_url):
     name = f"plain_{uuid4().hex[:12]}"
     admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:

@@ -1,4 +1,4 @@
-"""`run_until_idle` does all that workers do, in process, until there is nothing to do; through both doors."""
+"""`run_until_idle` does all that workers do, in process, until there is nothing to do; through both clients."""
 
 from __future__ import annotations
 

@@ -44,12 +44,12 @@ def test_a_workload_of_the_table_has_the_goals_of_the_table(number):
     assert {str(goal) for workload in ours for goal in workload.goals.values()} == GOALS[number]
 
 
-def test_names_are_nobody_elses():
+def test_names_are_unique():
     names = [workload.name for workload in suite.workloads()]
     assert len(names) == len(set(names))
 
 
-def test_the_limit_and_ours_alternate_and_each_round_begins_anew(monkeypatch):
+def test_limit_and_library_alternate_and_each_round_restarts(monkeypatch):
     monkeypatch.setattr(alternation, "LONGEST", inf)
     ran: list[str] = []
     sides = [Prepared(lambda: ran.append("("), lambda: ran.append("a")), lambda: ran.append("b")]
@@ -59,7 +59,7 @@ def test_the_limit_and_ours_alternate_and_each_round_begins_anew(monkeypatch):
     assert min(of_a + of_b) > 0
 
 
-def test_a_round_that_takes_too_long_ends_early_with_as_many_blocks_of_each_side(monkeypatch):
+def test_slow_round_ends_early_with_equal_blocks_of_each_side(monkeypatch):
     monkeypatch.setattr(alternation, "LONGEST", 0.0)
     ran: list[str] = []
     alternation.rates([lambda: ran.append("a"), lambda: ran.append("b")], rounds=1, blocks=20)
@@ -155,7 +155,7 @@ def test_tables_that_workloads_share_are_made_once():
     assert made == [bench]
 
 
-def test_the_figures_of_the_docs_are_those_of_the_run_whose_json_stands_beside_them():
+def test_figures_of_the_docs_come_from_the_json_beside_them():
     page = (documents.PAGES / documents.PAGE).read_text()
     run = results.from_json((documents.PAGES / documents.RESULTS).read_bytes())
     assert documents.renewed(page, run) == page

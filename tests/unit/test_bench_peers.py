@@ -72,14 +72,14 @@ def test_each_contender_does_each_round_and_they_take_turns_in_going_first():
     assert {sum(name == each for name, _ in said) for each in "abc"} == {1 + 5 * WORKLOAD.slices}
 
 
-def test_the_slow_do_as_many_as_fill_their_time_and_the_fast_no_more_than_a_round_has():
+def test_slow_contenders_fill_their_time_and_fast_ones_their_round():
     said = []
     slow, fast = Pretender("slow", 300, said), Pretender("fast", 1_000_000, said)
     sides = measured(slow, fast, only=WORKLOAD.name)[WORKLOAD.name]
     assert (sides["slow"].number, sides["fast"].number) == (int(300 * SECONDS), WORKLOAD.number)
 
 
-def test_who_fails_is_out_of_it_and_said_to_be():
+def test_failed_contender_is_dropped_and_reported():
     sides = measured(Pretender("bad", 0, []), Pretender("good", 10, []), only=WORKLOAD.name)
     assert sides[WORKLOAD.name]["bad"].error == "it can't"
     assert len(sides[WORKLOAD.name]["good"].values) == 3
@@ -104,7 +104,7 @@ def test_a_goal_compares_round_by_round_with_the_best_rival_of_the_round():
     assert verdict.met
 
 
-def test_a_driver_answers_orders_says_how_it_failed_and_ends_with_its_input(tmp_path, monkeypatch):
+def test_driver_process_answers_reports_failures_and_ends_with_its_input(tmp_path, monkeypatch):
     program = tmp_path / "drivers" / "echo.py"
     program.parent.mkdir()
     program.write_text(

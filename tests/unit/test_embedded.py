@@ -37,7 +37,7 @@ def test_there_is_a_postgresql_to_test_with():
 
 
 @pytest.mark.parametrize("bin_dir", FOUND, ids=str)
-def test_a_server_of_any_programs_answers_and_is_gone_after_the_block(bin_dir):
+def test_server_of_any_programs_answers_and_ends_with_the_block(bin_dir):
     with postgres(bin_dir=bin_dir, environ={}) as server:
         version = subprocess.check_output([bin_dir / "postgres", "--version"], text=True)
         assert ask(server.url, "select 1") == 1

@@ -109,7 +109,7 @@ def _refused(name: str, complaint: str) -> Any:
 # Declarations
 
 
-def test_handler_is_still_the_plain_function():
+def test_handler_can_be_called_like_its_function():
     assert module_level(None, 7, note="!") == "7!"
     assert module_level.__name__ == "module_level"
     assert module_level.__doc__ is module_level.fn.__doc__
@@ -187,7 +187,7 @@ def _named(ctx): ...
         ({"max_tries": 1}, r"unknown spawn options \['max_tries'\]"),
     ],
 )
-def test_options_that_can_not_work_are_refused_where_the_handler_is_declared(options, complaint):
+def test_invalid_options_are_refused_at_declaration(options, complaint):
     with pytest.raises(InvalidOptions, match=complaint):
         WorkTask.handler(**options)(_named)
     assert "_named" not in WorkTask.__handlers__
@@ -478,7 +478,7 @@ def test_bytes_that_are_no_text_are_refused():
         work.call(b"\xff")
 
 
-def test_type_of_a_forward_reference_is_found_when_the_handler_is_first_called():
+def test_forward_reference_is_resolved_at_the_first_call():
     assert early.call(Later(1)).params == {"later": {"n": 1}}
     assert early.arguments({"later": {"n": 1}}) == {"later": Later(1)}
 
@@ -644,7 +644,7 @@ def test_name_of_a_handler_that_is_known_here_is_checked(session):
     assert spawned.task.params == {"order_id": 7, "amount": "1.5"}
 
 
-def test_name_of_a_handler_that_is_not_known_here_takes_plain_json(session):
+def test_unknown_handler_name_takes_plain_json(session):
     params = {"a": [1, None, {"b": "c"}]}
     assert Durable(session).spawn(BillingTask, "elsewhere", params).task.params == params
 

@@ -79,7 +79,7 @@ def test_ids_of_one_millisecond_are_in_the_order_of_their_making():
     assert made == sorted(made)
 
 
-def test_ids_of_a_batch_are_ids_in_order_between_those_made_before_and_after():
+def test_batch_ids_sort_between_earlier_and_later_ids():
     made = [uuid7(), *_apart(uuid7_bytes(2000)), uuid7()]
     assert made == sorted(set(made))
     assert all((value.version, value.variant) == (7, RFC_4122) for value in made)

@@ -312,13 +312,13 @@ def test_own_table_args_are_added_to_the_librarys(as_tuple):
     ]
 
 
-def test_comment_of_the_applications_own_does_not_hide_the_queue_from_migrations():
+def test_applications_own_comment_does_not_hide_the_queue():
     with suppress(DeclarationError):  # refusing it would do as well
         model = _queue("billing", __table_args__={"comment": "my own words"})
         assert "sa_durable:billing:tasks" in model.__table__.comment
 
 
-def test_what_a_base_adds_to_its_models_stays_out_of_the_librarys_own_tables():
+def test_columns_that_a_base_adds_stay_out_of_the_librarys_tables():
     class Base(DeclarativeBase):
         @declared_attr
         def tenant(cls) -> Mapped[int]:  # noqa: N805 - a declared_attr is given the class

@@ -136,7 +136,7 @@ def test_call_is_hashed_as_it_is_stored():
     assert once_key(call.name, call.params) == vector["key"]
 
 
-def test_key_fits_the_column_and_is_one_that_nobody_can_give():
+def test_derived_key_fits_the_column_and_cannot_be_given():
     assert len(once_key("x" * 255, {"y": "z" * 10_000})) == 71
     assert once_key("charge", {}).startswith("~")
 

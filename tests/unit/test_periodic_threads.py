@@ -51,9 +51,7 @@ def away(_: float) -> None:
 
 
 @pytest.mark.parametrize("longest", [1, 5])
-def test_a_database_that_is_away_for_ten_minutes_is_tried_at_growing_distances_and_costs_few_lines(
-    spend, caplog, longest
-):
+def test_ten_minute_outage_costs_growing_pauses_and_few_log_lines(spend, caplog, longest):
     waits = spend(600, away, longest_pause=longest)
     assert FIRST_PAUSE_S / 2 <= waits[0] <= FIRST_PAUSE_S
     assert all(

@@ -11,13 +11,13 @@ from hypothesis.stateful import rule
 
 from sa_durable.services import checkpoints, child_tasks, events, runs, waits
 from sa_durable.values import Claim
-from tests.machine import waits as ideal_waits
-from tests.machine.asks import as_asked, asks, call_of, keep, pick, seconds_of
-from tests.machine.claiming import Claiming
-from tests.machine.model import Model
-from tests.machine.tasks import Ask, Event, Refused
-from tests.machine.trying import FAILURE, FOREVER, has_claims
 from tests.shop import BillingTask
+from tests.stateful import waits as ideal_waits
+from tests.stateful.claiming import Claiming
+from tests.stateful.comparing import FAILURE, FOREVER, has_claims
+from tests.stateful.model import Model
+from tests.stateful.requests import as_asked, asks, call_of, keep, pick, seconds_of
+from tests.stateful.tasks import Ask, Event, Refused
 
 
 class Running(Claiming):
@@ -97,7 +97,7 @@ class Running(Claiming):
     @rule(name=st.sampled_from("ef"), payload=st.integers(0, 3), keep=keep)
     def emit(self, name: str, payload: int, keep: bool) -> None:
         self.verb(
-            lambda: self.door.durable.emit_event(BillingTask, name, payload),
+            lambda: self.client.durable.emit_event(BillingTask, name, payload),
             lambda model, _: model.events.append(Event(name, payload)),
             keep=keep,
         )
@@ -172,13 +172,13 @@ class Running(Claiming):
                     waits.find_or_register, BillingTask, claim, step, what, timeout=seconds_of(timeout)
                 )
                 if isinstance(found, waits.Registered):
-                    self.door.session.commit()
+                    self.client.session.commit()
                     found = self.run(waits.sleep, BillingTask, claim, step, what)
                 if not isinstance(found, waits.Prerequisites):
                     return None if found is None else found.value
                 for act in found.first:
                     self.run(act)
-                    self.door.session.commit()
+                    self.client.session.commit()
 
         if not self.model.held(claim.task_id, claim.token):
             if isinstance(what, waits.AwaitedEvent):

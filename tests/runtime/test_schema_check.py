@@ -22,7 +22,7 @@ async def started(worker: Worker) -> None:
 
 
 @pytest.mark.owner
-def test_a_worker_does_not_start_on_a_schema_that_it_cant_work_with_and_says_what_to_run(server_url):
+def test_worker_refuses_an_outdated_schema_with_advice(server_url):
     with throwaway(server_url, Base.metadata) as engine:
         with engine.begin() as connection:
             connection.execute(text("ALTER TABLE durable_work_tasks DROP COLUMN awaited"))

@@ -141,7 +141,7 @@ async def abook_whole(ctx: AsyncTaskContext, point: str) -> Booked:
     return Booked(await awrite(ctx.session, ctx.task_id, ctx.attempt, now), now)
 
 
-# What a test puts here, through every door.
+# What a test puts here, through every client.
 
 
 def script(session: Session) -> Any: ...

@@ -60,7 +60,7 @@ def test_what_loses_its_connection_each_time_is_given_up(tries):
     assert tries.pause_after(LOST) is None
 
 
-def test_a_commit_that_is_lost_each_time_is_given_up_once_it_is_known_that_it_failed(tries):
+def test_commit_lost_each_time_is_given_up_once_it_is_known_failed(tries):
     for number in range(MAX_TRIES):
         connect(tries)
         tries.committing = True
@@ -115,7 +115,7 @@ def test_no_pause_outlasts_the_lease(tries):
     assert tries.pause_after(LOST) <= 0.002
 
 
-def test_a_server_that_takes_no_connections_yet_is_away_in_asyncpgs_words_too(tries):
+def test_starting_server_counts_as_unavailable_with_asyncpg_too(tries):
     with pytest.raises(asyncpg.CannotConnectNowError):
         connect(tries, asyncpg.CannotConnectNowError("the database system is starting up"))
     assert tries.pause_after(asyncpg.CannotConnectNowError()) is not None

@@ -1,4 +1,4 @@
-"""C12: the services against a model in Python, through the sync and the async door.
+"""C12: the services against a model in Python, through the sync and the async client.
 
 Every day the same 40 lives; `HYPOTHESIS_PROFILE=soak` (for `make faults`) draws others, longer ones, and prints how to
 draw them again.
@@ -19,11 +19,11 @@ from sa_durable.services import cancellation, events, retries
 from sa_durable.statements import runs as run_stmt
 from sa_durable.testing.clock import Clock, clock
 from tests.databases import throwaway, url_of
-from tests.machine.machine import ServiceMachine
-from tests.services.doors import DOORS, Door, open_door
+from tests.services.clients import CLIENTS, Client, open_client
 from tests.shop import Base
+from tests.stateful.machine import ServiceMachine
 
-Given = tuple[Door, Engine, Clock]
+Given = tuple[Client, Engine, Clock]
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 EVERYDAY = settings(
     max_examples=int(os.environ.get("SA_DURABLE_LIVES", "2000" if SOAK else "25")),
@@ -38,32 +38,32 @@ EVERYDAY = settings(
 pytestmark = pytest.mark.timeout(7200 if SOAK else 600)
 
 
-@pytest.fixture(params=DOORS if SOAK else DOORS[::2])
-def door(request, server_url) -> Iterator[Given]:
-    with given(request.param, server_url) as door:
-        yield door
+@pytest.fixture(params=CLIENTS if SOAK else CLIENTS[::2])
+def client(request, server_url) -> Iterator[Given]:
+    with given(request.param, server_url) as client:
+        yield client
 
 
 @contextmanager
 def given(kind: str, server_url: str) -> Iterator[Given]:
     with (
         throwaway(server_url, Base.metadata) as engine,
-        open_door(kind, url_of(engine)) as door,
-        clock(engine, door.engine) as time,
+        open_client(kind, url_of(engine)) as client,
+        clock(engine, client.engine) as time,
     ):
-        yield door, engine, time
+        yield client, engine, time
 
 
-def live(door: Given, how: settings) -> None:
+def live(client: Given, how: settings) -> None:
     class Machine(ServiceMachine):
         pass
 
-    Machine.door, Machine.engine, Machine.clock = door
+    Machine.client, Machine.engine, Machine.clock = client
     run_state_machine_as_test(Machine, settings=how)
 
 
-def test_the_services_do_what_the_model_says(door):
-    live(door, EVERYDAY)
+def test_the_services_do_what_the_model_says(client):
+    live(client, EVERYDAY)
 
 
 # The machine can fail: each of these mechanisms is missed within its everyday time.
@@ -98,5 +98,5 @@ BROKEN = [_token_check_off, _cascade_off, _marks_off, _keys_taken_back_unasked]
 @pytest.mark.parametrize("break_it", BROKEN, ids=lambda broken: broken.__name__.strip("_"))
 def test_a_broken_service_is_found_out(server_url, monkeypatch, break_it):
     break_it(monkeypatch)
-    with given("psycopg", server_url) as door, pytest.raises(AssertionError):
-        live(door, settings(EVERYDAY, phases=[Phase.generate]))
+    with given("psycopg", server_url) as client, pytest.raises(AssertionError):
+        live(client, settings(EVERYDAY, phases=[Phase.generate]))

@@ -12,18 +12,18 @@ from hypothesis.stateful import initialize, invariant, rule
 from sa_durable.services import maintenance
 from sa_durable.values import Claim
 from tests.consistency import complaints
-from tests.machine.asks import CALLS, asks, keep, pick
-from tests.machine.model import Model
-from tests.machine.rows import START, differences
-from tests.machine.running import Running
-from tests.machine.tasks import Ask
-from tests.machine.trying import FOREVER, has_tasks
-from tests.races.scenes import empty
+from tests.races.starting_states import empty
 from tests.shop import BillingTask, MailTask
+from tests.stateful.comparing import FOREVER, has_tasks
+from tests.stateful.model import Model
+from tests.stateful.requests import CALLS, asks, keep, pick
+from tests.stateful.rows import START, differences
+from tests.stateful.running import Running
+from tests.stateful.tasks import Ask
 
 
 class ServiceMachine(Running):
-    """`door`, `engine` and `clock` are given by the test."""
+    """`client`, `engine` and `clock` are given by the test."""
 
     @initialize(some=st.lists(asks, min_size=2, max_size=4))
     def begin(self, some: list[Ask]) -> None:
@@ -43,7 +43,7 @@ class ServiceMachine(Running):
         def ideal(model: Model, got: bool) -> None:
             assert got == model.cancel(model.tasks[task_id])
 
-        self.verb(lambda: self.door.durable.cancel(BillingTask, task_id), ideal, keep=keep)
+        self.verb(lambda: self.client.durable.cancel(BillingTask, task_id), ideal, keep=keep)
 
     @has_tasks
     @rule(number=pick, as_new=st.booleans(), detach=st.booleans(), keep=keep)
@@ -62,7 +62,7 @@ class ServiceMachine(Running):
             assert (got.created, got.state, got.attempt) == (as_new, "pending", there.attempt)
 
         how = {"as_new": as_new, "detach": detach}
-        self.verb(lambda: self.door.durable.retry(BillingTask, task_id, **how), ideal, keep=keep)
+        self.verb(lambda: self.client.durable.retry(BillingTask, task_id, **how), ideal, keep=keep)
         self.retried.add(task_id)
 
     def _sweep_expired(self) -> None:
@@ -114,5 +114,5 @@ class ServiceMachine(Running):
             assert differences(self.engine, self.model) == []
 
     def teardown(self) -> None:
-        self.door.session.rollback()
+        self.client.session.rollback()
         assert complaints(self.engine, BillingTask, MailTask, orphans=self.retried) == []

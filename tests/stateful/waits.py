@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from tests.machine.model import Model
-from tests.machine.tasks import Wait
+from tests.stateful.model import Model
+from tests.stateful.tasks import Wait
 
 TIMED_OUT = {"timed_out": True}
 PREFIX = "$task:"

@@ -1,4 +1,4 @@
-"""What tests of transactions share: doors, a worker on engines of their own, and what was entered."""
+"""What tests of transactions share: clients, a worker on engines of their own, and what was entered."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from sqlalchemy import NullPool, create_engine, func, make_url, select
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from tests.runtime import ledger
+from tests.runtime import audit_app
+from tests.runtime.audit_app import Entry, LedgerTask
 from tests.runtime.conftest import Shop, working
-from tests.runtime.ledger import Entry, LedgerTask
 from tests.waiting import wait_until
 
 PLAIN = "postgresql+psycopg"
-DOORS = [
-    (ledger.scripted, PLAIN),
-    (ledger.ascripted, PLAIN),
-    (ledger.ascripted, "postgresql+asyncpg"),
-    (ledger.mixed, PLAIN),
-    (ledger.scripted_whole, PLAIN),
-    (ledger.ascripted_whole, PLAIN),
-    (ledger.ascripted_whole, "postgresql+asyncpg"),
+CLIENTS = [
+    (audit_app.scripted, PLAIN),
+    (audit_app.ascripted, PLAIN),
+    (audit_app.ascripted, "postgresql+asyncpg"),
+    (audit_app.mixed, PLAIN),
+    (audit_app.scripted_whole, PLAIN),
+    (audit_app.ascripted_whole, PLAIN),
+    (audit_app.ascripted_whole, "postgresql+asyncpg"),
 ]
 every_door = pytest.mark.parametrize(
-    ("handler", "driver"), DOORS, ids=[f"{h.name} {d.split('+')[1]}" for h, d in DOORS]
+    ("handler", "driver"), CLIENTS, ids=[f"{h.name} {d.split('+')[1]}" for h, d in CLIENTS]
 )
-two_doors = pytest.mark.parametrize(
-    ("handler", "driver"), [DOORS[0], DOORS[6]], ids=["plain step", "async whole"]
+two_clients = pytest.mark.parametrize(
+    ("handler", "driver"), [CLIENTS[0], CLIENTS[6]], ids=["plain step", "async whole"]
 )
 VARIANTS = [
     ("step", "postgresql+psycopg"),

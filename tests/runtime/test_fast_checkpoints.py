@@ -109,7 +109,7 @@ def test_the_first_value_of_a_name_stays(engine):
         assert here.saved()["a"] == 1
 
 
-def test_who_lost_the_claim_saves_nothing(engine):
+def test_lost_claim_saves_nothing(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
         assert save(here, "b", "1").value == 1
@@ -121,7 +121,7 @@ def test_who_lost_the_claim_saves_nothing(engine):
             here.long_way("late", "1")
 
 
-def test_a_connection_that_is_lost_gives_no_answer_and_the_step_is_saved_on_another(engine):
+def test_lost_connection_saves_the_step_on_another_one(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
         assert save(here, "b", "1").value == 1
@@ -133,7 +133,7 @@ def test_a_connection_that_is_lost_gives_no_answer_and_the_step_is_saved_on_anot
         assert here.saved()["c"] == 2
 
 
-def test_a_statement_that_is_gone_is_prepared_again(engine):
+def test_deallocated_statement_is_prepared_again(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
         assert save(here, "b", "1").value == 1
@@ -142,7 +142,7 @@ def test_a_statement_that_is_gone_is_prepared_again(engine):
         assert save(here, "d", "1").value == 1
 
 
-def test_a_connection_that_comes_from_the_pool_again_goes_on_with_what_is_prepared_on_it(engine):
+def test_connection_from_the_pool_reuses_its_prepared_statements(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
         assert save(here, "b", "1").value == 1
@@ -170,7 +170,7 @@ def test_a_connection_whose_plans_are_outdated_is_not_lent(engine):
     database.close()
 
 
-def test_who_hears_statements_hears_these_too(engine):
+def test_statement_listeners_see_checkpoint_writes(engine):
     with scene(engine) as here:
         heard: list[str] = []
         note = lambda *args: heard.append(args[2])  # noqa: E731 - to remove it again
@@ -210,7 +210,7 @@ def test_tables_are_where_the_engine_has_them(engine):
             connection.execute(text("DROP SCHEMA elsewhere CASCADE"))
 
 
-def test_save_of_a_cancelled_caller_arrives_and_its_connection_is_cached_again(engine):
+def test_save_of_a_cancelled_caller_arrives_and_its_connection_is_kept(engine):
     with scene(engine) as here:
         here.long_way("a", "1")
         assert save(here, "b", "1").value == 1

@@ -32,7 +32,7 @@ SPAWNS = {
 @contextmanager
 def processes(engine: Engine) -> Iterator[list[Popen[str]]]:
     """Processes that do what a line on their input says: which of SPAWNS, in which queue, how often."""
-    command = [sys.executable, "-m", "tests.bench.crowding", url_of(engine)]
+    command = [sys.executable, "-m", "tests.bench.many_spawners", url_of(engine)]
     crowd = [Popen(command, stdin=PIPE, stdout=PIPE, text=True) for _ in range(PROCESSES)]
     try:
         yield crowd

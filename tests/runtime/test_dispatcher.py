@@ -49,7 +49,7 @@ class Hall:
         return runs
 
 
-def test_a_thread_goes_on_with_the_next_plain_run_in_order():
+def test_thread_continues_with_the_next_sync_run_in_order():
     hall = Hall(1)
     first, second, third = hall.accept("plain 1", "plain 2", "async 3")
     assert hall.started == ["plain 1"]
@@ -63,7 +63,7 @@ def test_a_thread_goes_on_with_the_next_plain_run_in_order():
     assert (hall.slots.held, hall.slots.running) == (0, 0)
 
 
-def test_no_more_than_the_slots_run_whoever_asks():
+def test_no_more_runs_than_slots():
     hall = Hall(2)
     first, second, *_ = hall.accept("plain 1", "async 2", "plain 3", "plain 4", "plain 5")
     assert hall.started == ["plain 1", "async 2"]
@@ -91,7 +91,7 @@ def test_what_waits_when_it_stops_or_has_waited_too_long_is_given_back(stopped):
 @pytest.mark.parametrize(
     "call", [app.double.call(number=1), app.triple.call(number=1)], ids=["async", "plain"]
 )
-def test_what_a_run_leaves_is_gone_without_the_garbage_collector(engine, shop, call):
+def test_run_is_freed_without_the_garbage_collector(engine, shop, call):
     def left() -> list[UUID]:
         runs = [one for one in gc.get_objects() if type(one) is ActiveRun]
         return [run.claim.task_id for run in runs if run.claim.task_id in tasks]
@@ -106,7 +106,7 @@ def test_what_a_run_leaves_is_gone_without_the_garbage_collector(engine, shop, c
         gc.enable()
 
 
-def test_a_worker_runs_no_more_handlers_at_once_than_it_may_of_both_kinds_together(engine, shop, monkeypatch):
+def test_concurrency_counts_sync_and_async_handlers_together(engine, shop, monkeypatch):
     at_once, most, lock = [0], [0], Lock()
 
     def come(by: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from uuid import UUID
 
-from tests.machine.tasks import LEASE, Ask, Event, Refused, Task
+from tests.stateful.tasks import LEASE, Ask, Event, Refused, Task
 
 
 class Model:

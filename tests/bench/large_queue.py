@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bench import bulk, crowding
+from tests.bench import bulk, many_spawners
 from tests.bench.models import BigTask, SmallTask
 from tests.bench.spawning import alternating, durable_duplicate, durable_spawn, on, on_held
 from tests.bench.spawning_async import durable_once, repeated
@@ -29,11 +29,11 @@ WORKLOADS = [
         operations=10_000, block=None,
     ),
     _among(
-        "8 processes' spawns", crowding.together("durable", _S), crowding.together("durable", _BIG),
+        "8 processes' spawns", many_spawners.together("durable", _S), many_spawners.together("durable", _BIG),
         operations=3200, block=800,
     ),
     _among(
-        "16 racing for a key", crowding.racing(crowding.durable_racer, _S),
-        crowding.racing(crowding.durable_racer, _BIG), operations=200, block=10,
+        "16 racing for a key", many_spawners.racing(many_spawners.durable_racer, _S),
+        many_spawners.racing(many_spawners.durable_racer, _BIG), operations=200, block=10,
     ),
 ]  # fmt: skip

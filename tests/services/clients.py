@@ -1,4 +1,4 @@
-"""One vocabulary for scenarios, whichever door and driver they go through."""
+"""One vocabulary for scenarios, whichever client and driver they go through."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from sa_durable import AsyncDurable, Durable
 
-DOORS = ("psycopg", "psycopg async", "asyncpg")
+CLIENTS = ("psycopg", "psycopg async", "asyncpg")
 
 
-class Door(Protocol):
+class Client(Protocol):
     """A session and its spawn service, both called without `await`."""
 
     session: Any
@@ -31,7 +31,7 @@ class Door(Protocol):
 
 
 @dataclass
-class SyncDoor:
+class SyncClient:
     session: Session
     durable: Durable
     engine: Engine
@@ -58,7 +58,7 @@ class Awaited:
         return call
 
 
-class AsyncDoor:
+class AsyncClient:
     def __init__(self, session: AsyncSession, engine: Engine, runner: asyncio.Runner) -> None:
         self.session = Awaited(session, runner)
         self.durable = Awaited(AsyncDurable(session), runner)
@@ -73,13 +73,13 @@ class AsyncDoor:
 
 
 @contextmanager
-def open_door(kind: str, url: str, *, isolation: str | None = None, **settings: str) -> Iterator[Door]:
-    """A door with an engine of its own; `settings` are PostgreSQL's, for its connections."""
+def open_client(kind: str, url: str, *, isolation: str | None = None, **settings: str) -> Iterator[Client]:
+    """A client with an engine of its own; `settings` are PostgreSQL's, for its connections."""
     of_engine = {"isolation_level": isolation} if isolation else {}
     if kind == "psycopg":
         engine = create_engine(url, connect_args=_psycopg(settings), **of_engine)
         with Session(engine) as session:
-            yield SyncDoor(session, Durable(session), engine)
+            yield SyncClient(session, Durable(session), engine)
         engine.dispose()
         return
     driver = {"psycopg async": "postgresql+psycopg", "asyncpg": "postgresql+asyncpg"}[kind]
@@ -90,7 +90,7 @@ def open_door(kind: str, url: str, *, isolation: str | None = None, **settings: 
         )
         session = AsyncSession(async_engine)
         try:
-            yield AsyncDoor(session, async_engine.sync_engine, runner)
+            yield AsyncClient(session, async_engine.sync_engine, runner)
         finally:
             runner.run(session.close())
             runner.run(async_engine.dispose())

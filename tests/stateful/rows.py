@@ -9,9 +9,9 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from tests.consistency import Tables
-from tests.machine.model import Model
-from tests.machine.tasks import Task
 from tests.shop import BillingTask
+from tests.stateful.model import Model
+from tests.stateful.tasks import Task
 
 START = datetime(2031, 1, 1, tzinfo=UTC)
 

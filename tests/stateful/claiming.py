@@ -10,11 +10,11 @@ from hypothesis.stateful import rule
 
 from sa_durable.services import claims
 from sa_durable.values import Claim
-from tests.machine.asks import CALLS, as_asked, asks, call_of, keep, pick
-from tests.machine.model import Model
-from tests.machine.tasks import Ask
-from tests.machine.trying import LEASE, Trying, has_claims
 from tests.shop import BillingTask
+from tests.stateful.comparing import LEASE, Trying, has_claims
+from tests.stateful.model import Model
+from tests.stateful.requests import CALLS, as_asked, asks, call_of, keep, pick
+from tests.stateful.tasks import Ask
 
 
 class Claiming(Trying):
@@ -33,7 +33,7 @@ class Claiming(Trying):
     @rule(ask=asks, keep=keep)
     def spawn(self, ask: Ask, keep: bool) -> None:
         self.verb(
-            lambda: self.door.durable.spawn(call_of(ask)),
+            lambda: self.client.durable.spawn(call_of(ask)),
             lambda model, got: self._spawned(model, ask, got),
             keep=keep,
         )
@@ -46,7 +46,7 @@ class Claiming(Trying):
             for i in order:
                 self._spawned(model, some[i], got and got[i])
 
-        self.verb(lambda: self.door.durable.spawn_many([call_of(ask) for ask in some]), ideal, keep=keep)
+        self.verb(lambda: self.client.durable.spawn_many([call_of(ask) for ask in some]), ideal, keep=keep)
 
     @rule(key=st.sampled_from(["a", "b"]), release=st.booleans(), keep=keep)
     def key(self, key: str, release: bool, keep: bool) -> None:
@@ -56,7 +56,7 @@ class Claiming(Trying):
         def ideal(model: Model, got: bool) -> None:
             assert got == model.release_key(key)
 
-        self.verb(lambda: self.door.durable.release_key(BillingTask, key), ideal, keep=keep)
+        self.verb(lambda: self.client.durable.release_key(BillingTask, key), ideal, keep=keep)
 
     def _find_by_key(self, key: str) -> None:
         def ideal(model: Model, got: Any) -> None:
@@ -64,7 +64,7 @@ class Claiming(Trying):
             held = None if holder is None or model.expired(holder) else holder.id
             assert (got and got.id) == held
 
-        self.verb(lambda: self.door.durable.find_by_key(BillingTask, key), ideal, keep=False)
+        self.verb(lambda: self.client.durable.find_by_key(BillingTask, key), ideal, keep=False)
 
     # Claims
 

@@ -19,7 +19,7 @@ from tests.faults import breakages
 from tests.faults.app import FaultTask
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.faults.crew", "tests.faults.spawners"])
+FORKS.set_forkserver_preload(["tests.faults.worker_processes", "tests.faults.spawners"])
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from sa_durable.services import (
     waits,
 )
 from sa_durable.values import Claim, SpawnKeywords, TaskError
-from tests.races.scenes import KEYS, Scene
+from tests.races.starting_states import KEYS, Scene
 from tests.shop import BillingTask, MailTask, charge, send_mail
 
 Do: TypeAlias = Callable[[Session, Scene, bool], object]

@@ -57,7 +57,7 @@ def test_after_the_last_work_the_pauses_grow_and_then_it_asks_and_polls():
     assert [claimer.look() for _ in range(3)] == [NextPoll(POLL)] * 3
 
 
-def test_work_begins_the_pauses_anew():
+def test_work_restarts_the_pauses():
     claimer = Claimer()
     for _ in AFTER_WORK_PAUSES_S:
         claimer.look()
@@ -65,7 +65,7 @@ def test_work_begins_the_pauses_anew():
     assert claimer.until_idle() == list(AFTER_WORK_PAUSES_S[1:])
 
 
-def test_while_each_look_finds_many_it_looks_less_often():
+def test_polls_that_find_many_tasks_get_less_frequent():
     claimer = Claimer()
     assert [claimer.look(found=STREAM_MIN_FOUND - 1).pause_s for _ in range(3)] == [
         AFTER_WORK_PAUSES_S[0]
@@ -118,7 +118,7 @@ def test_single_notifications_are_fine_and_a_burst_of_them_is_called_off():
     assert claimer.until_idle()
 
 
-def test_without_room_it_calls_them_off_after_a_while_and_asks_when_it_is_idle_again():
+def test_notifications_are_disabled_without_capacity_until_idle():
     claimer = Claimer()
     claimer.until_idle()
     assert claimer.told(available=False, after=0.01) == NextPoll(NO_CAPACITY_S)

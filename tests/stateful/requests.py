@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from sa_durable import Cancellation, Fixed, NoRetry
-from tests.machine.tasks import Ask
 from tests.shop import charge, refund
+from tests.stateful.tasks import Ask
 
 CALLS = {"charge": charge, "refund": refund}
 

@@ -15,9 +15,9 @@ from sa_durable.errors import Signal
 from sa_durable.services.checkpoints import AlreadySaved
 from sa_durable.testing.clock import Clock
 from sa_durable.values import Claim, TaskError
-from tests.machine.model import Model
-from tests.machine.tasks import Refused, Task
-from tests.services.doors import Door
+from tests.services.clients import Client
+from tests.stateful.model import Model
+from tests.stateful.tasks import Refused, Task
 
 LEASE, FOREVER = timedelta(seconds=60), 10_000
 FAILURE = TaskError("ValueError", "no")
@@ -27,17 +27,17 @@ has_claims = precondition(lambda self: self.claims)
 
 
 class Trying(RuleBasedStateMachine):
-    """`door`, `engine` and `clock` are given by the test."""
+    """`client`, `engine` and `clock` are given by the test."""
 
-    door: ClassVar[Door]
+    client: ClassVar[Client]
     engine: ClassVar[Engine]
     clock: ClassVar[Clock]
 
     # How a verb is tried
 
     def run(self, service: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """A service of the library's own, in the door's session."""
-        session = self.door.session
+        """A service of the library's own, in the client's session."""
+        session = self.client.session
         if hasattr(session, "run_sync"):
             return session.run_sync(service, *args, **options)
         return service(session, *args, **options)
@@ -57,7 +57,7 @@ class Trying(RuleBasedStateMachine):
         except Refused as error:
             assert refused == str(error), f"{refused or got!r}, and the model says {error}"
             trial = self.model
-        (self.door.session.commit if keep else self.door.session.rollback)()
+        (self.client.session.commit if keep else self.client.session.rollback)()
         if keep:
             self.model = trial
         return got if keep else None
