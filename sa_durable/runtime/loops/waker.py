@@ -90,8 +90,9 @@ class Waker:
         # While claims find tasks in a queue, a check for ready tasks there is useless, and it may be slow: it
         # reads the index from its start. While the worker is idle, one check of all queues replaces the
         # claims.
+        recent_s = self._interval_s / 2  # by default longer than the pauses between the claims of a stream
         watermarks = {model: self._registry.watermark(model) for model in self._registry.queues}
-        idle = {model for model, mark in watermarks.items() if mark.seconds_since_found > self._interval_s}
+        idle = {model for model, mark in watermarks.items() if mark.seconds_since_found > recent_s}
         names = {model: self._registry.names(model) if model in idle else () for model in watermarks}
         with self._database.autocommit() as session:
             found = polling.due(session, names)
