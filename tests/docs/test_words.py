@@ -25,7 +25,7 @@ PRIVATE = {
     "anew": r"anew",
     "in hand": r"in (?:its )?hands?|empty hands",
     "by hand": r"by hand",
-    "client": r"clients?",
+    "door": r"doors?",
     "let go": r"lets? go",
     "look": r"look(?:s|ed|ing)?(?! (?:up|like|as|so|cheaper)\b)",
     "kit": r"kits?",
