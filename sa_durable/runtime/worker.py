@@ -103,7 +103,7 @@ class Worker:
             notify=notify,
             listen_url=listen_url,
         )
-        self._parts = build_parts(
+        self.parts = build_parts(
             engine,
             queues,
             options,
@@ -111,16 +111,17 @@ class Worker:
             async_session_factory=async_session_factory,
             tuning=_tuning,
         )
-        self.worker_id, self.queues = options.worker_id, self._parts.registry.queues
+        """The parts of the worker, for tests and debugging. Any release may change them."""
+        self.worker_id, self.queues = options.worker_id, self.parts.registry.queues
         self.concurrency, self.lease = concurrency, lease
         self._shutdown = Shutdown(
-            self._parts.active,
-            self._parts.completer,
-            self._parts.claimer.thread,
-            self._parts.background_threads,
-            self._parts.loop,
+            self.parts.active,
+            self.parts.completer,
+            self.parts.claimer.thread,
+            self.parts.background_threads,
+            self.parts.loop,
             shutdown_timeout_s=shutdown_timeout.total_seconds(),
-            stop_accepting=self._parts.stop_accepting,
+            stop_accepting=self.parts.stop_accepting,
             close=self._close,
         )
         self._closed_event = asyncio.Event()
@@ -168,16 +169,16 @@ class Worker:
             SchemaOutdated: the database needs `alembic upgrade head`. Nothing was started.
             RuntimeError: the worker was started before.
         """
-        if self._parts.loop.attached:
+        if self.parts.loop.attached:
             raise RuntimeError("this worker was started before: make a new one")
         try:
-            await self._parts.check_schema()
+            await self.parts.check_schema()
         except BaseException:
-            self._parts.close()
+            self.parts.close()
             raise
-        self._parts.loop.attach()
-        background = self._parts.background_threads
-        for thread in (self._parts.completer.thread, *background, self._parts.claimer.thread):
+        self.parts.loop.attach()
+        background = self.parts.background_threads
+        for thread in (self.parts.completer.thread, *background, self.parts.claimer.thread):
             thread.start()
         self._shutdown.start()
         self._tick()
@@ -186,14 +187,14 @@ class Worker:
 
     async def stop(self) -> None:
         """Stop as on SIGTERM, and return once that is done. A second call meanwhile is a second SIGTERM."""
-        if not self._parts.loop.attached:
+        if not self.parts.loop.attached:
             return
         if not self.closed.is_set():
             self.request_stop()
         await self._closed_event.wait()
-        if self._parts.executor.tasks:
-            await asyncio.wait(self._parts.executor.tasks, timeout=UNWIND_S)
-        await self._parts.operations.transactions.aclose()
+        if self.parts.executor.tasks:
+            await asyncio.wait(self.parts.executor.tasks, timeout=UNWIND_S)
+        await self.parts.operations.transactions.aclose()
 
     def request_stop(self) -> None:
         """Request a stop, from any thread or signal handler. A second call releases unfinished tasks."""
@@ -202,12 +203,12 @@ class Worker:
     def _tick(self) -> None:
         """End runs whose lease is over, and give back runs that have waited too long. On the loop."""
         # Async handlers are cancelled. Sync handlers notice at their next step.
-        self._parts.active.end_overdue()
-        self._parts.dispatcher.release_stale()
+        self.parts.active.end_overdue()
+        self.parts.dispatcher.release_stale()
         if not self.closed.is_set():
             asyncio.get_running_loop().call_later(self._tick_s, self._tick)
 
     def _close(self) -> None:
         """Close threads and connections, and let `run_async` and `stop` return. In the shutdown's thread."""
-        self._parts.close()
-        self._parts.loop.post(self._closed_event.set)
+        self.parts.close()
+        self.parts.loop.post(self._closed_event.set)

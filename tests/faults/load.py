@@ -164,7 +164,7 @@ class Load:
         free, running = self._recoveries()
         figures.recoveries += free
         figures.notes |= {
-            "lease": self.crew._job.lease,
+            "lease": self.crew.job.lease,
             "most attempts": checker.count(f"SELECT max(attempt) FROM {TASKS}"),
             "taken over, or given back": checker.count(
                 "SELECT count(*) FROM moves WHERE before = 'running' AND after = 'pending'"
@@ -180,9 +180,9 @@ class Load:
 
     def _undisturbed(self, expired: datetime, ended: datetime) -> bool:
         """Whether the machine was there for a lease to be kept, from when it was extended until it was lost."""
-        extended = expired - timedelta(seconds=self.crew._job.lease)
+        extended = expired - timedelta(seconds=self.crew.job.lease)
         return (
-            self.pulse.stood_still(extended, ended) < self.crew._job.lease / 6
+            self.pulse.stood_still(extended, ended) < self.crew.job.lease / 6
         )  # it is extended after a third
 
     def _said(self) -> Iterator[Finding]:

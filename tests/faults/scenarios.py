@@ -27,7 +27,7 @@ LONGEST_FREEZE = 2.2  # leases
 
 def freeze_workers(load: Load) -> None:
     """SIGSTOP one for longer than its lease, then SIGCONT: it wakes with tasks that others have by now."""
-    lease = load.crew._job.lease
+    lease = load.crew.job.lease
     while load.spawning:
         load.moment(0.1, 0.5)
         if hand := load.anyone():
@@ -42,7 +42,7 @@ def block_loops(load: Load) -> None:
     load.undisturbed = True
     with Session(load.engine) as session, session.begin():
         for _ in range(2):
-            Durable(session).spawn(blocks.call(seconds=2.3 * load.crew._job.lease))
+            Durable(session).spawn(blocks.call(seconds=2.3 * load.crew.job.lease))
             load.figures.faults += 1
 
 

@@ -37,7 +37,7 @@ def test_server_crashes_lose_and_repeat_nothing(figures):
         with load.engine.connect() as connection:
             ends = [(moment, connection.scalar(first, {"back": moment})) for moment in back]
         found.recoveries = [load.took(moment, end) for moment, end in ends if end]
-        bound = load.crew._job.recovery
+        bound = load.crew.job.recovery
         found.notes["recovery"] = (
             "seconds from the server's return to the first task that was completed after it"
         )
@@ -68,4 +68,4 @@ def test_terminated_backends_lose_nothing_and_notifications_return(loaded):
         found.notes["pick-up afterwards (median, p95; ms)"] = shown(picked_up)
     assert found.findings == []
     assert found.faults >= 50
-    assert median(picked_up) < load.crew._job.poll_interval / 4
+    assert median(picked_up) < load.crew.job.poll_interval / 4

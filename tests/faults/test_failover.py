@@ -63,7 +63,7 @@ def test_failover_loses_no_acknowledged_spawn_or_completion(figures):
         found.recoveries = [load.took(struck, back)]
         found.notes["promotion took (s)"] = round((promoted - struck).total_seconds(), 2)
         found.notes["completions seen before"] = len(seen)
-        bound = load.crew._job.recovery + load.took(struck, promoted)
+        bound = load.crew.job.recovery + load.took(struck, promoted)
         if lost := [task_id for task_id, result in seen.items() if completed.get(task_id) != result]:
             found.findings.append(Finding("a completion that was seen is lost", len(lost), str(lost[0])))
         if deadlocks := servers.standby.logged("deadlock detected"):

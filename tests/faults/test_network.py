@@ -80,4 +80,4 @@ def test_while_the_listeners_connection_is_half_open_tasks_are_polled(steady, fi
             ]
             found.notes["longest pick-up meanwhile (ms)"] = round(1000 * half_open[-1])
     assert found.findings == []
-    assert median(half_open) <= load.crew._job.poll_interval
+    assert median(half_open) <= load.crew.job.poll_interval

@@ -15,7 +15,7 @@ def test_nothing_is_lost_or_done_twice_when_workers_are_killed_at_random(loaded)
     with loaded("C1 kill -9", 60) as load:
         scenarios.kill_workers(load)
         figures = load.settle()
-        check(figures, load.crew._job.recovery)
+        check(figures, load.crew.job.recovery)
     assert figures.faults >= 25
 
 
@@ -23,8 +23,8 @@ def test_frozen_worker_finds_its_leases_lost_and_writes_nothing(loaded):
     with loaded("C2 SIGSTOP past the lease", 20) as load:
         scenarios.freeze_workers(load)
         # Frozen between a write and its COMMIT it keeps the row locked until it wakes: sweeps pass over that meanwhile.
-        bound = load.crew._job.recovery
-        check(load.settle(), bound, longest=bound + scenarios.LONGEST_FREEZE * load.crew._job.lease)
+        bound = load.crew.job.recovery
+        check(load.settle(), bound, longest=bound + scenarios.LONGEST_FREEZE * load.crew.job.lease)
         assert any("LeaseLost" in hand.log for hand in load.crew.hands)
 
 

@@ -110,13 +110,13 @@ class Crew:
     """Workers on one database. Whoever leaves may be replaced; at the end all are told to stop."""
 
     def __init__(self, job: Job, size: int, directory: Path) -> None:
-        self._job, self._size, self._directory = job, size, directory
+        self.job, self._size, self._directory = job, size, directory
         self._numbers = count(1)
         self.hands: list[Hand] = []
 
     def start(self) -> Hand:
         name = f"w{next(self._numbers)}"
-        job = replace(self._job, worker_id=name, log=self._directory / f"{name}.log")
+        job = replace(self.job, worker_id=name, log=self._directory / f"{name}.log")
         process = FORKS.Process(target=work, args=(job,), daemon=True)
         process.start()
         hand = Hand(job, process)

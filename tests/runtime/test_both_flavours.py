@@ -75,14 +75,14 @@ def test_the_first_attempts_late_write_is_rejected_once_a_second_has_begun(books
     task = books.spawn(perform(monkeypatch, handler, scenario))
     with working(books.engine, LedgerTask) as frozen:
         assert gate.reached.wait(60)
-        for chore in (frozen._parts.heartbeat.thread, frozen._parts.claimer.thread):
+        for chore in (frozen.parts.heartbeat.thread, frozen.parts.claimer.thread):
             chore.stop()
             chore.join(60)
         books.set(task, lease_expires_at=func.now() - timedelta(minutes=5))
         with working(books.engine, LedgerTask, sweep_interval=timedelta(seconds=0.1)):
             assert books.ended(task).result == "attempt 2"
         gate.open.set()
-        wait_until(lambda: not len(frozen._parts.active))
+        wait_until(lambda: not len(frozen.parts.active))
     [run] = books.runs(task)
     assert (run.attempt, run.error["type"], run.worker) == (1, "LeaseExpired", frozen.worker_id)
     after = books.task(task)
@@ -171,7 +171,7 @@ def test_a_freed_slot_refills_at_once_and_no_more_run_than_may(books, monkeypatc
     with working(books.engine, LedgerTask, concurrency=2, poll_interval=timedelta(minutes=1)) as worker:
         assert gate.reached.wait(60)
         quick = [books.spawn(call) for _ in range(20)]
-        worker._parts.tasks_ready.set()
+        worker.parts.tasks_ready.set()
         assert {task.state for task in books.ended(*quick)} == {"completed"}  # in one slot, without a poll
         assert books.task(slow).state == "running" and max(most) == 2
         gate.open.set()
@@ -255,7 +255,7 @@ def test_except_exception_does_not_catch_control_flow(books, monkeypatch, handle
 
     task = books.spawn(perform(monkeypatch, handler, scenario))
     with working(books.engine, LedgerTask) as worker:
-        wait_until(lambda: begun and not len(worker._parts.active))
+        wait_until(lambda: begun and not len(worker.parts.active))
     assert went_on == [] and books.task(task).state == state and books.task(task).result is None
 
 
@@ -287,7 +287,7 @@ def test_writes_after_a_swallowed_signal_are_dropped(books, monkeypatch, handler
 
     task = books.spawn(perform(monkeypatch, handler, scenario))
     with working(books.engine, LedgerTask) as worker:
-        wait_until(lambda: caught[-1:] == ["end"] and not len(worker._parts.active))
+        wait_until(lambda: caught[-1:] == ["end"] and not len(worker.parts.active))
     # An async handler may hear of it first as asyncio says it.
     assert caught[0] in (signal, "CancelledError") and caught[1:] == 6 * [signal] + ["end"]
     after = books.task(task)

@@ -72,7 +72,7 @@ def test_batches_are_bounded_and_follow_each_other_until_there_is_no_more(engine
     cleans = Cleaner(Database(engine), Registry([WorkTask]), replace(ALWAYS_DUE, cleanup_batch_rows=2))
     left = []
     while not left or left[-1]:
-        assert cleans._run_once() == 0.0  # at once, or when the timer says, which is at once
+        assert cleans.thread.run_once() == 0.0  # at once, or when the timer says, which is at once
         left.append(count(engine, WorkTask)[0])
     assert left == [3, 1, 0]
     cleans._database.close()
@@ -83,10 +83,10 @@ def test_cleaner_without_retention_sends_one_statement_per_interval(engine):
     database = Database(engine)
     cleans = Cleaner(database, Registry([WorkTask, OtherTask]), tuning)
     with statements(database._engine) as sent:
-        assert 0 < cleans._run_once() <= tuning.cleanup_interval_s
+        assert 0 < cleans.thread.run_once() <= tuning.cleanup_interval_s
         assert sent == []
         cleans._due_at = 0.0
-        assert cleans._run_once() == tuning.cleanup_interval_s
+        assert cleans.thread.run_once() == tuning.cleanup_interval_s
     assert [text.split()[0] for text in sent if "durable" in text] == ["SELECT"]
     database.close()
 
@@ -95,7 +95,7 @@ def test_slow_clean_up_check_is_followed_by_a_longer_pause(engine):
     tuning = Tuning(cleanup_interval_s=0.0)
     cleans = Cleaner(Database(engine), Registry([WorkTask]), tuning)
     began = monotonic()
-    paused = cleans._run_once()
+    paused = cleans.thread.run_once()
     assert 0 < paused <= (monotonic() - began) * tuning.cleanup_rest_factor
     cleans._database.close()
 
@@ -108,7 +108,7 @@ def test_a_queue_that_cannot_be_cleaned_up_is_named_and_holds_up_no_other(engine
     retain(engine, WorkTask, DAY)
     database = Database(engine)
     caplog.set_level(logging.INFO, "sa_durable.worker")
-    Cleaner(database, Registry([OtherTask, WorkTask]), ALWAYS_DUE)._run_once()
+    Cleaner(database, Registry([OtherTask, WorkTask]), ALWAYS_DUE).thread.run_once()
     database.close()
     assert count(engine, WorkTask) == [0]
     ours = [record for record in caplog.records if record.thread == get_ident()]

@@ -103,7 +103,7 @@ def test_a_task_that_was_lost_in_between_writes_nothing(books, script, handler, 
     script(work)
     task = books.spawn(handler.call())
     with at_work(books, driver) as worker:
-        wait_until(lambda: audit_app.tries and not len(worker._parts.active))
+        wait_until(lambda: audit_app.tries and not len(worker.parts.active))
     assert books.task(task).state == ("running" if how == "taken" else "cancelled")
     assert entries(books) == [] and books.steps(task) == {} and len(audit_app.tries) == 1
 
@@ -133,7 +133,7 @@ def test_an_async_function_is_ended_when_its_task_is_cancelled(
         assert inside.wait(60)
         with Session(books.engine) as session, session.begin():
             Durable(session).cancel(LedgerTask, task)
-        wait_until(lambda: left and not len(worker._parts.active))  # the heartbeat found out
+        wait_until(lambda: left and not len(worker.parts.active))  # the heartbeat found out
         again = books.spawn(audit_app.book.call(""))
         assert books.ended(again).state == "completed"
     assert books.task(task).state == "cancelled" and books.steps(task) == {} and len(entries(books)) == 1

@@ -24,8 +24,8 @@ REAL = ("--lease", "5")
 def test_handler_that_blocks_loop_or_interpreter_keeps_its_lease(worker_process, engine, shop, name):
     worker_process(*REAL)
     with working(engine, sweep_interval=timedelta(seconds=0.1)) as sweeper:
-        sweeper._parts.claimer.thread.stop()  # it only sweeps
-        assert sweeper._parts.claimer.thread.join(60)
+        sweeper.parts.claimer.thread.stop()  # it only sweeps
+        assert sweeper.parts.claimer.thread.join(60)
         task = shop.spawn(getattr(app, name).call(seconds=8))
         done = shop.ended(task)
     assert (done.state, done.attempt, done.token, shop.runs(task)) == ("completed", 1, 1, [])
@@ -88,7 +88,7 @@ def test_async_handler_ends_when_its_lease_cannot_be_extended(engine, shop):
     task = shop.spawn(app.aswallows.call())
     with working(engine, lease=timedelta(seconds=1), sweep_interval=timedelta(hours=1)) as worker:
         wait_until(lambda: app.calls["aswallows"])
-        worker._parts.heartbeat.thread.stop()  # as if its connection were half-open
+        worker.parts.heartbeat.thread.stop()  # as if its connection were half-open
         wait_until(lambda: len(app.seen) == 2)
     assert app.seen == ["CancelledError", "LeaseLost"] and shop.steps(task) == {}
     assert shop.task(task).state == "running"  # nothing was written, and nobody has swept yet

@@ -124,7 +124,7 @@ def test_a_commit_that_hangs_costs_no_more_than_the_lease(books, variant, driver
     task = books.spawn(HANDLERS[variant][0].call(""))
     options = {"lease": timedelta(seconds=6), "sweep_interval": timedelta(seconds=0.1), "concurrency": 1}
     with through(books, driver, commit, **options) as worker:
-        wait_until(lambda: audit_app.tries and not len(worker._parts.active), what="the run to be given up")
+        wait_until(lambda: audit_app.tries and not len(worker.parts.active), what="the run to be given up")
         assert (
             books.ended(books.spawn(HANDLERS[variant][0].call(""))).state == "completed"
         )  # in the same slot

@@ -35,7 +35,7 @@ def test_fifty_tasks_and_ten_workers_run_each_task_once(engine, shop):
         shop.ended(*tasks, timeout=60)
     finally:
         for worker in workers:
-            wait_until(lambda: worker._parts.loop.attached)  # noqa: B023 - called before the loop goes on
+            wait_until(lambda: worker.parts.loop.attached)  # noqa: B023 - called before the loop goes on
             worker.request_stop()
         for thread in threads:
             thread.join(60)

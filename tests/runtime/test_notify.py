@@ -106,11 +106,11 @@ def test_two_idle_workers_are_notified_of_their_own_queues(engine, shop):
     with idle(engine, WorkTask) as one, idle(engine, OtherTask) as other:
         assert shop.ended(shop.spawn(app.other.call()), model=OtherTask).state == "completed"
         # Until: it may have found that by the look that follows its asking.
-        wait_until(lambda: other._parts.listener.received == 1)
-        assert one._parts.listener.received == 0
+        wait_until(lambda: other.parts.listener.received == 1)
+        assert one.parts.listener.received == 0
         assert shop.ended(shop.spawn(app.triple.call(number=1))).result == 3
-        wait_until(lambda: one._parts.listener.received == 1)
-        assert other._parts.listener.received == 1
+        wait_until(lambda: one.parts.listener.received == 1)
+        assert other.parts.listener.received == 1
 
 
 def test_event_wakes_its_waiter_at_once(home):
@@ -142,7 +142,7 @@ def test_another_worker_starts_tasks_that_exceed_a_workers_capacity(engine, shop
         asleep = shop.spawn(app.double.call(number=1), delay=timedelta(hours=1))
         with idle(engine):
             shop.set(asleep, available_at=func.now())
-            busy._parts.sleepers_changed.set()
+            busy.parts.sleepers_changed.set()
             assert shop.ended(asleep).result == 2
             busy.request_stop()
             wait_until(lambda: app.calls["stuck"] == 2)
@@ -220,9 +220,9 @@ def test_tasks_spawned_between_two_listeners_are_found(engine, shop):
     with idle(engine, _tuning=tuning) as worker:
         with engine.begin() as connection:
             connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": its_listener(engine)})
-        wait_until(lambda: worker._parts.listener.connection == 0)
+        wait_until(lambda: worker.parts.listener.connection == 0)
         task = shop.spawn(app.double.call(number=1))
-        worker._parts.listener.thread.wakeup.set()
+        worker.parts.listener.thread.wakeup.set()
         assert shop.ended(task).result == 2
 
 
@@ -235,7 +235,7 @@ def listening_through_proxy(engine, runtime_url, tuning, poll_ms):
             engine, listen_url=through.url, poll_interval=timedelta(milliseconds=poll_ms), _tuning=tuning
         ) as worker,
     ):
-        wait_until(lambda: worker._parts.listener._echoes_received)
+        wait_until(lambda: worker.parts.listener._echoes_received)
         yield worker, through
 
 
@@ -250,12 +250,12 @@ def test_broken_listener_polls_and_then_listens_again(engine, shop, runtime_url,
         wait_until(lambda: "notifications lost" in caplog.text)
         through.thaw()
         wait_until(lambda: "notifications restored" in caplog.text)
-        received = worker._parts.listener.received
+        received = worker.parts.listener.received
         # The first one may come before it has asked again.
         wait_until(
             lambda: (
                 shop.ended(shop.spawn(app.double.call(number=1)))
-                and worker._parts.listener.received > received
+                and worker.parts.listener.received > received
             )
         )
 
@@ -275,7 +275,7 @@ def test_that_nothing_arrives_is_noticed_while_tasks_keep_coming(engine, shop, r
 def test_a_worker_says_once_that_nothing_arrives_and_goes_on_polling(engine, shop, caplog, monkeypatch):
     monkeypatch.setattr(listener, "CHANNEL", "elsewhere")  # as behind a pooler that keeps no sessions
     with working(engine, _tuning=Tuning(echo_timeout_s=0.1)) as worker:
-        wait_until(lambda: worker._parts.listener._connections >= 3)
+        wait_until(lambda: worker.parts.listener._connections >= 3)
         assert shop.ended(shop.spawn(app.double.call(number=1))).result == 2
     assert caplog.text.count("listen_url") == 1
 

@@ -70,10 +70,10 @@ def test_run_cancelled_during_the_lease_check_does_not_stop_the_check():
 def test_run_that_ended_before_its_start_is_dropped_on_release(engine, shop):
     with working(engine) as worker:
         run = claimed(deadline=1e12)
-        worker._parts.active.add([run])
+        worker.parts.active.add([run])
         run.end(Cancelled("while it waited for a slot"))
-        worker._parts.completer.release(run)
-        assert run not in worker._parts.active.all()
+        worker.parts.completer.release(run)
+        assert run not in worker.parts.active.all()
 
 
 def test_stopped_sweeper_leaves_the_rest_to_others(engine):

@@ -131,13 +131,13 @@ def test_what_waits_too_long_for_a_slot_is_given_back_to_others(engine, shop):
 
     seldom = {"poll_interval": timedelta(minutes=10), "notify": False}
     with working(engine, concurrency=1, **seldom) as worker:
-        worker._parts.capacity._mean_s = 0.001  # as after many quick tasks
+        worker.parts.capacity._mean_s = 0.001  # as after many quick tasks
         with Session(engine) as session, session.begin():  # so that one claim finds them all
             spawned = Durable(session).spawn_many([app.waits.call(label=f"{n}") for n in range(3)])
         tasks = [one.task_id for one in spawned]
-        worker._parts.tasks_ready.set()
+        worker.parts.tasks_ready.set()
         wait_until(lambda: held() == [("pending", 2), ("pending", 2), ("running", 1)])
-        assert worker._parts.capacity.prefetch == 0
+        assert worker.parts.capacity.prefetch == 0
         app.gate.set()
         # It looks for the others again as soon as it has room, and not at the next poll.
         assert {task.state for task in shop.ended(*tasks)} == {"completed"}

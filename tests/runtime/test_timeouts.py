@@ -46,7 +46,7 @@ def test_stack_of_a_handler_starts_at_the_handler(verbs, handler):
 
         def there() -> list[str] | None:
             lines = [
-                line for run in worker._parts.active.all() for line in format_current_stack(run).splitlines()
+                line for run in worker.parts.active.all() for line in format_current_stack(run).splitlines()
             ]
             return lines if any(line.strip() in WAITS for line in lines) else None
 

@@ -245,7 +245,7 @@ def test_concurrency_is_never_exceeded_and_a_freed_slot_refills_at_once(engine, 
     with working(engine, concurrency=2, poll_interval=timedelta(minutes=10)) as worker:
         wait_until(lambda: app.calls["slow"])
         quick = [shop.spawn(app.quick.call(label=f"quick {n}")) for n in range(20)]
-        worker._parts.tasks_ready.set()  # as a notification will
+        worker.parts.tasks_ready.set()  # as a notification will
         assert {task.state for task in shop.ended(*quick)} == {"completed"}  # in one slot, without a poll
         assert shop.task(slow).state == "running" and app.crowd.most == 2
 

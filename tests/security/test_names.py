@@ -214,7 +214,7 @@ def test_worker_survives_any_value_written_into_a_row(vault, row):
         with Session(vault) as session, session.begin():
             good = Durable(session).spawn(whole.call(name="good"))
         assert wait_for(vault, good, timeout=timedelta(seconds=60)).state == "completed"
-        wait_until(lambda: worker._parts.capacity.held == 0)
+        wait_until(lambda: worker.parts.capacity.held == 0)
     finally:
         worker.request_stop()
         thread.join(20)
