@@ -134,13 +134,15 @@ class Shop:
         """Plays the warehouse meanwhile, and the time that passes over a dead worker's lease."""
         with self._engine.connect() as connection:
             active = connection.execute(ACTIVE).all()
+            # Waits that were locked when their task went on are deleted a moment later, also after its end.
+            waits = connection.execute(select(OrderTask.Wait.step)).first()
         if any(task.state == "running" and task.claimed_by != self._workers.id for task in active):
             self._let_leases_expire()
         if not self._packed and any((task.queue, task.state) == ("orders", "sleeping") for task in active):
             self._packed = True
             with Session(self._engine) as session, session.begin():
                 warehouse_webhook(session, 1, ["A", "B"])
-        return not active
+        return not active and waits is None
 
     def _let_leases_expire(self) -> None:
         past = func.clock_timestamp() - timedelta(seconds=1)
