@@ -61,7 +61,7 @@ def test_a_worker_whose_listener_goes_through_it_polls_and_says_so(steady, figur
     plan = Plan(tasks=40, seconds=4, workers=1)
     through += "?prepare_threshold=none"
     with under_load(steady, direct, plan, figures("C6 PgBouncer, polling"), through=through) as load:
-        assert says(load, "give a direct listen_url")
+        assert says(load, "give the worker a direct listen_url")
         found = load.settle()
     assert found.findings == []
 
