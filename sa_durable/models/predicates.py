@@ -24,8 +24,7 @@ HELD = (
 """The task holds its key.
 
 Monotone: once false, it stays false until the task is retried. So `queued` asks whether the task was ever
-started,
-not whether it is pending: a retried or woken task is pending again.
+started, not whether it is pending: a retried or woken task is pending again.
 """
 
 TAKES_KEY_BACK = (

@@ -65,7 +65,8 @@ def wait_for(
 ) -> TaskResult[Any]:
     """Wait until a task has completed, failed or was cancelled, and return its result.
 
-    For callers outside of handlers: in a handler, use `ctx.join`.
+    For callers outside of handlers: in a handler, use `ctx.join`. A task that failed or was cancelled is
+    returned like a completed one: check `result.state`, and `result.error`.
 
     Polls within a second, in short transactions, and holds none of the engine's connections between two
     polls. One more connection listens for notifications; all callers that wait through one engine share it.

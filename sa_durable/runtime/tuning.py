@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..services.watermark import FULL_SCAN_INTERVAL_S, LATE_COMMIT_S
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Tuning:
     """Intervals, timeouts and batch sizes of a worker's parts. The defaults are measured (docs/decisions)."""
 
@@ -71,6 +71,9 @@ class Tuning:
 
     longest_result_pause_s: float = 1.0
     """Longest pause of `wait_for` between two polls."""
+
+    def __repr__(self) -> str:
+        return "Tuning(...)"  # short, as it is a default in the signature of Worker
 
 
 DEFAULT_TUNING = Tuning()

@@ -83,8 +83,8 @@ class Durable(QueueOperations):
             only_once (bool): Derive the key from the task's name and params. Default False.
             hold (Hold | str): How long the task holds its key: "active" (until it has ended, the default),
                 "queued" (until it first starts), "succeeded" (unless it fails or is cancelled) or "forever".
-            key_ttl (timedelta | None): Frees the key this long after the spawn; needs a hold of "succeeded"
-                or "forever". Default None: never.
+            key_ttl (timedelta | None): Frees the key this long after the spawn, or at the task's end if that
+                is later; needs a hold of "succeeded" or "forever". Default None: never.
             on_duplicate (OnDuplicate | str): What to do if a task holds the key: "return" it (the default),
                 "raise" DuplicateTask, "update" a holder that hasn't started, or "replace" it: cancel it and
                 add this task.
@@ -248,8 +248,8 @@ class Durable(QueueOperations):
     def emit_event(self, queue: type[DurableTask], name: str, payload: Any = None) -> None:
         """Emit an event: tasks of the queue that await it, now or later, get the payload.
 
-        Workers see the event once the caller commits.         The first event of a name counts, for good:
-        later ones of the same name change nothing. So put into the name what makes it unique: "paid:order-7".
+        Workers see the event once the caller commits. The first event of a name counts, for good: later
+        ones of the same name change nothing. So put into the name what makes it unique: "paid:order-7".
         Emitting takes no lock: a transaction that stays open blocks nothing.
 
         Args:

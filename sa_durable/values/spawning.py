@@ -126,7 +126,10 @@ class SpawnKeywords(HandlerKeywords, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpawnOptions:
-    """How a task is spawned, with every default applied. Made and checked by `spawn_options.resolve`."""
+    """How a task is spawned, with every default applied. Made and checked by `spawn_options.resolve`.
+
+    `help(Durable.spawn)` explains each option.
+    """
 
     only_once: bool = False
     """Derive the key from the task's name and params."""

@@ -181,7 +181,7 @@ def _named(ctx): ...
     [
         ({"max_attempts": 0}, "max_attempts=0"),
         ({"retry": "often"}, "retry='often'"),
-        ({"hold": "always"}, "'always' is not a valid Hold"),
+        ({"hold": "always"}, "hold='always' must be one of"),
         ({"key_ttl": timedelta(1)}, "key_ttl needs"),
         ({"headers": {"durable:x": 1}}, "'durable:x'"),
         ({"max_tries": 1}, r"unknown spawn options \['max_tries'\]"),

@@ -106,8 +106,8 @@ KEYED = {"idempotency_key": "k"}
     "keywords, complaint",
     [
         ({"max_tries": 3}, r"unknown spawn options \['max_tries'\]"),
-        ({"hold": "always"}, "'always' is not a valid Hold.*active.*forever"),
-        ({"on_duplicate": "ignore"}, "'ignore' is not a valid OnDuplicate"),
+        ({"hold": "always"}, "hold='always' must be one of 'active'.*'forever'"),
+        ({"on_duplicate": "ignore"}, "on_duplicate='ignore' must be one of 'return'"),
         ({**KEYED, "key_ttl": SECOND}, "key_ttl needs .*hold='active'"),
         ({**KEYED, "key_ttl": SECOND, "hold": "queued"}, "key_ttl needs .*hold='queued'"),
         (
