@@ -24,7 +24,8 @@ def _restore(cls: type[DurableError], args: tuple[Any, ...], attributes: dict[st
     """Make an error without calling its `__init__`, whose parameters differ from class to class."""
     error = cls.__new__(cls)
     error.args = args
-    error.__dict__.update(attributes)
+    for name, value in attributes.items():
+        setattr(error, name, value)
     return error
 
 
@@ -158,6 +159,10 @@ class SchemaOutdated(DurableError):
 
 class MissingExtra(DurableError, ImportError):
     """A part of sa_durable needs packages that aren't installed. The message has the pip command."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        slots = {"name": self.name, "path": self.path, "msg": self.msg}  # ImportError's, not in __dict__
+        return _restore, (type(self), self.args, {**self.__dict__, **slots})
 
 
 class InvalidResult(DurableError, ValueError):

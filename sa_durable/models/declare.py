@@ -73,6 +73,12 @@ def finish(cls: type[DurableTask]) -> None:
             "its Base must be a subclass of DeclarativeBase (or DeclarativeBaseNoMeta)"
         )
     tasks = cast(Table, cls.__table__)
+    # Also the columns of mixins and of the Base, which `prepare` doesn't see.
+    if names := sorted({name for column in tasks.columns for name in (column.key, column.name)} & RESERVED):
+        raise DeclarationError(
+            f"{cls.__name__}: these names are reserved for later versions of sa_durable: {', '.join(names)}. "
+            "Rename your columns."
+        )
     registry, metadata, queue = cls.registry, tasks.metadata, cls.__queue__
     for attribute, role, mixin in _SIBLINGS:
         sibling = _subclass(cls, attribute, mixin)

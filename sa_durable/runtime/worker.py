@@ -53,8 +53,8 @@ class Worker:
             longer lease survives longer outages of the database; tasks of a dead worker wait longer for their
             retry.
         poll_interval: Longest time between two polls of an idle worker. If a slot is free, a task
-            starts that late at most, also without a notification. A task with an old due time (it was
-            released, or its `run_at` is in the past) may start two seconds later.
+            starts that late at most, also without a notification. In a busy queue, a task with an old due
+            time (it was released, or its `run_at` is in the past) may start two seconds later.
         sweep_interval: Longest time between two checks for expired leases of any worker, and for deadlines.
         shutdown_timeout: How long running handlers may take to end after a stop request. Then their tasks are
             released: another worker runs them again, and no attempt is consumed.

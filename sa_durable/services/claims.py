@@ -46,7 +46,8 @@ def claim(
     Skips tasks that another transaction has locked. A paused queue gives none. Params that Python can't read
     as JSON arrive as text, which no handler accepts: only that run fails.
 
-    With a watermark, the claim reads only the tasks behind it, and every two seconds the whole index.
+    With a watermark, the claim reads only the tasks behind it. Every two seconds it reads the whole index,
+    and so it does if it finds nothing while the queue is idle.
 
     Args:
         session: A session of the worker.
@@ -61,7 +62,10 @@ def claim(
         return []
     parameters = {"names": texts(names), "worker": worker, "lease": lease, "limit": limit}
     watermark = watermark or ClaimWatermark()
-    rows = _claim_range(session, model, parameters, watermark, watermark.scan_ranges())
+    ranges = watermark.scan_ranges()
+    rows = _claim_range(session, model, parameters, watermark, ranges)
+    if not rows and ranges is not None and watermark.idle:
+        rows = _claim_range(session, model, parameters, watermark, None)
     queue = model.__queue__
     return [
         Claim(
@@ -168,7 +172,7 @@ class ClaimStatus(StrEnum):
     """The state of a claim that is still valid, or has done its work."""
 
     HELD = "held"
-    """The claim is valid. A write that didn't ranges it has skipped a locked row."""
+    """The claim is valid. A write that didn't reach it has skipped a locked row."""
     STORED = "stored"
     """The claim has completed its task: the reply to an earlier write was lost."""
 

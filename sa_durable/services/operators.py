@@ -49,8 +49,8 @@ class QueueOperations:
             queue: The queue's model.
 
         Returns:
-            Whether this call resumed the queue. False if it wasn't paused, as far as committed transactions
-            say.
+            Whether this call resumed the queue. False if no committed pause exists. A transaction at
+            REPEATABLE READ or SERIALIZABLE doesn't see a pause that was committed after its snapshot.
 
         Raises:
             UnknownQueue, SchemaOutdated, RetryTransaction: As `pause`.

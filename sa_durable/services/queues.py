@@ -9,11 +9,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy.orm import Session
+from sqlalchemy import Executable
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, class_mapper
 
 from .. import policy
 from ..statements import queues as stmt
-from .execute import ensure_schema, execute
+from .execute import ensure_schema, typed_error
 
 if TYPE_CHECKING:
     from ..models import DurableTask
@@ -23,22 +25,33 @@ Model = type["DurableTask"]
 
 def pause(session: Session, model: Model) -> bool:
     """Pause a queue: see Durable.pause."""
-    ensure_schema(session, model)
-    return execute(session, stmt.pause(model), model=model).first() is not None
+    return _changes(session, model, stmt.pause(model))
 
 
 def resume(session: Session, model: Model) -> bool:
     """Resume a queue: see Durable.resume."""
-    ensure_schema(session, model)
-    return execute(session, stmt.resume(model), model=model).first() is not None
+    return _changes(session, model, stmt.resume(model))
 
 
 def set_retention(session: Session, model: Model, retention: timedelta | None) -> bool:
     """Set or clear the retention of a queue: see Durable.set_retention."""
-    if retention is not None:
-        policy.check_duration("retention", retention, zero=False)
-    ensure_schema(session, model)
     if retention is None:
-        return execute(session, stmt.clear_retention(model), model=model).first() is not None
-    parameters = {"retention": retention}
-    return execute(session, stmt.set_retention(model), parameters, model=model).first() is not None
+        return _changes(session, model, stmt.clear_retention(model))
+    policy.check_duration("retention", retention, zero=False)
+    return _changes(session, model, stmt.set_retention(model, retention))
+
+
+def _changes(session: Session, model: Model, statement: Executable) -> bool:
+    """Execute a statement on the row of a queue, and return whether it changed the row.
+
+    SQLAlchemy chooses the engine of an ORM statement by the statement's own model, here Queue. The row
+    belongs to where the tasks are, so the engine of the task model is passed.
+    """
+    ensure_schema(session, model)
+    bind = session.get_bind(mapper=class_mapper(model))
+    try:
+        return session.execute(statement, bind_arguments={"bind": bind}).first() is not None
+    except DBAPIError as error:
+        if known := typed_error(error):
+            raise known from error
+        raise

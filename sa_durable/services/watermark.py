@@ -15,6 +15,9 @@ from time import monotonic
 FULL_SCAN_INTERVAL_S = 2.0
 """Longest time between two claims that scan the whole ready index."""
 
+IDLE_AFTER_S = 0.1
+"""A queue is idle if no claim has found tasks for so long. Then an empty claim is followed by a full scan."""
+
 LATE_COMMIT_S = 2.0
 """Tasks whose transaction commits this much later than their due time are still behind the watermark."""
 
@@ -52,8 +55,8 @@ class ClaimWatermark:
     A claim that found fewer tasks than its limit has taken all ready tasks. A claim that found as many has
     taken all tasks that come before its last one. Only a full scan finds a ready task before the watermark:
     its row was locked, its claim was released, its transaction took longer than `late_commit_s`, its queue
-    was paused, or it was spawned with an old due time. Such a task is claimed up to `full_scan_interval_s`
-    later.
+    was paused, or it was spawned with an old due time. Such a task is claimed at once if the queue is idle,
+    else up to `full_scan_interval_s` later.
 
     Only the claimer's thread records claims. Other threads may read.
 
@@ -96,6 +99,11 @@ class ClaimWatermark:
         if not self._found_nothing:
             return inf
         return max(0.0, self._last_full_scan + self._full_scan_interval_s - self._clock())
+
+    @property
+    def idle(self) -> bool:
+        """Whether a full scan may follow an empty claim. In a stream of tasks, too many would follow."""
+        return self.seconds_since_found > IDLE_AFTER_S
 
     @property
     def seconds_since_found(self) -> float:

@@ -6,9 +6,10 @@ only. All statements are ORM-enabled: objects that the caller's session has load
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Interval, Update, bindparam, null, update
+from sqlalchemy import Update, null, update
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
@@ -31,10 +32,12 @@ def resume(model: Model) -> ReturningUpdate[Any]:
     return _update(model).where(queue.paused_at.is_not(None)).values(paused_at=null()).returning(queue)
 
 
-@cached_statement
-def set_retention(model: Model) -> ReturningInsert[Any]:
-    """Set the retention of a queue to `retention`. Returns its row; no row if it had this retention."""
-    retention = bindparam("retention", type_=Interval())
+def set_retention(model: Model, retention: timedelta) -> ReturningInsert[Any]:
+    """Set the retention of a queue. Returns its row; no row if it had this retention.
+
+    The value is part of the statement: with parameters, SQLAlchemy makes a bulk insert of it, which goes to
+    the engine of Queue, whatever the caller asks for.
+    """
     new = insert(model.Queue).values(name=model.__queue__, retention=retention)
     return _upsert(model, new, "retention").returning(model.Queue)
 

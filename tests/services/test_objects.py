@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, scoped_session, selectinload, sessionmaker
 from sqlalchemy.orm.exc import ObjectDeletedError
 
 from sa_durable import DuplicateTask, Durable, IdempotencyConflict, KeyedObject, RetryTransaction
+from tests.databases import throwaway
 from tests.services import state_changes
 from tests.services.observed import statements
 from tests.shop import Base, BillingTask, Invoice, MailTask, Order, charge, remind, send_mail
@@ -221,8 +222,22 @@ def test_the_service_takes_a_session_that_is_bound_by_model(engine, by):
         assert durable.spawn_many([charge.call(1), charge.call(2)])[1].created
         assert durable.find_by_key(BillingTask, "k") is first.task
         assert durable.result(first).state == "pending"
+        assert durable.pause(BillingTask) and durable.resume(BillingTask)
+        assert durable.set_retention(BillingTask, timedelta(days=1))
         if by != "model":
             assert durable.cancel(first)
+
+
+def test_queue_operations_write_where_the_tasks_are(engine, server_url):
+    with (
+        throwaway(server_url, Base.metadata) as other,
+        Session(other, binds={BillingTask: engine}) as session,
+    ):
+        assert Durable(session).pause(BillingTask)
+        session.commit()
+        with Session(engine) as here, Session(other) as there:
+            assert here.get(BillingTask.Queue, "billing").paused_at is not None
+            assert there.get(BillingTask.Queue, "billing") is None
 
 
 def test_a_key_on_an_object_is_refused_where_it_is_set():

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from sa_durable import Durable
 from sa_durable.services import claims
-from sa_durable.services.watermark import FULL_SCAN_INTERVAL_S, ClaimWatermark
+from sa_durable.services.watermark import FULL_SCAN_INTERVAL_S, IDLE_AFTER_S, ClaimWatermark
 from tests.services.claiming import MINUTE, change, do, spawn
 from tests.shop import MailTask, send_mail
 
@@ -69,6 +69,14 @@ def test_a_task_with_an_old_due_time_waits_for_the_next_full_scan(engine, waterm
     change(engine, [old], available_at=func.now() - HOUR)
     assert [claim(engine, watermark) for _ in range(2)] == [[new], []]
     watermark._clock.time += watermark.full_scan_due_in()
+    assert claim(engine, watermark) == [old]
+
+
+def test_task_with_an_old_due_time_is_found_at_once_in_an_idle_queue(engine, watermark):
+    [old] = spawn(engine)
+    change(engine, [old], available_at=func.now() - HOUR)
+    assert claim(engine, watermark) == []  # a claim has just found tasks
+    watermark._clock.time += 2 * IDLE_AFTER_S
     assert claim(engine, watermark) == [old]
 
 

@@ -29,6 +29,16 @@ CLASSES = [
 ]
 
 
+def test_missing_extra_keeps_the_attributes_of_an_import_error():
+    error = errors.MissingExtra("greenlet is missing", name="greenlet")
+    for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert (again.name, again.msg, str(again)) == (
+            "greenlet",
+            "greenlet is missing",
+            "greenlet is missing",
+        )
+
+
 class Declined(Fail):
     """An application's own, with an `__init__` of its own."""
 

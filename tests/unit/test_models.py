@@ -15,7 +15,17 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from sqlalchemy import CheckConstraint, Index, MetaData, String, Table, UniqueConstraint, inspect, select
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Index,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    inspect,
+    select,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -252,17 +262,32 @@ def test_reserved_names_are_not_in_use():
     assert not RESERVED & {*task_columns(), *dir(BillingTask)}
 
 
-def test_reserved_names_of_a_base_or_a_mixin_are_theirs():
+def test_reserved_attributes_of_a_base_are_its_own():
     class Base(DeclarativeBase):
         release = "2026-11"
 
         def signal(self) -> None: ...
 
-    class Scheduled:
-        schedule: Mapped[str | None] = mapped_column(String(20))
+    model = type("SomeTask", (DurableTask, Base), {"__queue__": "billing"})
+    assert model.release == "2026-11"
 
-    model = type("SomeTask", (DurableTask, Scheduled, Base), {"__queue__": "billing"})
-    assert (model.release, model.__table__.c.schedule.type.length) == ("2026-11", 20)
+
+class _Scheduled:
+    schedule: Mapped[str | None] = mapped_column(String(20))
+
+
+@pytest.mark.parametrize(
+    ("mixins", "own"),
+    [
+        ((_Scheduled,), {}),
+        ((), {"plan": mapped_column("schedule", String())}),
+        ((), {"__table_args__": (Column("schedule", String()),)}),
+    ],
+    ids=["a mixin's", "under another attribute", "in __table_args__"],
+)
+def test_reserved_column_is_refused_wherever_it_is_declared(mixins, own):
+    with pytest.raises(DeclarationError, match="reserved for later versions of sa_durable: schedule"):
+        type("SomeTask", (DurableTask, *mixins, _base()), {"__queue__": "billing", **own})
 
 
 @pytest.mark.parametrize("args", [[Index("x", "label")], "x", 7])
