@@ -142,7 +142,7 @@ def around_run(hook: RunHook) -> RunHook:
     the exception that ends the run, if any; Suspend is not a failure.
 
     The hook can't change how the run ends: an exception that it raises is logged, and an exception that it
-    swallows ends the run all the same.
+    swallows still ends the run.
 
     >>> from contextlib import contextmanager
     >>> @around_run

@@ -54,7 +54,7 @@ class Completer:
     """Store outcomes, in one statement for all of the same kind and queue.
 
     While one batch is written, the next one collects. Outcomes wait while the database is unavailable. If
-    PostgreSQL refuses one of a batch, the others are stored all the same, and its task fails with an error
+    PostgreSQL refuses one of a batch, the others are still stored, and its task fails with an error
     that can be stored. If the process dies, the outcomes that wait are lost, and their tasks run again.
 
     Thread safety: any thread may call `submit`, `release` and `backlog`.
